@@ -1,0 +1,509 @@
+-- mfg-notify 0001: the journal, the settled totals, and the triggers that feed them.
+--
+-- Plain SQL for PostgreSQL 14 to 18; `psql -f` and golang-migrate can apply it as it stands. It is safe to repeat.
+-- The game's tables are looked for in schema public; `mfg-notify migrate sql --game-schema NAME` prints it for another.
+--
+-- It takes a brief lock on the game's three tables. If the lock is not free within 50 ms the whole file is rolled
+-- back and nothing has changed: run it again (`mfg-notify migrate up` does so by itself).
+
+BEGIN;
+
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL client_min_messages = warning;
+
+CREATE SCHEMA IF NOT EXISTS mfg_notify;
+COMMENT ON SCHEMA mfg_notify IS 'mfg-notify: journal of manufacturing events and their settled totals';
+
+-- What is needed of the game's tables and is not there, as "table.column"; nothing where all is well. The exporter
+-- asks again when it starts and at every reconciliation.
+CREATE OR REPLACE FUNCTION mfg_notify.missing_columns() RETURNS SETOF text
+LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN to_regclass(needed.tab) IS NULL THEN needed.tab || ' (the table is missing)'
+                ELSE needed.tab || '.' || col END
+    FROM (VALUES
+        ('public.manufacturing_pipelines',
+         'id player_id product_good status total_cost total_revenue net_profit created_at started_at completed_at'),
+        ('public.manufacturing_tasks',
+         'id player_id task_type status assigned_ship retry_count total_cost total_revenue created_at ready_at'
+         ' started_at completed_at'),
+        ('public.manufacturing_factory_states',
+         'id factory_symbol output_good player_id pipeline_id required_inputs delivered_inputs all_inputs_delivered'
+         ' current_supply previous_supply ready_for_collection')) AS needed (tab, cols)
+    CROSS JOIN LATERAL string_to_table(needed.cols, ' ') AS col
+    LEFT JOIN pg_attribute a
+        ON a.attrelid = to_regclass(needed.tab) AND a.attname = col AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE a.attname IS NULL
+    GROUP BY 1 ORDER BY 1
+$$;
+DO $$
+DECLARE
+    missing text := (SELECT string_agg(c, ', ') FROM mfg_notify.missing_columns() c);
+BEGIN
+    IF missing IS NOT NULL THEN
+        RAISE EXCEPTION 'mfg-notify needs columns that are not there: %', missing USING ERRCODE = 'undefined_column';
+    END IF;
+    IF EXISTS (SELECT FROM pg_class c WHERE c.relkind <> 'r' AND c.oid IN (
+            'public.manufacturing_pipelines'::regclass, 'public.manufacturing_tasks'::regclass,
+            'public.manufacturing_factory_states'::regclass)) THEN
+        RAISE EXCEPTION 'mfg-notify works on plain tables, not on partitioned tables or views'
+            USING ERRCODE = 'wrong_object_type';
+    END IF;
+END
+$$;
+
+-- ---------------------------------------------------------------------------------------------- tables --
+
+-- The journal. A trigger adds a row in the game's own transaction, a fold takes it away. The body is text, built
+-- once, and is also the payload: ["pipeline"|"task"|"factory", "I"|"U"|"D"|"T", row key, old image, new image].
+CREATE TABLE IF NOT EXISTS mfg_notify.event (
+    id      bigint GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME mfg_notify.event_id_seq) PRIMARY KEY,
+    xid     xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    version smallint NOT NULL DEFAULT 1,
+    body    text NOT NULL
+) WITH (
+    -- Rows live for milliseconds; vacuum by count of dead rows, whatever the table's size is at the moment.
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
+    autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000,
+    autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000
+);
+
+-- Settled counters: every event that has left the journal is in here, once. Labels are {"name": "value"}. A
+-- histogram is its bucket rows (metric …_bucket with label le, each observation in one bucket only: not cumulative)
+-- and one …_sum row. Durations are microseconds, credits are credits, so that sums are exact.
+CREATE TABLE IF NOT EXISTS mfg_notify.total (
+    metric  text NOT NULL,
+    labels  jsonb NOT NULL,
+    n       bigint NOT NULL,
+    arrival bigint GENERATED ALWAYS AS IDENTITY,  -- order of first appearance; the cap on series goes by it
+    PRIMARY KEY (metric, labels)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+-- Pipelines COMPLETED in the last hour: what the profit rate is made of.
+CREATE TABLE IF NOT EXISTS mfg_notify.recent (
+    pipeline_id  text PRIMARY KEY,
+    player_id    bigint NOT NULL,
+    completed_at timestamptz NOT NULL,
+    profit       bigint NOT NULL
+);
+
+-- When something was last seen: kind task_type (last start), kind ship (last on a task), kind player (last event).
+CREATE TABLE IF NOT EXISTS mfg_notify.latest (
+    kind      text NOT NULL,
+    player_id bigint NOT NULL,
+    key       text NOT NULL,
+    at        timestamptz NOT NULL,
+    PRIMARY KEY (kind, player_id, key)
+);
+
+-- One row: which exporter folds. Its row lock is the mutex of folds, its generation the fencing token.
+CREATE TABLE IF NOT EXISTS mfg_notify.owner (
+    only_row    boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    generation  bigint NOT NULL DEFAULT 0,
+    who         text,
+    backend_pid integer,
+    beat        timestamptz NOT NULL DEFAULT '-infinity'
+) WITH (fillfactor = 10);
+INSERT INTO mfg_notify.owner DEFAULT VALUES ON CONFLICT DO NOTHING;
+
+-- One row that hardly changes, because every trigger reads it. The channel is a secret: any role may NOTIFY any
+-- channel, so its name is the key. NOTIFY is off where prepared transactions are on: PREPARE TRANSACTION refuses a
+-- transaction that has notified.
+CREATE TABLE IF NOT EXISTS mfg_notify.settings (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    version  integer NOT NULL,
+    channel  text NOT NULL,
+    notify   boolean NOT NULL,
+    seeded   boolean NOT NULL DEFAULT false
+);
+INSERT INTO mfg_notify.settings (version, channel, notify)
+VALUES (
+    1,
+    'mfg_notify_' || left(encode(sha256((gen_random_uuid()::text || gen_random_uuid()::text)::bytea), 'hex'), 32),
+    current_setting('max_prepared_transactions')::integer = 0
+) ON CONFLICT DO NOTHING;
+
+-- Statements whose events were given up. A sequence, because nextval survives the rollback of the trigger's work.
+CREATE SEQUENCE IF NOT EXISTS mfg_notify.lost MINVALUE 0 START 0;
+-- Highest id that a fold has taken out of the journal: with the journal's sequence it bounds the backlog.
+CREATE SEQUENCE IF NOT EXISTS mfg_notify.folded MINVALUE 0 START 0;
+
+REVOKE ALL ON ALL TABLES IN SCHEMA mfg_notify FROM PUBLIC;
+REVOKE ALL ON SCHEMA mfg_notify FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------------------------- images --
+-- SQL functions of one expression: the planner writes them into the calling query. The exporter reads the live rows
+-- through the same ones, so that a row looks the same in an event and in a snapshot.
+
+-- Epoch microseconds; NULL where there is no sensible time: infinite, or Go's zero time of year 1.
+CREATE OR REPLACE FUNCTION mfg_notify.microseconds(t timestamptz) RETURNS bigint
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT CASE WHEN t >= '1970-01-01 00:00:00+00' AND t < '10000-01-01 00:00:00+00'
+                THEN (date_part('epoch', t) * 1000000)::bigint END
+$$;
+
+CREATE OR REPLACE FUNCTION mfg_notify.pipeline_image(
+    player_id bigint, product_good text, status text,
+    total_cost bigint, total_revenue bigint, net_profit bigint,
+    started_at timestamptz, completed_at timestamptz
+) RETURNS json
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT json_build_array(
+        player_id, left(product_good, 128), left(status, 128),
+        coalesce(total_cost, 0), coalesce(total_revenue, 0), coalesce(net_profit, 0),
+        mfg_notify.microseconds(started_at), mfg_notify.microseconds(completed_at))
+$$;
+
+CREATE OR REPLACE FUNCTION mfg_notify.task_image(
+    player_id bigint, task_type text, status text, assigned_ship text,
+    retry_count bigint, total_cost bigint, total_revenue bigint,
+    ready_at timestamptz, started_at timestamptz, completed_at timestamptz
+) RETURNS json
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT json_build_array(
+        player_id, left(task_type, 128), left(status, 128), left(nullif(assigned_ship, ''), 128),
+        coalesce(retry_count, 0), coalesce(total_cost, 0), coalesce(total_revenue, 0),
+        mfg_notify.microseconds(ready_at), mfg_notify.microseconds(started_at),
+        mfg_notify.microseconds(completed_at))
+$$;
+
+-- Required inputs that have come, and required inputs. A key exists in delivered_inputs from the start, so only
+-- delivered = true counts; what is not an array requires nothing.
+CREATE OR REPLACE FUNCTION mfg_notify.factory_image(
+    player_id bigint, factory_symbol text, output_good text, pipeline_id text,
+    required_inputs jsonb, delivered_inputs jsonb,
+    current_supply text, ready_for_collection boolean, speaks boolean
+) RETURNS json
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT json_build_array(
+        player_id, left(factory_symbol, 128), left(output_good, 128), left(pipeline_id, 128),
+        (SELECT count(*) FILTER (WHERE delivered_inputs -> good -> 'delivered' = 'true')
+         FROM jsonb_array_elements_text(
+             CASE jsonb_typeof(required_inputs) WHEN 'array' THEN required_inputs ELSE '[]' END) AS good),
+        CASE jsonb_typeof(required_inputs) WHEN 'array' THEN jsonb_array_length(required_inputs) ELSE 0 END,
+        left(nullif(current_supply, ''), 128), coalesce(ready_for_collection, false), speaks)
+$$;
+
+-- Does this row speak for its factory: is its pipeline live, or none, and no newer such row there? Several rows, one
+-- a pipeline, describe a factory at once, and rows of finished pipelines stay. It goes from the player's live
+-- pipelines into the unique index of the factory rows, so its cost does not grow with history. LIMIT and the + 0 keep
+-- the planner on that road: without statistics it prefers other indexes and walks through all of history.
+CREATE OR REPLACE FUNCTION mfg_notify.speaks(
+    row_id bigint, of_player bigint, symbol text, good text, of_pipeline text
+) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT (of_pipeline IS NULL OR EXISTS (
+                SELECT FROM public.manufacturing_pipelines p
+                WHERE p.id = of_pipeline AND p.status IN ('PLANNING', 'EXECUTING')))
+       AND NOT EXISTS (
+                SELECT FROM public.manufacturing_factory_states f
+                WHERE f.factory_symbol = symbol AND f.output_good = good AND f.pipeline_id IS NULL
+                  AND f.player_id + 0 = of_player AND f.id + 0 > row_id)
+       AND NOT EXISTS (
+                SELECT FROM public.manufacturing_pipelines p
+                CROSS JOIN LATERAL (
+                    SELECT FROM public.manufacturing_factory_states f
+                    WHERE f.factory_symbol = symbol AND f.output_good = good AND f.pipeline_id = p.id
+                      AND f.player_id + 0 = of_player AND f.id + 0 > row_id
+                    LIMIT 1) newer
+                WHERE p.status IN ('PLANNING', 'EXECUTING') AND p.player_id + 0 = of_player)
+$$;
+
+-- -------------------------------------------------------------------------------------------- triggers --
+-- The game comes first. Whatever goes wrong in here is caught, counted in mfg_notify.lost and forgotten; nothing
+-- waits longer than 10 ms; and after one failure the rest of that transaction only counts (the breaker), so that a
+-- locked journal is paid for once a transaction and not once a statement.
+
+-- Sends what the calling statement has just written, unless that could hurt the game.
+CREATE OR REPLACE FUNCTION mfg_notify.announce(written bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    channel text;
+    notify  boolean;
+    backlog bigint;
+BEGIN
+    SELECT s.channel, s.notify, e.last_value - f.last_value INTO channel, notify, backlog
+    FROM mfg_notify.settings s, mfg_notify.event_id_seq e, mfg_notify.folded f;
+    -- An exporter that never comes back must not fill the disk.
+    IF backlog > 5000000 THEN
+        RAISE EXCEPTION 'the journal holds % events that no exporter has folded', backlog;
+    END IF;
+    -- A full notification queue fails the COMMIT of whoever notifies, so stop long before.
+    IF NOT notify OR pg_notification_queue_usage() >= 0.25 THEN
+        RETURN;
+    END IF;
+    IF written > 100 THEN
+        PERFORM pg_notify(channel, 'fold');
+        RETURN;
+    END IF;
+    -- My last rows by id are those of this statement. A payload is ASCII and under 7,900 bytes, or just says 'fold'.
+    PERFORM pg_notify(channel, CASE WHEN octet_length(payload) < 7900 AND payload !~ '[^[:ascii:]]'
+                                    THEN payload ELSE 'fold' END)
+    FROM (SELECT e.id, '[' || e.version || ',' || e.id || ',' || e.xid::text || ','
+                 || mfg_notify.microseconds(e.at) || ',' || e.body || ']' AS payload
+          FROM mfg_notify.event e
+          WHERE e.id <= currval('mfg_notify.event_id_seq') AND e.xid = pg_current_xact_id()
+          ORDER BY e.id DESC LIMIT written) mine
+    ORDER BY id;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION mfg_notify.pipeline_changed() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET lock_timeout = '10ms' AS $$
+DECLARE
+    breaker text := current_setting('mfg_notify.skip', true);
+    written bigint;
+BEGIN
+    IF breaker <> '' AND starts_with(breaker, pg_current_xact_id()::text || ':') THEN
+        IF breaker LIKE '%:count' THEN
+            PERFORM nextval('mfg_notify.lost');
+        END IF;
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'UPDATE' THEN
+        -- FULL JOIN: a changed key is a delete and an insert, and it never becomes a nested loop over 20,000 rows.
+        INSERT INTO mfg_notify.event (body)
+        SELECT json_build_array(
+            'pipeline', CASE WHEN o.id IS NULL THEN 'I' WHEN n.id IS NULL THEN 'D' ELSE 'U' END, coalesce(n.id, o.id),
+            CASE WHEN o.id IS NOT NULL THEN mfg_notify.pipeline_image(
+                o.player_id, o.product_good, o.status, o.total_cost, o.total_revenue, o.net_profit,
+                o.started_at, o.completed_at) END,
+            CASE WHEN n.id IS NOT NULL THEN mfg_notify.pipeline_image(
+                n.player_id, n.product_good, n.status, n.total_cost, n.total_revenue, n.net_profit,
+                n.started_at, n.completed_at) END)
+        FROM old_rows o FULL JOIN new_rows n ON n.id = o.id
+        WHERE (o.id, o.player_id, o.product_good, o.status, o.total_cost, o.total_revenue, o.net_profit,
+               o.started_at, o.completed_at)
+              IS DISTINCT FROM
+              (n.id, n.player_id, n.product_good, n.status, n.total_cost, n.total_revenue, n.net_profit,
+               n.started_at, n.completed_at);
+    ELSIF TG_OP = 'INSERT' THEN
+        INSERT INTO mfg_notify.event (body)
+        SELECT json_build_array('pipeline', 'I', n.id, NULL, mfg_notify.pipeline_image(
+            n.player_id, n.product_good, n.status, n.total_cost, n.total_revenue, n.net_profit,
+            n.started_at, n.completed_at))
+        FROM new_rows n;
+    ELSIF TG_OP = 'DELETE' THEN
+        -- The end of a finished row changes no number.
+        INSERT INTO mfg_notify.event (body)
+        SELECT json_build_array('pipeline', 'D', o.id, mfg_notify.pipeline_image(
+            o.player_id, o.product_good, o.status, o.total_cost, o.total_revenue, o.net_profit,
+            o.started_at, o.completed_at), NULL)
+        FROM old_rows o WHERE o.status IN ('PLANNING', 'EXECUTING');
+    ELSE
+        INSERT INTO mfg_notify.event (body) VALUES ('["pipeline","T","",null,null]');
+    END IF;
+    GET DIAGNOSTICS written = ROW_COUNT;
+    IF written > 0 THEN
+        PERFORM mfg_notify.announce(written);
+    END IF;
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
+    RAISE WARNING 'mfg-notify did not record a change of %: %', TG_TABLE_NAME, SQLERRM;
+    BEGIN
+        PERFORM nextval('mfg_notify.lost');
+    EXCEPTION WHEN OTHERS THEN
+        -- The counter itself is locked or gone: do not wait for it again in this transaction.
+        PERFORM set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+    END;
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION mfg_notify.task_changed() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET lock_timeout = '10ms' AS $$
+DECLARE
+    breaker text := current_setting('mfg_notify.skip', true);
+    written bigint;
+BEGIN
+    IF breaker <> '' AND starts_with(breaker, pg_current_xact_id()::text || ':') THEN
+        IF breaker LIKE '%:count' THEN
+            PERFORM nextval('mfg_notify.lost');
+        END IF;
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'UPDATE' THEN
+        INSERT INTO mfg_notify.event (body)
+        SELECT json_build_array(
+            'task', CASE WHEN o.id IS NULL THEN 'I' WHEN n.id IS NULL THEN 'D' ELSE 'U' END, coalesce(n.id, o.id),
+            CASE WHEN o.id IS NOT NULL THEN mfg_notify.task_image(
+                o.player_id, o.task_type, o.status, o.assigned_ship, o.retry_count, o.total_cost, o.total_revenue,
+                o.ready_at, o.started_at, o.completed_at) END,
+            CASE WHEN n.id IS NOT NULL THEN mfg_notify.task_image(
+                n.player_id, n.task_type, n.status, n.assigned_ship, n.retry_count, n.total_cost, n.total_revenue,
+                n.ready_at, n.started_at, n.completed_at) END)
+        FROM old_rows o FULL JOIN new_rows n ON n.id = o.id
+        WHERE (o.id, o.player_id, o.task_type, o.status, o.assigned_ship, o.retry_count, o.total_cost,
+               o.total_revenue, o.ready_at, o.started_at, o.completed_at)
+              IS DISTINCT FROM
+              (n.id, n.player_id, n.task_type, n.status, n.assigned_ship, n.retry_count, n.total_cost,
+               n.total_revenue, n.ready_at, n.started_at, n.completed_at);
+    ELSIF TG_OP = 'INSERT' THEN
+        INSERT INTO mfg_notify.event (body)
+        SELECT json_build_array('task', 'I', n.id, NULL, mfg_notify.task_image(
+            n.player_id, n.task_type, n.status, n.assigned_ship, n.retry_count, n.total_cost, n.total_revenue,
+            n.ready_at, n.started_at, n.completed_at))
+        FROM new_rows n;
+    ELSIF TG_OP = 'DELETE' THEN
+        INSERT INTO mfg_notify.event (body)
+        SELECT json_build_array('task', 'D', o.id, mfg_notify.task_image(
+            o.player_id, o.task_type, o.status, o.assigned_ship, o.retry_count, o.total_cost, o.total_revenue,
+            o.ready_at, o.started_at, o.completed_at), NULL)
+        FROM old_rows o WHERE o.status IN ('PENDING', 'READY', 'ASSIGNED', 'EXECUTING');
+    ELSE
+        INSERT INTO mfg_notify.event (body) VALUES ('["task","T","",null,null]');
+    END IF;
+    GET DIAGNOSTICS written = ROW_COUNT;
+    IF written > 0 THEN
+        PERFORM mfg_notify.announce(written);
+    END IF;
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
+    RAISE WARNING 'mfg-notify did not record a change of %: %', TG_TABLE_NAME, SQLERRM;
+    BEGIN
+        PERFORM nextval('mfg_notify.lost');
+    EXCEPTION WHEN OTHERS THEN
+        PERFORM set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+    END;
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION mfg_notify.factory_changed() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET lock_timeout = '10ms' AS $$
+DECLARE
+    breaker text := current_setting('mfg_notify.skip', true);
+    written bigint;
+BEGIN
+    IF breaker <> '' AND starts_with(breaker, pg_current_xact_id()::text || ':') THEN
+        IF breaker LIKE '%:count' THEN
+            PERFORM nextval('mfg_notify.lost');
+        END IF;
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'UPDATE' THEN
+        -- Who speaks matters to transitions and cycles only; the many other saves do not pay for the question.
+        INSERT INTO mfg_notify.event (body)
+        SELECT json_build_array(
+            'factory', CASE WHEN o.id IS NULL THEN 'I' WHEN n.id IS NULL THEN 'D' ELSE 'U' END,
+            coalesce(n.id, o.id)::text,
+            CASE WHEN o.id IS NOT NULL THEN mfg_notify.factory_image(
+                o.player_id, o.factory_symbol, o.output_good, o.pipeline_id, o.required_inputs::jsonb,
+                o.delivered_inputs::jsonb, o.current_supply, o.ready_for_collection, NULL) END,
+            CASE WHEN n.id IS NOT NULL THEN mfg_notify.factory_image(
+                n.player_id, n.factory_symbol, n.output_good, n.pipeline_id, n.required_inputs::jsonb,
+                n.delivered_inputs::jsonb, n.current_supply, n.ready_for_collection,
+                CASE WHEN (o.current_supply, o.ready_for_collection)
+                          IS DISTINCT FROM (n.current_supply, n.ready_for_collection)
+                     THEN mfg_notify.speaks(n.id, n.player_id, n.factory_symbol, n.output_good, n.pipeline_id)
+                END) END)
+        FROM old_rows o FULL JOIN new_rows n ON n.id = o.id
+        WHERE (o.id, o.player_id, o.factory_symbol, o.output_good, o.pipeline_id, o.current_supply,
+               o.ready_for_collection, o.required_inputs::jsonb, o.delivered_inputs::jsonb)
+              IS DISTINCT FROM
+              (n.id, n.player_id, n.factory_symbol, n.output_good, n.pipeline_id, n.current_supply,
+               n.ready_for_collection, n.required_inputs::jsonb, n.delivered_inputs::jsonb);
+    ELSIF TG_OP = 'INSERT' THEN
+        INSERT INTO mfg_notify.event (body)
+        SELECT json_build_array('factory', 'I', n.id::text, NULL, mfg_notify.factory_image(
+            n.player_id, n.factory_symbol, n.output_good, n.pipeline_id, n.required_inputs::jsonb,
+            n.delivered_inputs::jsonb, n.current_supply, n.ready_for_collection, NULL))
+        FROM new_rows n;
+    ELSIF TG_OP = 'DELETE' THEN
+        INSERT INTO mfg_notify.event (body)
+        SELECT json_build_array('factory', 'D', o.id::text, mfg_notify.factory_image(
+            o.player_id, o.factory_symbol, o.output_good, o.pipeline_id, o.required_inputs::jsonb,
+            o.delivered_inputs::jsonb, o.current_supply, o.ready_for_collection, NULL), NULL)
+        FROM old_rows o;
+    ELSE
+        INSERT INTO mfg_notify.event (body) VALUES ('["factory","T","",null,null]');
+    END IF;
+    GET DIAGNOSTICS written = ROW_COUNT;
+    IF written > 0 THEN
+        PERFORM mfg_notify.announce(written);
+    END IF;
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
+    RAISE WARNING 'mfg-notify did not record a change of %: %', TG_TABLE_NAME, SQLERRM;
+    BEGIN
+        PERFORM nextval('mfg_notify.lost');
+    EXCEPTION WHEN OTHERS THEN
+        PERFORM set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+    END;
+    RETURN NULL;
+END
+$$;
+
+-- Otherwise anyone could hang these on a table of theirs and forge events.
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA mfg_notify FROM PUBLIC;
+
+-- The trigger functions run as a role that can do nothing else, where the installer may make one; else as the
+-- installer.
+DO $$
+BEGIN
+    IF to_regrole('mfg_notify_owner') IS NULL THEN
+        CREATE ROLE mfg_notify_owner NOLOGIN;
+    END IF;
+    IF NOT pg_has_role('mfg_notify_owner', 'USAGE') THEN
+        EXECUTE format('GRANT mfg_notify_owner TO %I', current_user);
+    END IF;
+    GRANT USAGE, CREATE ON SCHEMA mfg_notify TO mfg_notify_owner;
+    GRANT SELECT, INSERT ON mfg_notify.event TO mfg_notify_owner;
+    GRANT SELECT ON mfg_notify.settings TO mfg_notify_owner;
+    GRANT USAGE, SELECT ON mfg_notify.event_id_seq, mfg_notify.lost, mfg_notify.folded TO mfg_notify_owner;
+    GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA mfg_notify TO mfg_notify_owner;
+    GRANT USAGE ON SCHEMA public TO mfg_notify_owner;
+    GRANT SELECT ON public.manufacturing_pipelines, public.manufacturing_factory_states TO mfg_notify_owner;
+    ALTER FUNCTION mfg_notify.pipeline_changed() OWNER TO mfg_notify_owner;
+    ALTER FUNCTION mfg_notify.task_changed() OWNER TO mfg_notify_owner;
+    ALTER FUNCTION mfg_notify.factory_changed() OWNER TO mfg_notify_owner;
+    REVOKE CREATE ON SCHEMA mfg_notify FROM mfg_notify_owner;
+EXCEPTION WHEN insufficient_privilege THEN
+    -- Not allowed to make roles: the functions stay with the installer.
+    RAISE NOTICE 'mfg-notify: the trigger functions run as %', current_user;
+END
+$$;
+
+-- Last, because it locks the game's tables: not for longer than it takes, and never in a queue behind a long
+-- transaction (everyone else would have to queue behind us).
+SET LOCAL lock_timeout = '50ms';
+LOCK TABLE public.manufacturing_pipelines, public.manufacturing_tasks, public.manufacturing_factory_states
+    IN SHARE ROW EXCLUSIVE MODE;
+
+CREATE OR REPLACE TRIGGER mfg_notify_insert AFTER INSERT ON public.manufacturing_pipelines
+    REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.pipeline_changed();
+CREATE OR REPLACE TRIGGER mfg_notify_update AFTER UPDATE ON public.manufacturing_pipelines
+    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.pipeline_changed();
+CREATE OR REPLACE TRIGGER mfg_notify_delete AFTER DELETE ON public.manufacturing_pipelines
+    REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.pipeline_changed();
+CREATE OR REPLACE TRIGGER mfg_notify_truncate AFTER TRUNCATE ON public.manufacturing_pipelines
+    FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.pipeline_changed();
+
+CREATE OR REPLACE TRIGGER mfg_notify_insert AFTER INSERT ON public.manufacturing_tasks
+    REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.task_changed();
+CREATE OR REPLACE TRIGGER mfg_notify_update AFTER UPDATE ON public.manufacturing_tasks
+    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.task_changed();
+CREATE OR REPLACE TRIGGER mfg_notify_delete AFTER DELETE ON public.manufacturing_tasks
+    REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.task_changed();
+CREATE OR REPLACE TRIGGER mfg_notify_truncate AFTER TRUNCATE ON public.manufacturing_tasks
+    FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.task_changed();
+
+CREATE OR REPLACE TRIGGER mfg_notify_insert AFTER INSERT ON public.manufacturing_factory_states
+    REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.factory_changed();
+CREATE OR REPLACE TRIGGER mfg_notify_update AFTER UPDATE ON public.manufacturing_factory_states
+    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.factory_changed();
+CREATE OR REPLACE TRIGGER mfg_notify_delete AFTER DELETE ON public.manufacturing_factory_states
+    REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.factory_changed();
+CREATE OR REPLACE TRIGGER mfg_notify_truncate AFTER TRUNCATE ON public.manufacturing_factory_states
+    FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.factory_changed();
+
+COMMIT;

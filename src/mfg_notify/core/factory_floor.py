@@ -1,0 +1,201 @@
+"""The factory floor as it stands: live rows in, gauges out.
+
+Gauges are functions of the live rows, of what `recent` and `latest` remember, and of the database's clock. Nothing
+here counts events.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mfg_notify.core import catalogue
+from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND, PIPELINE_LIVE, SUPPLY_LEVELS, TASK_LIVE
+from mfg_notify.core.events import FactoryImage, PipelineImage, TaskImage
+from mfg_notify.core.rules import Completion
+
+Labels = tuple[str, ...]
+Samples = dict[Labels, float]
+"""One gauge: label values in the catalogue's order → value in base units."""
+
+HOUR = 3600 * MICROSECONDS_PER_SECOND
+SHIP_MEMORY = 24 * HOUR
+"""Without a table of ships, a ship is known for a day after its last task."""
+
+_HOLDS_A_SHIP = frozenset({"ASSIGNED", "EXECUTING"})
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRows:
+    """One consistent snapshot of the rows that are live; finished ones may be among them and are passed over."""
+
+    pipelines: Mapping[str, PipelineImage] = field(default_factory=dict)
+    tasks: Mapping[str, TaskImage] = field(default_factory=dict)
+    factories: Mapping[int, FactoryImage] = field(default_factory=dict)
+    ships: Mapping[tuple[int, str], bool] | None = None
+    """(player, ship) → idle by the game's own word; None where the game has no usable table of ships."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What gauges need beyond the live rows; times are epoch microseconds of the database's clock."""
+
+    recent: Mapping[str, Completion] = field(default_factory=dict)
+    latest: Mapping[tuple[str, int, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The gauges that only change when rows do, and what the others need. Immutable once made by `survey`."""
+
+    gauges: Mapping[str, Samples]
+    """By metric name: every gauge of the catalogue but those that move with the clock or the counters."""
+    players: frozenset[int]
+    products: frozenset[Labels]
+    task_types: frozenset[Labels]
+    factories: frozenset[Labels]
+    oldest_ready: Mapping[tuple[int, str], int | None]
+    """(player, task type) with a live task → ready_at of its oldest READY task; None where none is READY."""
+    assigned: Mapping[int, frozenset[str]]
+    ships: Mapping[tuple[int, str], bool] | None
+
+
+def survey(rows: LiveRows) -> Floor:
+    """Take stock of the live rows."""
+    live_pipelines = {key: row for key, row in rows.pipelines.items() if row.status in PIPELINE_LIVE}
+    live_tasks = [row for row in rows.tasks.values() if row.status in TASK_LIVE]
+    factories = _speakers(rows.factories, live_pipelines)
+    players: set[int] = set()
+    gauges: dict[str, Samples] = {metric.name: {} for metric in catalogue.GAUGES}
+
+    products = {(str(row.player_id), row.product_good) for row in live_pipelines.values()}
+    by_status = Counter((str(row.player_id), row.product_good, row.status) for row in live_pipelines.values())
+    for product in products:
+        gauges[catalogue.PIPELINE_RUNNING.name][product] = by_status[*product, "EXECUTING"]
+        for status in PIPELINE_LIVE:
+            gauges[catalogue.PIPELINES.name][*product, status] = by_status[*product, status]
+    players.update(row.player_id for row in live_pipelines.values())
+
+    task_counts = Counter((row.player_id, row.task_type, row.status) for row in live_tasks)
+    oldest_ready: dict[tuple[int, str], int | None] = {}
+    assigned: defaultdict[int, set[str]] = defaultdict(set)
+    for row in live_tasks:
+        kind = (row.player_id, row.task_type)
+        oldest = oldest_ready.setdefault(kind, None)
+        if row.status == "READY" and row.ready_at is not None and (oldest is None or row.ready_at < oldest):
+            oldest_ready[kind] = row.ready_at
+        if row.status in _HOLDS_A_SHIP and row.assigned_ship is not None:
+            assigned[row.player_id].add(row.assigned_ship)
+    for player_id, task_type in oldest_ready:
+        kind_labels = (str(player_id), task_type)
+        gauges[catalogue.TASKS_PENDING.name][kind_labels] = task_counts[player_id, task_type, "PENDING"]
+        gauges[catalogue.TASKS_READY.name][kind_labels] = task_counts[player_id, task_type, "READY"]
+        gauges[catalogue.TASKS_EXECUTING.name][kind_labels] = sum(
+            task_counts[player_id, task_type, status] for status in _HOLDS_A_SHIP
+        )
+    players.update(player_id for player_id, _ in oldest_ready)
+
+    ready: Counter[int] = Counter()
+    for labels, factory in factories.items():
+        for level in SUPPLY_LEVELS:
+            gauges[catalogue.FACTORY_SUPPLY_LEVEL.name][*labels, level] = factory.current_supply == level
+        if factory.current_supply in SUPPLY_LEVELS:
+            ordinal = SUPPLY_LEVELS.index(factory.current_supply) + 1
+            gauges[catalogue.FACTORY_SUPPLY_ORDINAL.name][labels] = ordinal
+        gauges[catalogue.FACTORY_INPUTS_DELIVERED.name][labels] = (
+            factory.inputs_delivered / factory.inputs_required if factory.inputs_required else 1.0
+        )
+        ready[factory.player_id] += factory.ready_for_collection
+    players.update(ready)
+
+    queue = Counter(row.player_id for row in live_pipelines.values())
+    for player_id in players:
+        gauges[catalogue.PIPELINE_QUEUE_DEPTH.name][str(player_id),] = queue[player_id]
+        gauges[catalogue.FACTORY_READY.name][str(player_id),] = ready[player_id]
+
+    return Floor(
+        gauges=gauges,
+        players=frozenset(players),
+        products=frozenset(products),
+        task_types=frozenset((str(player_id), task_type) for player_id, task_type in oldest_ready),
+        factories=frozenset(factories),
+        oldest_ready=oldest_ready,
+        assigned={player_id: frozenset(ships) for player_id, ships in assigned.items()},
+        ships=rows.ships,
+    )
+
+
+def _speakers(
+    rows: Mapping[int, FactoryImage], live_pipelines: Mapping[str, PipelineImage]
+) -> dict[Labels, FactoryImage]:
+    # A factory is (player, symbol, good), not a row: its newest live row speaks for it, the others are stale.
+    speakers: dict[Labels, FactoryImage] = {}
+    for _, row in sorted(rows.items()):
+        if row.pipeline_id is None or row.pipeline_id in live_pipelines:
+            speakers[str(row.player_id), row.factory_symbol, row.output_good] = row
+    return speakers
+
+
+def moving_gauges(floor: Floor, memory: Memory, players: frozenset[int], now: int) -> Mapping[str, Samples]:
+    """Return the gauges that need the clock: profit rate, starvation, ships.
+
+    `players` are all that have any live row, ship or counter; each has the player-level gauges, at 0 if need be.
+    `now` is the database's clock in epoch microseconds. Queue depth and ready factories of players without a live
+    row are added too.
+    """
+    rate: Counter[int] = Counter()
+    for done in memory.recent.values():
+        if done.profit is not None and done.completed_at > now - HOUR:
+            rate[done.player_id] += done.profit
+    starvation: Samples = {}
+    for (player_id, task_type), oldest in floor.oldest_ready.items():
+        waits = floor.gauges[catalogue.TASKS_READY.name][str(player_id), task_type] > 0
+        since = memory.latest.get(("task_type", player_id, task_type), oldest)
+        idle = max(0, now - since) if waits and since is not None else 0
+        starvation[str(player_id), task_type] = idle / MICROSECONDS_PER_SECOND
+
+    idle_ships = _idle_ships(floor, memory, now)
+    samples: dict[str, Samples] = {
+        catalogue.PROFIT_RATE.name: {},
+        catalogue.TASK_STARVATION.name: starvation,
+        catalogue.SHIPS_ASSIGNED.name: {},
+        catalogue.SHIPS_IDLE.name: {},
+        catalogue.SHIP_UTILIZATION.name: {},
+        catalogue.PIPELINE_QUEUE_DEPTH.name: dict(floor.gauges[catalogue.PIPELINE_QUEUE_DEPTH.name]),
+        catalogue.FACTORY_READY.name: dict(floor.gauges[catalogue.FACTORY_READY.name]),
+    }
+    for player_id in players:
+        labels = (str(player_id),)
+        assigned, idle_now = len(floor.assigned.get(player_id, ())), idle_ships[player_id]
+        samples[catalogue.PROFIT_RATE.name][labels] = rate[player_id]
+        samples[catalogue.SHIPS_ASSIGNED.name][labels] = assigned
+        samples[catalogue.SHIPS_IDLE.name][labels] = idle_now
+        samples[catalogue.SHIP_UTILIZATION.name][labels] = (
+            100 * assigned / (assigned + idle_now) if assigned + idle_now else 0
+        )
+        samples[catalogue.PIPELINE_QUEUE_DEPTH.name].setdefault(labels, 0)
+        samples[catalogue.FACTORY_READY.name].setdefault(labels, 0)
+    return samples
+
+
+def ship_owners(floor: Floor, memory: Memory, now: int) -> frozenset[int]:
+    """Return the players that have a ship, by the game's table or by what was seen on tasks."""
+    if floor.ships is not None:
+        return frozenset(player_id for player_id, _ in floor.ships)
+    return frozenset(
+        player_id for (kind, player_id, _), at in memory.latest.items() if kind == "ship" and at > now - SHIP_MEMORY
+    )
+
+
+def _idle_ships(floor: Floor, memory: Memory, now: int) -> Counter[int]:
+    nobody: frozenset[str] = frozenset()
+    if floor.ships is not None:
+        return Counter(
+            player_id
+            for (player_id, ship), idle in floor.ships.items()
+            if idle and ship not in floor.assigned.get(player_id, nobody)
+        )
+    return Counter(
+        player_id
+        for (kind, player_id, ship), at in memory.latest.items()
+        if kind == "ship" and at > now - SHIP_MEMORY and ship not in floor.assigned.get(player_id, nobody)
+    )

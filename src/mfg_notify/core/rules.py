@@ -1,0 +1,192 @@
+"""What a change event means: the one place that says which counters and histograms it moves, and by how much.
+
+Pure functions of the event alone (old and new image), never of what happens to be in memory: two replays of the same
+events give the same numbers. Gauges are not here: they are functions of the live rows (`factory_floor`).
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mfg_notify.core import catalogue
+from mfg_notify.core.catalogue import SUPPLY_LEVELS, TASK_OUTCOMES, TERMINAL, Metric
+from mfg_notify.core.events import Event, FactoryImage, PipelineChange, PipelineImage, TaskChange, TaskImage
+
+SampleKey = tuple[str, tuple[str, ...]]
+"""`metric` of `mfg_notify.total` and its label values, in the order of `catalogue.SETTLED_LABELS`."""
+
+Increment = tuple[SampleKey, int]
+"""Whole numbers only: credits, counts, microseconds."""
+
+
+class Completion(NamedTuple):
+    """What the profit rate remembers of a pipeline; `profit` None means forget it."""
+
+    pipeline_id: str
+    player_id: int
+    completed_at: int
+    profit: int | None
+
+
+class Sighting(NamedTuple):
+    """When something was last seen: kind `task_type` (a start), `ship` (on a task) or `player` (any event)."""
+
+    kind: str
+    player_id: int
+    key: str
+    at: int
+
+
+_SUPPLY = frozenset(SUPPLY_LEVELS)
+_PIPELINE_LIVE = frozenset(catalogue.PIPELINE_LIVE)
+_TASK_LIVE = frozenset(catalogue.TASK_LIVE)
+_TERMINAL = frozenset(TERMINAL)
+_COST_TYPES = (
+    ("ACQUIRE", "acquire"),
+    ("STORAGE_ACQUIRE", "acquire"),
+    ("DELIVER", "deliver"),
+    ("COLLECT", "collect"),
+    ("LIQUIDATE", "liquidate"),
+)
+
+
+def increments(event: Event) -> list[Increment]:
+    """Return what the event adds to the settled totals; a key may come more than once, n may be 0.
+
+    Only `_sum` of the profit histogram is ever negative. A DELETE or TRUNCATE counts nothing.
+    """
+    change = event.change
+    if change.new is None:
+        return []
+    if isinstance(change, TaskChange):
+        return _task(change.old, change.new, event.at)
+    if isinstance(change, PipelineChange):
+        return _pipeline(change.old, change.new)
+    # Several rows describe one factory: only the one that speaks for it counts, and only against an old image.
+    if change.old is not None and change.new.speaks:
+        return _factory(change.old, change.new)
+    return []
+
+
+def _pipeline(old: PipelineImage | None, new: PipelineImage) -> list[Increment]:
+    found: list[Increment] = []
+    product = (str(new.player_id), new.product_good)
+    if new.status in _TERMINAL and (old is None or old.status in _PIPELINE_LIVE):
+        found.append(((catalogue.PIPELINE_COMPLETED.name, (*product, new.status)), 1))
+        if new.started_at is not None and new.completed_at is not None:
+            found += observation(catalogue.PIPELINE_DURATION, product, new.completed_at - new.started_at)
+        found += observation(catalogue.PIPELINE_PROFIT, product, new.net_profit)
+    if new.status == "COMPLETED":
+        # A later rise on a COMPLETED row counts, a fall subtracts nothing.
+        was = old if old is not None and old.status == "COMPLETED" else None
+        _rise(found, catalogue.PIPELINE_REVENUE, product, new.total_revenue - (was.total_revenue if was else 0))
+        _rise(found, catalogue.PIPELINE_COST, product, new.total_cost - (was.total_cost if was else 0))
+    return found
+
+
+def _task(old: TaskImage | None, new: TaskImage, at: int) -> list[Increment]:
+    found: list[Increment] = []
+    player = str(new.player_id)
+    kind = (player, new.task_type)
+    if new.status in _TERMINAL and (old is None or old.status in _TASK_LIVE):
+        found.append(((catalogue.TASKS_COMPLETED.name, (*kind, TASK_OUTCOMES[new.status])), 1))
+        if new.started_at is not None and new.completed_at is not None:
+            duration = new.completed_at - new.started_at
+            found += observation(catalogue.TASK_DURATION, kind, duration)
+            if new.assigned_ship is not None:
+                found += observation(catalogue.SHIP_TASK_DURATION, kind, duration)
+    if new.status == "ASSIGNED" and (old is None or old.status != "ASSIGNED"):
+        found.append(((catalogue.TASK_ASSIGNMENTS.name, kind), 1))
+        if new.ready_at is not None:
+            found += observation(catalogue.TASK_WAIT, kind, at - new.ready_at)
+    _rise(found, catalogue.TASK_RETRY, kind, new.retry_count - (old.retry_count if old else 0))
+    _rise(
+        found,
+        catalogue.COST,
+        (player, cost_type(new.task_type)),
+        new.total_cost - (old.total_cost if old else 0),
+    )
+    _rise(found, catalogue.REVENUE, (player,), new.total_revenue - (old.total_revenue if old else 0))
+    return found
+
+
+def _factory(old: FactoryImage, new: FactoryImage) -> list[Increment]:
+    found: list[Increment] = []
+    player = str(new.player_id)
+    before, after = old.current_supply, new.current_supply
+    # The first look, from nothing to a level, is not a transition.
+    if before != after and before in _SUPPLY and after in _SUPPLY:
+        found.append(((catalogue.SUPPLY_TRANSITIONS.name, (player, new.output_good, before, after)), 1))
+    if new.ready_for_collection and not old.ready_for_collection:
+        found.append(((catalogue.FACTORY_CYCLES.name, (player, new.factory_symbol, new.output_good)), 1))
+    return found
+
+
+def _rise(found: list[Increment], metric: Metric, labels: tuple[str, ...], step: int) -> None:
+    # A fall is a reset or a correction of the row: it counts nothing, never a negative step.
+    if step > 0:
+        found.append(((metric.name, labels), step))
+
+
+def observation(metric: Metric, labels: tuple[str, ...], value: int) -> list[Increment]:
+    """Return one observation of `value` stored units: one bucket, and the sum.
+
+    The daemon's clock and the database's differ, so a time histogram takes no negative value.
+    """
+    if metric.scale != 1:
+        value = max(0, value)
+    return [
+        ((f"{metric.name}_bucket", (*labels, bucket(metric, value))), 1),
+        ((f"{metric.name}_sum", labels), value),
+    ]
+
+
+def bucket(metric: Metric, value: int) -> str:
+    """Return the `le` of the smallest bucket that holds `value` stored units."""
+    bounds = metric.buckets
+    # Compared in stored units, as whole numbers: a value of exactly 60 s belongs to le="60".
+    place = bisect_left(bounds, -(-value // metric.scale))
+    return str(bounds[place]) if place < len(bounds) else "+Inf"
+
+
+def cost_type(task_type: str) -> str:
+    """Return the cost_type of a task type; new task types appear, so it goes by how the word begins."""
+    for prefix, kind in _COST_TYPES:
+        if task_type.startswith(prefix):
+            return kind
+    return "other"
+
+
+def completion(event: Event) -> Completion | None:
+    """Return what the profit rate must remember of this event, or None.
+
+    The pipelines COMPLETED in the last hour are those whose last image is COMPLETED. A DELETE takes nothing
+    away: the credits were earned.
+    """
+    change = event.change
+    if not isinstance(change, PipelineChange) or change.new is None:
+        return None
+    new = change.new
+    if new.status == "COMPLETED" and new.completed_at is not None:
+        return Completion(change.key, new.player_id, new.completed_at, new.total_revenue - new.total_cost)
+    if change.old is not None and change.old.status == "COMPLETED":
+        return Completion(change.key, new.player_id, 0, None)
+    return None
+
+
+def sightings(event: Event) -> Iterator[Sighting]:
+    """Yield what was seen: the player, the ship that holds the task, the start of a task type."""
+    change = event.change
+    image = change.new or change.old
+    if image is None:
+        return
+    yield Sighting("player", image.player_id, "", event.at)
+    if not isinstance(change, TaskChange) or change.new is None:
+        return
+    new = change.new
+    if new.assigned_ship is not None:
+        yield Sighting("ship", new.player_id, new.assigned_ship, event.at)
+    if new.status == "EXECUTING" and (change.old is None or change.old.status != "EXECUTING"):
+        yield Sighting(
+            "task_type", new.player_id, new.task_type, event.at if new.started_at is None else new.started_at
+        )

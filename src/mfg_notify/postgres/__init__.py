@@ -1,0 +1,1 @@
+"""How changes travel: all SQL and all of psycopg. What a change means is `core`."""

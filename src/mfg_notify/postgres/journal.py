@@ -1,0 +1,163 @@
+"""The journal and the settled totals: lease, fold, and reading the totals back.
+
+Owns what makes a number exact: an event leaves the journal and enters the totals in one transaction. What an event
+adds is `core.rules`.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+from psycopg.rows import TupleRow
+
+from mfg_notify.core.catalogue import SETTLED_LABELS
+from mfg_notify.core.counters import Settlement, settle
+from mfg_notify.core.events import VERSION, Event, decode_change
+from mfg_notify.core.factory_floor import Memory
+from mfg_notify.core.rules import Completion, SampleKey
+from mfg_notify.errors import MalformedEvent, SchemaNotReady
+from mfg_notify.postgres.connection import Connection, read_only_snapshot, translated_errors
+from mfg_notify.postgres.queries import QUERY
+
+CHUNK = 10_000
+"""Events folded in one transaction."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """One committed fold. `events` are in order of id; `malformed` rows were taken out and counted as nothing."""
+
+    generation: int
+    events: list[Event]
+    settlement: Settlement
+    malformed: int
+    drained: bool
+    """Fewer events than a chunk were there: nothing is left that was visible when the fold began."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What the database holds as of a generation."""
+
+    generation: int
+    totals: dict[SampleKey, int]
+    memory: Memory
+
+
+async def acquire_lease(connection: Connection, who: str) -> bool:
+    """Try to become the one who folds; True if `who` holds the lease now."""
+    with translated_errors():
+        return await (await connection.execute(QUERY["acquire_lease"], {"who": who})).fetchone() is not None
+
+
+async def release_lease(connection: Connection, who: str) -> None:
+    """Give the lease back, so that the next exporter need not wait for it to run out."""
+    with translated_errors():
+        await connection.execute(QUERY["release_lease"], {"who": who})
+
+
+async def fold(connection: Connection, who: str) -> Fold | None:
+    """Move up to `CHUNK` events from the journal into the totals in one transaction.
+
+    None: `who` does not hold the lease, and nothing was done. When this raises, the COMMIT may or may not have
+    happened: read the totals again.
+    """
+    with translated_errors():
+        async with connection.transaction():
+            row = await (await connection.execute(QUERY["begin_fold"], {"who": who})).fetchone()
+            if row is None:
+                return None
+            taken = await connection.execute(QUERY["take_events"], {"version": VERSION, "chunk": CHUNK})
+            rows = sorted(await taken.fetchall())
+            events, malformed = _decode(rows)
+            settlement = settle(events)
+            if rows:
+                await _save(connection, settlement)
+                await connection.execute(QUERY["mark_folded"], {"id": rows[-1][0]})
+    return Fold(row[0], events, settlement, malformed, len(rows) < CHUNK)
+
+
+def _decode(rows: list[TupleRow]) -> tuple[list[Event], int]:
+    events: list[Event] = []
+    malformed = 0
+    for number, xid, at, body in rows:
+        try:
+            events.append(Event(number, xid, at, decode_change(body)))
+        except MalformedEvent as error:
+            malformed += 1
+            log.warning("journal row is not an event", id=number, error=str(error))
+    return events, malformed
+
+
+async def _save(connection: Connection, settlement: Settlement) -> None:
+    # Sorted, so that two exporters lock rows in the same order.
+    increments = sorted(settlement.increments.items())
+    if increments:
+        await connection.execute(
+            QUERY["add_totals"],
+            {
+                "metrics": [metric for (metric, _), _ in increments],
+                "labels": [_to_json(key) for key, _ in increments],
+                "n": [n for _, n in increments],
+            },
+        )
+    done = [c for _, c in sorted(settlement.completions.items()) if c.profit is not None]
+    undone = [c.pipeline_id for _, c in sorted(settlement.completions.items()) if c.profit is None]
+    if done:
+        await connection.execute(
+            QUERY["add_recent"],
+            {
+                "ids": [c.pipeline_id for c in done],
+                "players": [c.player_id for c in done],
+                "completed": [c.completed_at for c in done],
+                "profits": [c.profit for c in done],
+            },
+        )
+    if done or undone:
+        await connection.execute(QUERY["forget_recent"], {"ids": undone})
+    sightings = sorted(settlement.sightings.items())
+    if sightings:
+        await connection.execute(
+            QUERY["add_latest"],
+            {
+                "kinds": [kind for (kind, _, _), _ in sightings],
+                "players": [player_id for (_, player_id, _), _ in sightings],
+                "keys": [key for (_, _, key), _ in sightings],
+                "at": [at for _, at in sightings],
+            },
+        )
+
+
+async def read_settled(connection: Connection) -> Settled:
+    """Read totals, `recent` and `latest` whole, as of one generation. Raise `SchemaNotReady` if the owner is gone."""
+    with translated_errors():
+        async with read_only_snapshot(connection):
+            owner = await (await connection.execute(QUERY["generation"])).fetchone()
+            if owner is None:
+                raise SchemaNotReady("mfg_notify.owner has lost its row; run `mfg-notify migrate up`")
+            totals = {}
+            async for metric, labels, n in await connection.execute(QUERY["totals"]):
+                # A metric that only a newer version knows stays in the table, untouched.
+                if metric in SETTLED_LABELS:
+                    totals[_from_json(metric, labels)] = n
+            return Settled(owner[0], totals, await read_memory(connection))
+
+
+async def read_memory(connection: Connection) -> Memory:
+    """Read `recent` and `latest`; the caller holds the snapshot."""
+    recent = await connection.execute(QUERY["recent"])
+    completions = {row[0]: Completion(*row) for row in await recent.fetchall()}
+    latest = await connection.execute(QUERY["latest"])
+    return Memory(completions, {(kind, player, key): at for kind, player, key, at in await latest.fetchall()})
+
+
+def _to_json(key: SampleKey) -> str:
+    metric, values = key
+    return msgspec.json.encode(dict(zip(SETTLED_LABELS[metric], values, strict=True))).decode()
+
+
+def _from_json(metric: str, labels: str) -> SampleKey:
+    given = msgspec.json.decode(labels, type=dict[str, str])
+    return metric, tuple(given[name] for name in SETTLED_LABELS[metric])

@@ -1,0 +1,47 @@
+"""The listening connection: LISTEN, and notifications in the order in which they come.
+
+It only listens, always outside a transaction: a listener in a transaction would pin the server's queue.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import aclosing
+
+from psycopg import sql
+
+from mfg_notify.postgres.connection import Connection, translated_errors
+
+PING = "ping "
+"""Payloads of ours that ask for an answer from ourselves: `ping ` and a number."""
+FOLD = "fold"
+"""Payload that only says: look into the journal."""
+
+
+class Listener:
+    """Notifications of one channel, queued until someone takes them; `on_arrival` is called for each."""
+
+    def __init__(self, connection: Connection, on_arrival: Callable[[], None]) -> None:
+        self._connection = connection
+        self._on_arrival = on_arrival
+        self._waiting: deque[str] = deque()
+
+    async def listen(self, channel: str) -> None:
+        """Start to listen; from here on nothing is missed."""
+        with translated_errors():
+            await self._connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+
+    async def pump(self) -> None:
+        """Queue notifications until the connection breaks. Raise `DatabaseUnavailable` then."""
+        # The generator is read to its end: leaving it early would lose the rest of a packet. So nothing is done in
+        # the loop but to append.
+        with translated_errors():
+            async with aclosing(self._connection.notifies()) as notifications:
+                async for notification in notifications:
+                    self._waiting.append(notification.payload)
+                    self._on_arrival()
+
+    def take(self) -> list[str]:
+        """Return the payloads that have come since the last call, oldest first."""
+        payloads = list(self._waiting)
+        self._waiting.clear()
+        return payloads

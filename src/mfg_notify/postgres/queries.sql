@@ -1,0 +1,150 @@
+-- Every statement that the exporter sends, by name. {pipelines}, {tasks}, {factories} and {ships} stand for the
+-- game's tables, {…} for identifiers in general. Nothing here may cost more as the game's history grows.
+
+-- name: configure_session
+-- Own settings, whatever the role or database has for defaults. No JIT: these are small queries that run often.
+SELECT set_config(name, value, false)
+FROM (VALUES ('search_path', 'pg_catalog, pg_temp'), ('timezone', 'UTC'), ('jit', 'off'),
+             ('default_transaction_isolation', 'read committed'), ('default_transaction_read_only', 'off'),
+             ('synchronous_commit', 'on'), ('statement_timeout', '30s'), ('lock_timeout', '10s'),
+             ('idle_in_transaction_session_timeout', '5s'), ('tcp_user_timeout', '10s')) AS s (name, value)
+
+-- name: schema_exists
+SELECT to_regclass('mfg_notify.settings') IS NOT NULL
+
+-- name: settings
+SELECT version, channel, notify FROM mfg_notify.settings
+
+-- name: missing_columns
+SELECT * FROM mfg_notify.missing_columns()
+
+-- name: tick
+-- Once a second: a ping to myself through NOTIFY, proof of life for the lease, and the database's clock.
+WITH beat AS (
+    UPDATE mfg_notify.owner SET beat = clock_timestamp(), backend_pid = pg_backend_pid()
+    WHERE who = %(who)s RETURNING 1)
+SELECT pg_notify(%(channel)s, %(ping)s), EXISTS (SELECT FROM beat),
+       (date_part('epoch', clock_timestamp()) * 1000000)::bigint
+
+-- name: acquire_lease
+-- Free, mine, silent for 5 s, or its backend is gone (a stopped process keeps its backend, so both are needed). The
+-- clock is the database's.
+UPDATE mfg_notify.owner SET who = %(who)s, backend_pid = pg_backend_pid(), beat = clock_timestamp()
+WHERE who IS NULL OR who = %(who)s OR beat < clock_timestamp() - interval '5 seconds'
+   OR NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = owner.backend_pid)
+RETURNING generation
+
+-- name: release_lease
+UPDATE mfg_notify.owner SET who = NULL WHERE who = %(who)s
+
+-- name: begin_fold
+-- The row lock is the mutex of folds, the number the fencing token. No row: I am not the leader.
+UPDATE mfg_notify.owner SET generation = generation + 1, beat = clock_timestamp()
+WHERE who = %(who)s RETURNING generation
+
+-- name: take_events
+-- Journal rows are never updated, so a ctid names the same row for as long as the fold's lock is held.
+DELETE FROM mfg_notify.event
+WHERE ctid = ANY (ARRAY(SELECT ctid FROM mfg_notify.event WHERE version = %(version)s ORDER BY id LIMIT %(chunk)s))
+RETURNING id, xid::text::bigint, (date_part('epoch', at) * 1000000)::bigint, body
+
+-- name: add_totals
+-- Additive, so it stays exact even if two exporters fold. A sum that no bigint can hold stops at the end of bigint.
+INSERT INTO mfg_notify.total AS t (metric, labels, n)
+SELECT * FROM unnest(%(metrics)s::text[], %(labels)s::jsonb[], %(n)s::bigint[])
+ON CONFLICT (metric, labels) DO UPDATE
+SET n = least(greatest(t.n::numeric + excluded.n, -9223372036854775808), 9223372036854775807)::bigint
+
+-- name: add_recent
+INSERT INTO mfg_notify.recent (pipeline_id, player_id, completed_at, profit)
+SELECT id, player_id, to_timestamp(completed_at / 1000000.0), profit
+FROM unnest(%(ids)s::text[], %(players)s::bigint[], %(completed)s::bigint[], %(profits)s::bigint[])
+     AS r (id, player_id, completed_at, profit)
+WHERE to_timestamp(completed_at / 1000000.0) > now() - interval '1 hour'
+ON CONFLICT (pipeline_id) DO UPDATE
+SET player_id = excluded.player_id, completed_at = excluded.completed_at, profit = excluded.profit
+
+-- name: forget_recent
+DELETE FROM mfg_notify.recent WHERE pipeline_id = ANY (%(ids)s::text[]) OR completed_at < now() - interval '1 hour'
+
+-- name: add_latest
+INSERT INTO mfg_notify.latest AS l (kind, player_id, key, at)
+SELECT kind, player_id, key, to_timestamp(at / 1000000.0)
+FROM unnest(%(kinds)s::text[], %(players)s::bigint[], %(keys)s::text[], %(at)s::bigint[]) AS s (kind, player_id, key, at)
+ON CONFLICT (kind, player_id, key) DO UPDATE SET at = excluded.at WHERE excluded.at > l.at
+
+-- name: forget_latest
+DELETE FROM mfg_notify.latest WHERE kind = 'ship' AND at < now() - interval '24 hours'
+
+-- name: mark_folded
+-- What the triggers read to bound the backlog. Not transactional, and need not be.
+SELECT setval('mfg_notify.folded', %(id)s)
+
+-- name: totals
+SELECT metric, labels::text, n FROM mfg_notify.total
+
+-- name: generation
+SELECT generation FROM mfg_notify.owner
+
+-- name: recent
+SELECT pipeline_id, player_id, (date_part('epoch', completed_at) * 1000000)::bigint, profit
+FROM mfg_notify.recent WHERE completed_at > now() - interval '1 hour'
+
+-- name: latest
+SELECT kind, player_id, key, (date_part('epoch', at) * 1000000)::bigint FROM mfg_notify.latest
+
+-- name: live_pipelines
+SELECT p.id, mfg_notify.pipeline_image(p.player_id, p.product_good, p.status, p.total_cost, p.total_revenue,
+                                       p.net_profit, p.started_at, p.completed_at)::text
+FROM {pipelines} p WHERE p.status IN ('PLANNING', 'EXECUTING')
+
+-- name: live_tasks
+SELECT t.id, mfg_notify.task_image(t.player_id, t.task_type, t.status, t.assigned_ship, t.retry_count, t.total_cost,
+                                   t.total_revenue, t.ready_at, t.started_at, t.completed_at)::text
+FROM {tasks} t WHERE t.status IN ('PENDING', 'READY', 'ASSIGNED', 'EXECUTING')
+
+-- name: live_factories
+-- From the live pipelines into their factory rows: the rows of finished pipelines stay behind, and they are many.
+SELECT f.id, mfg_notify.factory_image(f.player_id, f.factory_symbol, f.output_good, f.pipeline_id,
+                                      f.required_inputs::jsonb, f.delivered_inputs::jsonb, f.current_supply,
+                                      f.ready_for_collection, NULL)::text
+FROM {factories} f
+WHERE f.pipeline_id IS NULL
+   OR f.pipeline_id = ANY (ARRAY(SELECT p.id FROM {pipelines} p WHERE p.status IN ('PLANNING', 'EXECUTING')))
+
+-- name: ship_columns
+-- The table of ships is optional, and older databases have it under another name.
+SELECT c.relname, array_agg(a.attname)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
+WHERE n.nspname = %(schema)s AND c.relname IN ('ships', 'ship_assignments') AND c.relkind IN ('r', 'p', 'v', 'm')
+  AND a.attnum > 0 AND NOT a.attisdropped AND has_table_privilege(c.oid, 'SELECT')
+GROUP BY c.relname
+
+-- name: ships
+SELECT player_id, ship_symbol::text, {status} = 'idle' FROM {ships} WHERE ship_symbol <> ''
+
+-- name: health
+-- The exporter about the database, at every reconciliation.
+SELECT (SELECT count(*) FROM mfg_notify.event),
+       (SELECT coalesce(date_part('epoch', clock_timestamp() - min(at)), 0) FROM mfg_notify.event),
+       (SELECT count(*) FROM mfg_notify.event WHERE version <> %(version)s),
+       pg_notification_queue_usage(),
+       (SELECT CASE WHEN is_called THEN last_value + 1 ELSE 0 END FROM mfg_notify.lost),
+       (date_part('epoch', clock_timestamp()) * 1000000)::bigint
+
+-- name: triggers
+-- Enabled triggers of ours by table: 'O' fires in ordinary sessions, 'A' always.
+SELECT c.relname::text, count(*) FILTER (WHERE t.tgenabled IN ('O', 'A'))
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_trigger t ON t.tgrelid = c.oid AND NOT t.tgisinternal AND starts_with(t.tgname, 'mfg_notify_')
+WHERE n.nspname = %(schema)s
+  AND c.relname IN ('manufacturing_pipelines', 'manufacturing_tasks', 'manufacturing_factory_states')
+GROUP BY c.relname
+
+-- name: oldest_lock_holder
+SELECT a.pid, a.application_name, date_part('epoch', clock_timestamp() - a.xact_start)
+FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.granted AND l.locktype = 'relation' AND a.pid <> pg_backend_pid() AND a.xact_start IS NOT NULL
+  AND l.relation IN (SELECT c.oid FROM pg_class c WHERE c.relname IN (
+      'manufacturing_pipelines', 'manufacturing_tasks', 'manufacturing_factory_states'))
+ORDER BY a.xact_start LIMIT 1

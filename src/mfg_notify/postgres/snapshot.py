@@ -1,0 +1,86 @@
+"""The live rows in one consistent snapshot, and what the exporter wants to know about the database itself.
+
+Reads only. It starts at live pipelines and live tasks, by the game's own indexes on status, never at the history.
+"""
+
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from mfg_notify.core import events
+from mfg_notify.core.factory_floor import LiveRows, Memory
+from mfg_notify.postgres.connection import Connection, read_only_snapshot, translated_errors
+from mfg_notify.postgres.journal import read_memory
+from mfg_notify.postgres.queries import QUERY
+
+_SHIP_COLUMNS = {
+    "ships": ("player_id", "ship_symbol", "assignment_status"),
+    "ship_assignments": ("player_id", "ship_symbol", "status"),
+}
+"""Newest first: the table of ships, and its columns with the one that says 'idle' last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The exporter's view of the database. Ages in seconds, the clock in epoch microseconds."""
+
+    journal_rows: int
+    journal_oldest_age: float
+    unknown_versions: int
+    queue_usage: float
+    lost_statements: int
+    clock: int
+    triggers: dict[str, int]
+    """Enabled triggers of ours by table of the game."""
+    missing_columns: tuple[str, ...]
+
+
+async def read_floor(connection: Connection, schema: str) -> tuple[LiveRows, Memory]:
+    """Read the live rows, ships, `recent` and `latest` in one snapshot."""
+    game = {
+        name: sql.Identifier(schema, f"manufacturing_{table}")
+        for name, table in (("pipelines", "pipelines"), ("tasks", "tasks"), ("factories", "factory_states"))
+    }
+    with translated_errors():
+        async with read_only_snapshot(connection):
+            pipelines = await connection.execute(sql.SQL(QUERY["live_pipelines"]).format(**game))
+            pipeline_rows = {key: events.decode_pipeline(image) for key, image in await pipelines.fetchall()}
+            tasks = await connection.execute(sql.SQL(QUERY["live_tasks"]).format(**game))
+            task_rows = {key: events.decode_task(image) for key, image in await tasks.fetchall()}
+            factories = await connection.execute(sql.SQL(QUERY["live_factories"]).format(**game))
+            factory_rows = {key: events.decode_factory(image) for key, image in await factories.fetchall()}
+            ships = await _read_ships(connection, schema)
+            return LiveRows(pipeline_rows, task_rows, factory_rows, ships), await read_memory(connection)
+
+
+async def _read_ships(connection: Connection, schema: str) -> dict[tuple[int, str], bool] | None:
+    found: dict[str, list[str]] = dict(
+        await (await connection.execute(QUERY["ship_columns"], {"schema": schema})).fetchall()
+    )
+    for table, columns in _SHIP_COLUMNS.items():
+        if set(columns) <= set(found.get(table, ())):
+            query = sql.SQL(QUERY["ships"]).format(
+                status=sql.Identifier(columns[-1]), ships=sql.Identifier(schema, table)
+            )
+            rows = await (await connection.execute(query)).fetchall()
+            return {(player, ship[:128]): bool(idle) for player, ship, idle in rows}
+    return None
+
+
+async def read_health(connection: Connection, schema: str) -> Health:
+    """Ask the database how it is doing."""
+    with translated_errors():
+        cursor = await connection.execute(QUERY["health"], {"version": events.VERSION})
+        rows, oldest_age, unknown, queue_usage, lost, clock = (await cursor.fetchall())[0]
+        triggers = await (await connection.execute(QUERY["triggers"], {"schema": schema})).fetchall()
+        missing = await (await connection.execute(QUERY["missing_columns"])).fetchall()
+    return Health(
+        journal_rows=rows,
+        journal_oldest_age=oldest_age,
+        unknown_versions=unknown,
+        queue_usage=queue_usage,
+        lost_statements=lost,
+        clock=clock,
+        triggers=dict(triggers),
+        missing_columns=tuple(column for (column,) in missing),
+    )
