@@ -4,6 +4,8 @@ The only room that reads the environment, prints, and ends the process.
 """
 
 import re
+import signal
+import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -12,15 +14,20 @@ from typing import Any, TypeVar
 import anyio
 import click
 import psycopg
+import psycopg.sql
 from rich.console import Console
 
 from mfg_notify import __version__, logs, web
+from mfg_notify.demo import game
+from mfg_notify.demo.game import GameOptions
 from mfg_notify.errors import MfgNotifyError, UsageError
 from mfg_notify.exporter import Exporter, Settings
 from mfg_notify.postgres import migrations
 from mfg_notify.postgres.connection import complete_conninfo, describe, translated_errors
 
 ADDRESS = "127.0.0.1:9810"
+SIMULATED = "players of mfg-notify's simulated game"
+"""Comment on the table of players that `simulate` makes, by which it knows its own databases."""
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 say = partial(Console(highlight=False, soft_wrap=True).print)
@@ -32,6 +39,7 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 class _Duration(click.ParamType[float]):
     name = "duration"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
         if isinstance(value, float):
             return value
@@ -176,7 +184,7 @@ def migrate() -> None:
 @connection_options
 def migrate_up(dsn: str, game_schema: str) -> None:
     """Install or upgrade. Safe to repeat, also under a running game and a running exporter."""
-    conninfo = complete_conninfo(dsn)
+    conninfo = complete_conninfo(dsn, "mfg-notify migrate")
     with _connected(conninfo) as connection:
         applied = migrations.up(connection, game_schema, _say_waiting)
         status = migrations.read_status(connection, game_schema)
@@ -195,7 +203,7 @@ def migrate_up(dsn: str, game_schema: str) -> None:
 @connection_options
 def migrate_down(dsn: str, game_schema: str) -> None:
     """Remove everything that was installed; the totals go with it."""
-    conninfo = complete_conninfo(dsn)
+    conninfo = complete_conninfo(dsn, "mfg-notify migrate")
     with _connected(conninfo) as connection:
         connection.add_notice_handler(lambda notice: say(f"[yellow]note[/]: {notice.message_primary}"))
         removed = migrations.down(connection, game_schema, _say_waiting)
@@ -206,7 +214,7 @@ def migrate_down(dsn: str, game_schema: str) -> None:
 @connection_options
 def migrate_status(dsn: str, game_schema: str) -> None:
     """Say what is installed. Exit code 1 if that is not the newest version with all its triggers."""
-    with _connected(complete_conninfo(dsn)) as connection:
+    with _connected(complete_conninfo(dsn, "mfg-notify migrate")) as connection:
         status = migrations.read_status(connection, game_schema)
     latest = migrations.latest_version()
     say(f"version   {'not installed' if status.version is None else status.version} (newest: {latest})")
@@ -248,3 +256,133 @@ def _checked_path(path: str) -> str:
     if not path.startswith("/") or path.startswith("/-/"):
         raise UsageError(f"--web.telemetry-path {path!r} must begin with / and not with /-/")
     return path
+
+
+game_options = _options(
+    click.option("--players", type=click.IntRange(1, 100), default=3, show_default=True, help="Players in the game."),
+    click.option("--seed", type=int, default=1, show_default=True, help="The same seed plays the same game."),
+    click.option(
+        "--speed",
+        type=click.FloatRange(min=0, min_open=True),
+        default=30.0,
+        show_default=True,
+        help="Game seconds a second.",
+    ),
+    click.option(
+        "--rate",
+        type=click.FloatRange(min=0),
+        help="Instead of --speed: about so many changes a second over all players; 0 is as fast as possible.",
+    ),
+)
+
+
+@main.command()
+@game_options
+@web_options
+@log_options
+def demo(
+    players: int,
+    seed: int,
+    speed: float,
+    rate: float | None,
+    listen_addresses: tuple[str, ...],
+    telemetry_path: str,
+    log_level: str,
+    log_format: logs.Format | None,
+) -> None:
+    """See it run on an empty machine: PostgreSQL, the game's tables, a simulated game, the exporter.
+
+    Needs pip install 'mfg-notify[demo]'. Ctrl-C removes everything it made.
+    """
+    from mfg_notify.demo.embedded import EmbeddedPostgres
+
+    _configure_logs(log_level, log_format)
+    # Until the exporter takes the signals over, SIGTERM must unwind as Ctrl-C does, or the server would stay behind.
+    signal.signal(signal.SIGTERM, _raise_keyboard_interrupt)
+    options = GameOptions(seed=seed, players=players, speed=speed, rate=rate)
+    sockets = web.bind(listen_addresses)
+    try:
+        say("starting PostgreSQL 18 with a database of its own …")
+        with EmbeddedPostgres() as server:
+            dsn = server.dsn()
+            say("creating the game's tables …")
+            anyio.run(_create_game_tables, dsn, "public")
+            say("installing the triggers …")
+            with _connected(dsn) as connection:
+                migrations.up(connection, "public", _say_waiting)
+            say(f"playing with {players} players and seed {seed}\n")
+            for listening in sockets:
+                say(f"  metrics   http://{web.address_of(listening)}{telemetry_path}")
+            say(f'  database  psql "{dsn}"')
+            say("\nCtrl-C ends it and removes everything.\n")
+            settings = Settings(dsn, telemetry_path=_checked_path(telemetry_path))
+            anyio.run(_demonstrate, Exporter(settings), sockets, dsn, options)
+    except KeyboardInterrupt:
+        say("stopped")
+
+
+async def _create_game_tables(dsn: str, schema: str) -> None:
+    with translated_errors():
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+            await game.create_tables(connection, schema)
+
+
+async def _demonstrate(exporter: Exporter, sockets: list[socket.socket], dsn: str, options: GameOptions) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(game.play, dsn, options))
+        await exporter.run(sockets, handle_signals=True)
+        tasks.cancel_scope.cancel()
+
+
+def _raise_keyboard_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@main.command()
+@connection_options
+@game_options
+@click.option("--duration", type=DURATION, help="Stop after this time; without it, play until Ctrl-C.")
+@click.option("--force", is_flag=True, help="Play in a database that holds a game that is not simulated.")
+def simulate(
+    dsn: str,
+    game_schema: str,
+    players: int,
+    seed: int,
+    speed: float,
+    rate: float | None,
+    duration: float | None,
+    *,
+    force: bool,
+) -> None:
+    """Play the simulated game of the demo in a database that you name.
+
+    Makes the game's tables where there are none. Refuses a database with tables that it did not make.
+    """
+    conninfo = complete_conninfo(dsn, "mfg-notify simulate")
+    options = GameOptions(seed=seed, players=players, speed=speed, rate=rate)
+    _claim(conninfo, game_schema, force=force)
+    say(f"playing in {describe(conninfo)}; Ctrl-C ends it")
+    try:
+        with translated_errors():
+            progress = anyio.run(partial(game.play, conninfo, options, schema=game_schema, duration=duration))
+    except KeyboardInterrupt:
+        say("stopped")
+    else:
+        say(f"played {progress.statements} changes in {progress.transactions} transactions")
+
+
+def _claim(conninfo: str, schema: str, *, force: bool) -> None:
+    table = psycopg.sql.Identifier(schema, "players")
+    with _connected(conninfo) as connection, translated_errors():
+        found = connection.execute(
+            "SELECT to_regclass(%(table)s) IS NULL, obj_description(to_regclass(%(table)s), 'pg_class')",
+            {"table": table.as_string(connection)},
+        ).fetchone()
+        absent, remark = found if found is not None else (True, None)
+        if not absent and remark != SIMULATED and not force:
+            raise UsageError(
+                f"{describe(conninfo)} holds a game that is not simulated; name another database, or say --force"
+            )
+        anyio.run(_create_game_tables, conninfo, schema)
+        if absent:
+            connection.execute(psycopg.sql.SQL("COMMENT ON TABLE {} IS {}").format(table, SIMULATED))

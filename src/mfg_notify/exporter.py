@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import anyio
 import structlog
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from mfg_notify import web
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
@@ -167,6 +167,8 @@ class Exporter:
                 tasks.start_soon(self._stop_on_signal)
             if sockets:
                 tasks.start_soon(server.serve, list(sockets))
+                for listening in sockets:
+                    log.info("serving", address=web.address_of(listening))
             await self._keep_connected()
             server.should_exit = True
             tasks.cancel_scope.deadline = anyio.current_time() + web.GRACE + 0.5
@@ -208,7 +210,7 @@ class Exporter:
 
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(DatabaseError),
-            wait=wait_exponential_jitter(initial=0.1, max=RETRY_CAP, jitter=0.1),
+            wait=wait_random_exponential(multiplier=0.1, max=RETRY_CAP),
             before_sleep=report,
         )
         with anyio.CancelScope() as scope:

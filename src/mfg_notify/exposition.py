@@ -14,6 +14,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
@@ -146,6 +147,7 @@ def _cumulative(metric: Metric, distribution: Distribution) -> list[tuple[str, f
 
 def make_registry() -> CollectorRegistry:
     """Return a registry with process_* and python_info; the exporter adds its own collectors."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each of ours, and nobody asks
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

@@ -85,10 +85,18 @@ def bind(addresses: Sequence[str]) -> list[socket.socket]:
             listening = socket.socket(family, kind, protocol)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(place)
+            # From here on a client waits instead of being refused.
+            listening.listen()
         except OSError as error:
             raise UsageError(f"cannot listen on {address}: {error.strerror or error}") from error
         sockets.append(listening)
     return sockets
+
+
+def address_of(listening: socket.socket) -> str:
+    """Return the address of a bound socket as `host:port`."""
+    host, port = listening.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class Server(uvicorn.Server):

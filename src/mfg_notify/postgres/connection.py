@@ -23,10 +23,7 @@ from mfg_notify.postgres.queries import QUERY
 
 Connection: TypeAlias = AsyncConnection[TupleRow]
 
-APPLICATION_NAME = "mfg-notify"
-
 _DEFAULTS: Mapping[str, str] = {
-    "application_name": APPLICATION_NAME,
     "connect_timeout": "5",
     "keepalives_idle": "5",
     "keepalives_interval": "2",
@@ -36,7 +33,7 @@ _DEFAULTS: Mapping[str, str] = {
 _ENVIRONMENT = {"application_name": "PGAPPNAME", "connect_timeout": "PGCONNECT_TIMEOUT"}
 
 
-def complete_conninfo(dsn: str) -> str:
+def complete_conninfo(dsn: str, application_name: str = "mfg-notify") -> str:
     """Return the conninfo with our defaults for what it leaves open. Raise `UsageError` where it cannot be parsed.
 
     An empty dsn leaves everything to libpq's own PG* variables, service and password file. The error never repeats
@@ -53,7 +50,7 @@ def complete_conninfo(dsn: str) -> str:
             f"the DSN cannot be parsed ({reason}); it looks like postgresql://user@host:5432/database "
             "or host=… dbname=… user=…"
         ) from None
-    settings = dict(_DEFAULTS)
+    settings = {"application_name": application_name, **_DEFAULTS}
     for name, variable in _ENVIRONMENT.items():
         if variable in os.environ:
             del settings[name]

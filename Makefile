@@ -1,0 +1,52 @@
+# Each target makes its own environment in .venv; Python 3.11 or newer and make are all it needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format docs clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+demo: $(VENV)/demo ## see it run: PostgreSQL, the game's tables, a simulated game, the exporter
+	@exec $(BIN)/mfg-notify demo
+
+test: $(VENV)/dev ## run the whole test suite
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: $(VENV)/dev ## lint, format, types, import contracts, generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+format: $(VENV)/dev ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/dev ## write the generated parts of the documentation
+	$(BIN)/python docs/generate.py
+
+clean: ## remove the environment and all caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
+
+$(VENV)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "mfg-notify needs Python 3.11 or newer; name one with: make PYTHON=python3.12 …"; exit 1; }
+	@echo "making the environment in $(VENV) …"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/demo: $(VENV)/python pyproject.toml
+	@echo "installing mfg-notify and an embedded PostgreSQL …"
+	@$(PIP) install --editable '.[demo]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/python pyproject.toml
+	@echo "installing mfg-notify and its development tools …"
+	@$(PIP) install --editable '.[dev]'
+	@touch $@ $(VENV)/demo

