@@ -59,7 +59,7 @@ def make_application(
         )
         return HTMLResponse(page)
 
-    return Starlette(
+    application = Starlette(
         routes=[
             Route(telemetry_path, metrics),
             Route("/-/healthy", healthy),
@@ -68,6 +68,9 @@ def make_application(
         ],
         middleware=[Middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)],
     )
+    # Other paths are 404, those with a slash too many among them.
+    application.router.redirect_slashes = False
+    return application
 
 
 def bind(addresses: Sequence[str]) -> list[socket.socket]:

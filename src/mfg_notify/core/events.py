@@ -123,6 +123,8 @@ _pipeline_decoder = msgspec.json.Decoder(PipelineImage)
 _task_decoder = msgspec.json.Decoder(TaskImage)
 _factory_decoder = msgspec.json.Decoder(FactoryImage)
 
+_NOT_AN_EVENT = (msgspec.DecodeError, UnicodeError, RecursionError)
+"""What the decoder raises: the last of them for brackets nested a thousand deep."""
 _IMAGES = {"I": (False, True), "U": (True, True), "D": (True, False), "T": (False, False)}
 
 
@@ -130,7 +132,7 @@ def decode_change(body: str | bytes) -> Change:
     """Decode the body of a journal row. Raise `MalformedEvent` where it is not one of this version."""
     try:
         change = _change_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _NOT_AN_EVENT as error:
         raise MalformedEvent(str(error)) from error
     if (change.old is not None, change.new is not None) != _IMAGES[change.operation]:
         raise MalformedEvent(f"operation {change.operation} does not go with its images")
@@ -155,5 +157,5 @@ def decode_factory(image: str | bytes) -> FactoryImage:
 def _decode_image(decoder: msgspec.json.Decoder[_Image], image: str | bytes) -> _Image:
     try:
         return decoder.decode(image)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _NOT_AN_EVENT as error:
         raise MalformedEvent(str(error)) from error

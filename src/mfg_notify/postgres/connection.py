@@ -116,7 +116,8 @@ def translated_errors() -> Iterator[None]:
 
 def translate(error: psycopg.Error) -> DatabaseError:
     """Return our error for one of psycopg's: what kind it is, and what to do about it."""
-    text = " ".join(str(error).split())
+    # libpq repeats the value of an option that it cannot read; a misplaced password may be in there.
+    text = re.sub(r'(invalid \w* ?value) "[^"]*"', r'\1 "…"', " ".join(str(error).split()))
     match error:
         case errors.InsufficientPrivilege():
             return AccessDenied(f"{text}; grant it, or run as the role that installed the triggers")

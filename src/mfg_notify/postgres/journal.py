@@ -58,8 +58,8 @@ async def release_lease(connection: Connection, who: str) -> None:
         await connection.execute(QUERY["release_lease"], {"who": who})
 
 
-async def fold(connection: Connection, who: str) -> Fold | None:
-    """Move up to `CHUNK` events from the journal into the totals in one transaction.
+async def fold(connection: Connection, who: str, chunk: int = CHUNK) -> Fold | None:
+    """Move up to `chunk` events from the journal into the totals in one transaction.
 
     None: `who` does not hold the lease, and nothing was done. When this raises, the COMMIT may or may not have
     happened: read the totals again.
@@ -69,14 +69,14 @@ async def fold(connection: Connection, who: str) -> Fold | None:
             row = await (await connection.execute(QUERY["begin_fold"], {"who": who})).fetchone()
             if row is None:
                 return None
-            taken = await connection.execute(QUERY["take_events"], {"version": VERSION, "chunk": CHUNK})
+            taken = await connection.execute(QUERY["take_events"], {"version": VERSION, "chunk": chunk})
             rows = sorted(await taken.fetchall())
             events, malformed = _decode(rows)
             settlement = settle(events)
             if rows:
                 await _save(connection, settlement)
                 await connection.execute(QUERY["mark_folded"], {"id": rows[-1][0]})
-    return Fold(row[0], events, settlement, malformed, len(rows) < CHUNK)
+    return Fold(row[0], events, settlement, malformed, len(rows) < chunk)
 
 
 def _decode(rows: list[TupleRow]) -> tuple[list[Event], int]:

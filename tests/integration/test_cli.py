@@ -1,0 +1,200 @@
+"""The command as a user meets it: help, clear errors, exit codes, and no secret anywhere."""
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+
+import httpx
+import pytest
+from click.testing import CliRunner
+from tests.conftest import Database
+from tests.support import ExporterProcess, eventually, samples
+
+from mfg_notify import __version__
+from mfg_notify.cli import main
+from mfg_notify.core.catalogue import SPECIFIED
+from mfg_notify.postgres.connection import complete_conninfo, describe
+
+SECRET = "s3cr3t-w0rd"  # noqa: S105
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    """Run the command in a process of its own; return exit code and everything it printed."""
+    command = [sys.executable, "-m", "mfg_notify", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_help_and_version() -> None:
+    assert run("--version") == (0, f"mfg-notify, version {__version__}\n")
+    for command in ("run", "migrate up", "migrate down", "migrate status", "migrate sql", "demo", "simulate"):
+        result = CliRunner().invoke(main, [*command.split(), "--help"])
+        assert result.exit_code == 0
+        assert len(result.output.splitlines()) > 5
+    code, text = run("run", "--help")
+    assert code == 0
+    for option in re.findall(r"^  (--[\w.-]+)", text, flags=re.MULTILINE):
+        name = option.removeprefix("--").replace(".", "_").replace("-", "_").upper()
+        assert option == "--help" or f"MFG_NOTIFY_{name}" in text
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        f"host=127.0.0.1 port=1 user=u password={SECRET} dbname=d",
+        f"postgresql://u:{SECRET}@127.0.0.1:1/d",
+        f"postgresql://127.0.0.1:1/d?user=u&password={SECRET}",
+        f"postgres:/u:{SECRET}@127.0.0.1/d",
+        f"postgresql://u:{SECRET}@oops@127.0.0.1:1/d",
+        f"postgresql://u:x@{SECRET}@127.0.0.1:1/d",
+        f"host=127.0.0.1 port=1 password={SECRET} nonsense={SECRET}",
+        f"host=127.0.0.1 port=1 password='{SECRET}",
+        f"{SECRET}",
+        f"postgresql://u:{SECRET}@127.0.0.1:{SECRET}/d",
+    ],
+)
+def test_no_password_in_any_error(dsn: str) -> None:
+    code, text = run("migrate", "up", "--dsn", dsn)
+    assert code == 1
+    assert text.startswith("Error: ")
+    assert "Traceback" not in text
+    assert SECRET not in text
+
+
+def test_no_password_in_log_or_pages() -> None:
+    with ExporterProcess(f"postgresql://u:{SECRET}@127.0.0.1:1/d") as exporter:
+        eventually(lambda: "waiting for the database" in exporter.read_log())
+        pages = [exporter.get(path).text for path in ("/", "/-/ready", "/metrics")]
+        assert SECRET not in exporter.read_log() + "".join(pages)
+
+
+def test_described_without_secrets() -> None:
+    assert describe(complete_conninfo(f"postgresql://u:{SECRET}@db.example:5433/game")) == "u@db.example:5433/game"
+
+
+def test_what_the_dsn_says_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "connect_timeout=9" in complete_conninfo("connect_timeout=9")
+    assert "application_name='my own'" in complete_conninfo("application_name='my own'")
+    monkeypatch.setenv("PGAPPNAME", "from outside")
+    assert "application_name" not in complete_conninfo("")
+
+
+def test_errors_say_what_to_do(database: Database) -> None:
+    code, text = run("migrate", "up", "--dsn", database.dsn, "--game-schema", "nowhere")
+    assert (code, "nowhere.manufacturing_tasks (the table is missing)" in text) == (1, True)
+    code, text = run("migrate", "status", "--dsn", database.dsn, "--game-schema", "nowhere")
+    assert (code, "see --game-schema" in text) == (1, True)
+    with ExporterProcess(database.dsn) as exporter:
+        eventually(lambda: "run `mfg-notify migrate up`" in exporter.get("/-/ready").text)
+    with ExporterProcess(database.dsn.replace(database.name, "no_such_database")) as exporter:
+        eventually(lambda: "does not exist" in exporter.get("/-/ready").text)
+    with database.connect() as connection:
+        connection.execute(
+            "DO $$ BEGIN CREATE ROLE mfg_test_ordinary LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+        )
+    ordinary = database.dsn + " user=mfg_test_ordinary"
+    code, text = run("migrate", "up", "--dsn", ordinary)
+    assert (code, "permission denied" in text) == (1, True)
+    assert run("migrate", "up", "--dsn", database.dsn)[0] == 0
+    with ExporterProcess(ordinary) as exporter:
+        eventually(lambda: "permission denied for schema mfg_notify" in exporter.get("/-/ready").text)
+
+
+@pytest.mark.parametrize(
+    ("option", "wrong", "said"),
+    [
+        ("--web.listen-address", "9810", "is not host:port"),
+        ("--web.listen-address", "127.0.0.1:99999", "is not host:port"),
+        ("--web.listen-address", "256.0.0.1:0", "cannot listen on"),
+        ("--web.telemetry-path", "metrics", "must begin with /"),
+        ("--reconcile-interval", "soon", "is not a duration"),
+        ("--reconcile-interval", "0s", "is not a duration"),
+        ("--log.level", "loud", "Invalid value"),
+    ],
+)
+def test_wrong_options(option: str, wrong: str, said: str) -> None:
+    code, text = run("run", option, wrong)
+    assert code != 0
+    assert said in text
+    assert "Traceback" not in text
+
+
+def test_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, text = run("run", "--web.listen-address", f"127.0.0.1:{taken.getsockname()[1]}")
+    assert code == 1
+    assert "Address already in use" in text
+
+
+def test_missing_column_is_named_by_the_exporter(installed: Database) -> None:
+    with installed.connect() as connection, ExporterProcess(installed.dsn, "--reconcile-interval", "200ms") as exporter:
+        exporter.wait_ready()
+        connection.execute("ALTER TABLE manufacturing_tasks DROP COLUMN ready_at")
+        eventually(lambda: "lack what is needed: public.manufacturing_tasks.ready_at" in exporter.get("/-/ready").text)
+        assert exporter.page()
+        connection.execute("ALTER TABLE manufacturing_tasks ADD COLUMN ready_at timestamptz")
+        exporter.wait_ready()
+
+
+def test_http(installed: Database) -> None:
+    with ExporterProcess(installed.dsn, "--web.telemetry-path", "/m", "--web.listen-address", "[::1]:0") as exporter:
+        exporter.wait_ready()
+        plain = exporter.get("/m")
+        assert plain.headers["content-type"].startswith("text/plain; version=")
+        assert plain.headers["content-encoding"] == "gzip"
+        uncompressed = httpx.get(exporter.address + "/m", headers={"accept-encoding": "identity"})
+        assert "content-encoding" not in uncompressed.headers
+        openmetrics = httpx.get(
+            exporter.address + "/m", headers={"accept": "application/openmetrics-text;version=1.0.0"}
+        )
+        assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
+        assert openmetrics.text.endswith("# EOF\n")
+        assert exporter.get("/-/healthy").status_code == 200
+        assert exporter.get("/metrics").status_code == 404
+        assert exporter.get("/m/").status_code == 404
+        assert '<a href="/m">' in exporter.get("/").text
+        assert httpx.post(exporter.address + "/m").status_code == 405
+        assert exporter.read_log().count("msg=serving") + exporter.read_log().count("event=serving") == 2
+
+
+def test_simulate_claims_only_its_own(installed: Database, database: Database) -> None:
+    code, text = run("simulate", "--dsn", installed.dsn, "--duration", "1s")
+    assert code == 1
+    assert "holds a game that is not simulated" in text
+    with database.connect() as connection:
+        connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    for _ in range(2):
+        code, text = run("simulate", "--dsn", database.dsn, "--duration", "500ms", "--rate", "100", "--players", "1")
+        assert code == 0, text
+        assert re.search(r"played [1-9]\d* changes", text)
+
+
+def test_demo_shows_every_specified_metric_and_cleans_up() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "mfg_notify", "demo", "--web.listen-address", "127.0.0.1:0", "--speed", "60"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as demo:
+        assert demo.stdout is not None
+        printed = ""
+        while "Ctrl-C ends it" not in printed:
+            line = demo.stdout.readline()
+            assert line, printed
+            printed += line
+        url = re.search(r"http://\S+", printed)
+        folder = re.search(r"host=(\S+)", printed)
+        assert url is not None
+        assert folder is not None
+
+        def shown() -> set[str]:
+            return {name for (name, _), number in samples(httpx.get(url[0]).text).items() if number}
+
+        wanted = {metric.full_name + ("_count" if metric.buckets else "") for metric in SPECIFIED}
+        # Every metric moves, not only is there.
+        eventually(lambda: wanted - shown(), lambda missing: not missing)
+        demo.terminate()
+        assert demo.wait(10) == 0
+    assert not shutil.os.path.exists(folder[1])  # type: ignore[attr-defined]

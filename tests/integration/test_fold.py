@@ -1,0 +1,151 @@
+"""Any split, repetition or crash between the steps of a fold gives the totals of a plain recount."""
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.conftest import Database, Server
+
+from mfg_notify.core.counters import Totals
+from mfg_notify.core.events import Event, decode_change
+from mfg_notify.core.rules import SampleKey, increments
+from mfg_notify.demo.game import GameOptions, play
+from mfg_notify.postgres import journal
+from mfg_notify.postgres.queries import QUERY
+
+STEPS = ("begin_fold", "take_events", "add_totals", "add_recent", "add_latest", "mark_folded")
+COMMITTED = "committed"
+"""The transaction is through, and its reply never arrives."""
+
+
+class CrashError(Exception):
+    """The exporter dies."""
+
+
+class CrashingConnection(psycopg.AsyncConnection[Any]):
+    """A connection that breaks just before it sends the statement of that name."""
+
+    crash_before = ""
+
+    async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Send a statement, or die."""
+        if self.crash_before and query == QUERY[self.crash_before]:
+            self.pgconn.finish()
+            raise CrashError
+        return await super().execute(query, *args, **kwargs)
+
+
+class Exporter:
+    """What an exporter knows between its folds."""
+
+    def __init__(self, who: str) -> None:
+        self.who = who
+        self.totals = Totals()
+
+    async def fold(self, dsn: str, chunk: int, crash: str) -> bool:
+        """Fold once on a new connection; True when the journal is drained. Crash where told."""
+        async with await CrashingConnection.connect(dsn, autocommit=True) as connection:
+            # Both believe that they lead, one after the other: the worst that a lease may let happen.
+            await connection.execute("UPDATE mfg_notify.owner SET who = %s", (self.who,))
+            if crash in STEPS:
+                connection.crash_before = crash
+            fold = await journal.fold(connection, self.who, chunk)
+            assert fold is not None
+            if crash == COMMITTED:
+                raise CrashError
+            if self.totals.follows(fold.generation):
+                self.totals.add(fold.settlement, fold.generation)
+            else:
+                read = await journal.read_settled(connection)
+                self.totals.replace(read.totals, read.generation)
+            return fold.drained
+
+
+@pytest.fixture(scope="module")
+def full(server: Server) -> Iterator[Database]:
+    """Return a database with a copy of a journal that a game has filled."""
+    clones = server.clone(server.installed)
+    database = next(clones)
+    anyio.run(partial(play, database.dsn, GameOptions(seed=11, rate=0), statements=1200))
+    with database.connect() as connection:
+        connection.execute("CREATE TABLE public.copy AS SELECT * FROM mfg_notify.event")
+    yield database
+    next(clones, None)
+
+
+def recount(connection: psycopg.Connection) -> dict[SampleKey, int]:
+    """Sum up what the journal holds, one event at a time."""
+    totals: Counter[SampleKey] = Counter()
+    for number, xid, at, body in connection.execute(
+        "SELECT id, xid::text::bigint, (extract(epoch FROM at) * 1000000)::bigint, body FROM public.copy"
+    ):
+        for key, n in increments(Event(number, xid, at, decode_change(body))):
+            totals[key] += n
+    return dict(totals)
+
+
+async def play_out(dsn: str, steps: list[tuple[int, int, str]]) -> list[dict[SampleKey, int]]:
+    """Fold in such steps, then to the end; return the totals that each exporter knows, and those in the database."""
+    exporters = [Exporter("one"), Exporter("two")]
+    for number, chunk, crash in steps:
+        try:
+            await exporters[number].fold(dsn, chunk, crash)
+        except (CrashError, psycopg.OperationalError):
+            exporters[number] = Exporter(exporters[number].who)
+    for exporter in exporters:
+        while not await exporter.fold(dsn, 500, ""):
+            pass
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        stored = (await journal.read_settled(connection)).totals
+    return [exporters[0].totals.snapshot(), exporters[1].totals.snapshot(), stored]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from((0, 1)), st.integers(1, 400), st.sampled_from(("", "", *STEPS, COMMITTED))),
+        max_size=12,
+    )
+)
+def test_totals_are_those_of_a_plain_recount(full: Database, steps: list[tuple[int, int, str]]) -> None:
+    with full.connect() as connection:
+        connection.execute(
+            """TRUNCATE mfg_notify.total, mfg_notify.recent, mfg_notify.latest, mfg_notify.event;
+               INSERT INTO mfg_notify.event OVERRIDING SYSTEM VALUE SELECT * FROM public.copy"""
+        )
+        truth = recount(connection)
+        for known in anyio.run(play_out, full.dsn, steps):
+            assert known == truth
+
+
+def test_totals_stop_at_the_end_of_bigint(installed: Database) -> None:
+    with installed.connect() as connection:
+        highest = 2**63 - 1
+        for n in (highest - 1, 5, 7):
+            connection.execute(
+                QUERY["add_totals"], {"metrics": ["manufacturing_revenue_total"], "labels": ["{}"], "n": [n]}
+            )
+        assert connection.execute("SELECT n FROM mfg_notify.total").fetchall() == [(highest,)]
+
+
+def test_poison_in_the_journal_is_taken_out_and_counted(installed: Database) -> None:
+    async def fold() -> journal.Fold | None:
+        async with await psycopg.AsyncConnection.connect(installed.dsn, autocommit=True) as connection:
+            await journal.acquire_lease(connection, "one")
+            return await journal.fold(connection, "one")
+
+    with installed.connect() as connection:
+        for body in ("junk", "[" * 100_000, '["task","U","t",null,null]', '["planet","I","p",null,null]'):
+            connection.execute("INSERT INTO mfg_notify.event (body) VALUES (%s)", (body,))
+        connection.execute("INSERT INTO mfg_notify.event (body, version) VALUES ('of tomorrow', 2)")
+        folded = anyio.run(fold)
+        assert folded is not None
+        assert (folded.malformed, folded.events) == (4, [])
+        # What a newer version has written is not ours to throw away.
+        assert connection.execute("SELECT body FROM mfg_notify.event").fetchall() == [("of tomorrow",)]
