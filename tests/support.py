@@ -14,7 +14,6 @@ from typing import Self, TypeVar
 import anyio
 import httpx
 import psycopg
-from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 from tests import truth
@@ -138,7 +137,7 @@ async def exporting(dsn: str, reconcile_interval: float = 30.0) -> AsyncIterator
 
 def page_of(exporter: Exporter) -> str:
     """Return the metrics of an exporter in this loop as text."""
-    return generate_latest(exporter.registry).decode()
+    return exporter.page.render()[0].decode()
 
 
 async def settled(exporter: Exporter, connection: psycopg.Connection) -> str:

@@ -18,6 +18,7 @@ import psycopg.sql
 from rich.console import Console
 
 from mfg_notify import __version__, logs, web
+from mfg_notify.core.series import SERIES_MAXIMUM
 from mfg_notify.demo import game
 from mfg_notify.demo.game import GameOptions
 from mfg_notify.errors import MfgNotifyError, UsageError
@@ -153,6 +154,16 @@ def main() -> None:
     show_default=True,
     help="Time between two readings of the live rows.",
 )
+@click.option(
+    "--max-series",
+    "series_maximum",
+    envvar="MFG_NOTIFY_MAX_SERIES",
+    show_envvar=True,
+    type=click.IntRange(min=1),
+    default=SERIES_MAXIMUM,
+    show_default=True,
+    help="Series of the game shown at most; totals past it are summed under the label value 'other'.",
+)
 @log_options
 def run(
     dsn: str,
@@ -160,6 +171,7 @@ def run(
     listen_addresses: tuple[str, ...],
     telemetry_path: str,
     reconcile_interval: float,
+    series_maximum: int,
     log_level: str,
     log_format: logs.Format | None,
 ) -> None:
@@ -169,7 +181,7 @@ def run(
     end it.
     """
     _configure_logs(log_level, log_format)
-    settings = Settings(dsn, game_schema, reconcile_interval, _checked_path(telemetry_path))
+    settings = Settings(dsn, game_schema, reconcile_interval, _checked_path(telemetry_path), series_maximum)
     sockets = web.bind(listen_addresses)
     exporter = Exporter(settings)
     anyio.run(partial(exporter.run, sockets, handle_signals=True))

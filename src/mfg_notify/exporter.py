@@ -4,6 +4,7 @@ Owns time and order: what is done when, and what a broken connection means. What
 means is in `core`.
 """
 
+import math
 import os
 import secrets
 import signal
@@ -20,22 +21,30 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from mfg_notify import web
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
-from mfg_notify.core.counters import Settlement, Totals
-from mfg_notify.core.factory_floor import HOUR, Floor, Memory, survey
-from mfg_notify.core.series import View
-from mfg_notify.errors import DatabaseError, DatabaseUnavailable, ListenerSilent, SchemaNotReady, SchemaTooNew
-from mfg_notify.exposition import GameCollector, Telemetry, make_registry
+from mfg_notify.core.counters import Arrival, Counters, settle
+from mfg_notify.core.events import Event, decode_payload
+from mfg_notify.core.factory_floor import FactoryFloor, Memory
+from mfg_notify.core.series import SERIES_MAXIMUM, View
+from mfg_notify.errors import (
+    DatabaseError,
+    DatabaseUnavailable,
+    ListenerSilent,
+    MalformedEvent,
+    SchemaNotReady,
+    SchemaTooNew,
+)
+from mfg_notify.exposition import Page
 from mfg_notify.postgres import journal, migrations, snapshot
 from mfg_notify.postgres.connection import Connection, complete_conninfo, connect, describe, translated_errors
-from mfg_notify.postgres.listener import PING, Listener
+from mfg_notify.postgres.listener import FOLD, PING, Listener
 from mfg_notify.postgres.queries import QUERY
 
 FOLD_DELAY = 0.02
-"""Seconds from a notification to the fold that it asks for: those that come together are folded together."""
+"""Seconds from a notification that could not be counted by itself to the fold that it asks for."""
+CONFIRM_DELAY = 2.0
+"""Seconds from a payload that was counted to the fold that settles it."""
 FOLD_INTERVAL_WITHOUT_NOTIFY = 1.0
 """Seconds between folds where the triggers may not notify."""
-SNAPSHOT_INTERVAL_MINIMUM = 1.0
-"""Seconds: a fold that brought events brings the next snapshot forward, but not nearer than this."""
 TICK_INTERVAL = 1.0
 """Seconds between pings, which are also the beats of the lease."""
 SILENCE = 5.0
@@ -59,6 +68,7 @@ class Settings:
     schema: str = "public"
     reconcile_interval: float = 30.0
     telemetry_path: str = "/metrics"
+    series_maximum: int = SERIES_MAXIMUM
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +114,12 @@ class _Session:
     ping_number: int = 0
     ping_sent: float | None = None
     """When the ping that has not come back was sent."""
+    suspects: frozenset[int] | None = None
+    """What was pending when the draining of the journal began that is under way."""
+    taken: snapshot.Snapshot | None = None
+    """Live rows that wait until everything that they show has been heard of."""
+    taken_fence: int | None = None
+    """The fence that says so; None until the fold that sends it."""
 
     async def close(self) -> None:
         await self.listening.close()
@@ -118,9 +134,8 @@ class Exporter:
         self._conninfo = complete_conninfo(settings.dsn)
         self._clock = clock
         self._who = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self.registry = make_registry()
-        self.telemetry = Telemetry(self.registry)
-        self.registry.register(GameCollector(lambda: self._view, self.database_now, self.telemetry))
+        self.page = Page(self._read_view, self.database_now, settings.series_maximum)
+        self.telemetry = self.page.telemetry
         self.state = State()
         self._changed = anyio.Condition()
         self._wake = anyio.Event()
@@ -129,10 +144,10 @@ class Exporter:
 
         self._trouble_known: str | None = None
         self._triggers_known: dict[str, int] = {}
-        self._totals = Totals()
+        self._counters = Counters()
         self._memory = Memory()
-        self._floor: Floor | None = None
-        self._view: View | None = None
+        self._floor = FactoryFloor()
+        self._presentable = False
         self._database_ahead = time.time_ns() // 1000 - round(clock() * MICROSECONDS_PER_SECOND)
 
     # ------------------------------------------------------------------------------------------ outside --
@@ -161,7 +176,7 @@ class Exporter:
 
     async def run(self, sockets: Sequence[socket.socket] = (), *, handle_signals: bool = False) -> None:
         """Export until `stop` is called, serving HTTP on the given sockets. Broken connections are mended."""
-        server = web.Server(web.make_application(self.registry, self.readiness, self._settings.telemetry_path))
+        server = web.Server(web.make_application(self.page.render, self.readiness, self._settings.telemetry_path))
         async with anyio.create_task_group() as tasks:
             if handle_signals:
                 tasks.start_soon(self._stop_on_signal)
@@ -199,7 +214,7 @@ class Exporter:
             finally:
                 await session.close()
                 # The outcome of a COMMIT that was under way is unknown: read the totals again.
-                self._totals.forget()
+                self._counters.disconnect()
                 await self._change(connected=False, leader=False, standby=False)
 
     async def _connect(self) -> _Session | None:
@@ -285,58 +300,84 @@ class Exporter:
 
     async def _work(self, session: _Session) -> None:
         """Do what is due, one thing at a time, until `stop`."""
-        tick_due = fold_due = reconcile_due = last_snapshot = self._clock()
-        last_snapshot -= SNAPSHOT_INTERVAL_MINIMUM
+        tick_due = fold_due = reconcile_due = self._clock()
         while not self._stopping:
             self._wake = anyio.Event()
             now = self._clock()
-            if self._receive(session):
-                fold_due = min(fold_due, now + FOLD_DELAY)
+            fold_due = min(fold_due, now + self._receive(session))
+            if self._floor.truncated:
+                reconcile_due = now
             if now >= tick_due:
                 was_leader = self.state.leader
                 await self._tick(session)
                 tick_due = now + TICK_INTERVAL
                 if self.state.leader and not was_leader:
                     fold_due = reconcile_due = now
+            if self.state.leader and now >= reconcile_due and session.taken is None:
+                await self._take_snapshot(session)
+                reconcile_due = now + self._settings.reconcile_interval
+                fold_due = now
             if self.state.leader and now >= fold_due:
-                events, drained = await self._fold(session)
-                idle = FOLD_INTERVAL_WITHOUT_NOTIFY if not session.notify else self._settings.reconcile_interval
-                fold_due = self._clock() + idle if drained else now
-                if events:
-                    reconcile_due = min(reconcile_due, max(now, last_snapshot + SNAPSHOT_INTERVAL_MINIMUM))
-            if self.state.leader and self.state.drained and now >= reconcile_due:
+                idle = self._settings.reconcile_interval if session.notify else FOLD_INTERVAL_WITHOUT_NOTIFY
+                fold_due = self._clock() + idle if await self._fold(session) else now
+            if session.taken_fence is not None and self._counters.fence >= session.taken_fence:
                 await self._reconcile(session)
-                last_snapshot = self._clock()
-                reconcile_due = last_snapshot + self._settings.reconcile_interval
-                fold_due = min(fold_due, last_snapshot)
             due = min(tick_due, fold_due, reconcile_due) if self.state.leader else tick_due
             with anyio.move_on_after(max(0.0, due - self._clock())):
                 await self._wake.wait()
         await self._finish(session)
 
-    def _receive(self, session: _Session) -> bool:
-        """Look at what has been notified; True if something calls for a fold."""
-        received = 0
-        for payload in session.listener.take():
-            if payload == f"{PING}{self._who} {session.ping_number}" and session.ping_sent is not None:
-                self.telemetry.listener_roundtrip.observe(self._clock() - session.ping_sent)
-                session.ping_sent = None
-            elif not payload.startswith(PING):
-                received += 1
-        self.telemetry.notifications_received.inc(received)
-        return received > 0
+    def _receive(self, session: _Session) -> float:
+        """Count what has been notified; return in how many seconds a fold is due for it."""
+        due = math.inf
+        own = session.working.info.backend_pid
+        events: list[Event] = []
+        for notification in session.listener.take():
+            payload = notification.payload
+            # The server says who sent it, and nobody can forge that.
+            if notification.pid == own and payload.startswith(journal.FENCE):
+                self._counters.receive_fence(int(payload.removeprefix(journal.FENCE)))
+            elif notification.pid == own and payload.startswith(PING):
+                if int(payload.removeprefix(PING)) == session.ping_number and session.ping_sent is not None:
+                    self.telemetry.listener_roundtrip.observe(self._clock() - session.ping_sent)
+                    session.ping_sent = None
+            elif self.state.leader and not payload.startswith((PING, journal.FENCE)):
+                due = min(due, self._receive_payload(payload, events))
+        if events:
+            self._account(events)
+        return due
+
+    def _receive_payload(self, payload: str, counted: list[Event]) -> float:
+        self.telemetry.notifications_received.inc()
+        if payload == FOLD:
+            return FOLD_DELAY
+        try:
+            event = decode_payload(payload)
+        except MalformedEvent:
+            self.telemetry.events_rejected.labels("malformed").inc()
+            return FOLD_DELAY
+        match self._counters.receive(event):
+            case Arrival.COUNTED:
+                self._memory.add(settle((event,)))
+                self._floor.apply(event)
+                counted.append(event)
+                return CONFIRM_DELAY
+            case Arrival.DUPLICATE:
+                self.telemetry.events_duplicate.inc()
+                return CONFIRM_DELAY
+            case Arrival.LEFT_TO_FOLD:
+                return FOLD_DELAY
 
     async def _tick(self, session: _Session) -> None:
         if not self.state.leader and await _in_time(SILENCE, journal.acquire_lease(session.working, self._who)):
             log.info("became the active exporter")
-            self._totals.forget()
+            self._counters.disconnect()
             await self._change(leader=True, standby=False, drained=False, reconciled=False)
-        session.ping_number += 1
         sent = self._clock()
         if session.ping_sent is None:
             session.ping_sent = sent
-        ping = f"{PING}{self._who} {session.ping_number}"
-        parameters = {"who": self._who, "channel": session.channel, "ping": ping}
+            session.ping_number += 1
+        parameters = {"who": self._who, "channel": session.channel, "ping": f"{PING}{session.ping_number}"}
 
         async def send() -> tuple[bool, int]:
             with translated_errors():
@@ -348,67 +389,95 @@ class Exporter:
         # The server read its clock somewhere between sending and now.
         self._database_ahead = clock - round((sent + self._clock()) / 2 * MICROSECONDS_PER_SECOND)
         if self.state.leader and not holds_lease:
-            await self._step_down()
+            await self._step_down(session)
         elif not self.state.leader and not self.state.standby:
             log.info("standing by: another exporter is active")
+            self._presentable = False
             await self._change(standby=True)
 
-    async def _step_down(self) -> None:
+    async def _step_down(self, session: _Session) -> None:
         log.warning("another exporter has taken over; standing by")
-        self._totals.forget()
-        self._floor = self._view = None
+        self._counters.disconnect()
+        self._floor = FactoryFloor()
+        self._presentable = False
+        session.taken = session.taken_fence = session.suspects = None
         await self._change(leader=False, standby=True, drained=False, reconciled=False)
 
-    async def _fold(self, session: _Session) -> tuple[int, bool]:
-        """Fold one chunk; return how many events came and whether the journal is drained."""
+    async def _fold(self, session: _Session) -> bool:
+        """Fold one chunk; False if another fold must follow at once."""
         started = self._clock()
-        fold = await _in_time(SILENCE, journal.fold(session.working, self._who))
+        if session.suspects is None:
+            session.suspects = self._counters.pending()
+        fold = await _in_time(SILENCE, journal.fold(session.working, self._who, session.channel))
         if fold is None:
-            await self._step_down()
-            return 0, True
-        if self._totals.follows(fold.generation):
-            self._totals.add(fold.settlement, fold.generation)
-            self._memory = _remember(self._memory, fold.settlement, self.database_now())
+            await self._step_down(session)
+            return True
+        followed = self._counters.follows(fold.generation)
+        if followed:
+            news = self._counters.confirm(fold.events, fold.settlement, fold.generation)
+            self._memory.add(fold.settlement)
+            self.telemetry.events_replayed.inc(len(news))
         else:
             settled = await _in_time(SNAPSHOT_PATIENCE, journal.read_settled(session.working))
-            self._totals.replace(settled.totals, settled.generation)
+            self._counters.resync(settled.totals, settled.generation)
             self._memory = settled.memory
-        self._account(fold)
-        self.telemetry.checkpoint_duration.observe(self._clock() - started)
-        if fold.drained:
-            self.telemetry.checkpoint_last_success.set_to_current_time()
-        if fold.drained or self.state.drained:
-            self._publish()
-        await self._change(folds=self.state.folds + 1, drained=self.state.drained or fold.drained)
-        return len(fold.events), fold.drained
-
-    def _account(self, fold: journal.Fold) -> None:
-        now = self.database_now()
-        for (table, operation), n in Counter((e.table, e.change.operation) for e in fold.events).items():
-            self.telemetry.events_applied.labels(table, operation).inc(n)
+            news = fold.events
         for event in fold.events:
-            self.telemetry.event_delay.observe(max(0, now - event.at) / MICROSECONDS_PER_SECOND)
+            self._floor.apply(event)
+        self._account(news)
         if fold.malformed:
             self.telemetry.events_rejected.labels("malformed").inc(fold.malformed)
+        if fold.drained:
+            ghosts = self._counters.drop_ghosts(session.suspects) if followed else 0
+            if ghosts:
+                log.warning("notifications without an event: forged, or lost in a crash of the server", events=ghosts)
+                self.telemetry.events_rejected.labels("ghost").inc(ghosts)
+            session.suspects = None
+            if session.taken is not None and session.taken_fence is None:
+                session.taken_fence = fold.generation
+            self.telemetry.checkpoint_last_success.set_to_current_time()
+        self.telemetry.checkpoint_duration.observe(self._clock() - started)
+        await self._change(folds=self.state.folds + 1, drained=self.state.drained or fold.drained)
+        return fold.drained and followed
+
+    def _account(self, events: Sequence[Event]) -> None:
+        now = self.database_now()
+        for (table, operation), n in Counter((event.table, event.change.operation) for event in events).items():
+            self.telemetry.events_applied.labels(table, operation).inc(n)
+        for event in events:
+            self.telemetry.event_delay.observe(max(0, now - event.at) / MICROSECONDS_PER_SECOND)
+
+    async def _take_snapshot(self, session: _Session) -> None:
+        """Read the live rows; they wait for the fence of the next fold."""
+        started = self._clock()
+        schema = self._settings.schema
+        self._floor.record()
+        session.taken = await _in_time(SNAPSHOT_PATIENCE, snapshot.read_snapshot(session.working, schema))
+        session.taken_fence = None
+        await self._look_after_database(session)
+        self.telemetry.reconcile_duration.observe(self._clock() - started)
 
     async def _reconcile(self, session: _Session) -> None:
-        started = self._clock()
-        rows, memory = await _in_time(SNAPSHOT_PATIENCE, snapshot.read_floor(session.working, self._settings.schema))
-        self._floor, self._memory = survey(rows), memory
-        health = await _in_time(SNAPSHOT_PATIENCE, snapshot.read_health(session.working, self._settings.schema))
-        self.telemetry.reconcile_duration.observe(self._clock() - started)
+        """Swap the live rows: everything that the snapshot shows has been heard of, in whatever way."""
+        if session.taken is None:
+            return
+        corrections = self._floor.reconcile(session.taken.rows, session.taken.sees)
+        session.taken = session.taken_fence = None
+        for name, number in corrections.items():
+            self.telemetry.reconcile_corrections.labels(name).inc(number)
+        if corrections:
+            log.warning("the gauges were wrong: events were missed", corrections=dict(corrections))
+        self._memory.prune(self.database_now())
+        self._presentable = True
         self.telemetry.reconcile_last_success.set_to_current_time()
+        await self._change(reconciled=True, reconciles=self.state.reconciles + 1)
+
+    async def _look_after_database(self, session: _Session) -> None:
+        await _in_time(SILENCE, journal.prune(session.working))
+        health = await _in_time(SNAPSHOT_PATIENCE, snapshot.read_health(session.working, self._settings.schema))
         self.telemetry.journal_rows.set(health.journal_rows)
         self.telemetry.journal_oldest_age.set(health.journal_oldest_age)
         self.telemetry.queue_usage.set(health.queue_usage)
-        self._watch_health(health)
-        self._publish()
-        problem = None
-        if health.unknown_versions:
-            problem = f"{health.unknown_versions} events are of a newer version; upgrade mfg-notify"
-        await self._change(reconciled=True, reconciles=self.state.reconciles + 1, problem=problem)
-
-    def _watch_health(self, health: snapshot.Health) -> None:
         seen = self.telemetry.lost_statements
         if health.lost_statements > (seen or 0):
             log.warning("the triggers gave up the events of some statements", statements=health.lost_statements)
@@ -418,19 +487,23 @@ class Exporter:
                 log.error("triggers are missing or disabled; run `mfg-notify migrate up`", table=table, enabled=count)
             self._triggers_known[table] = count
             self.telemetry.triggers_installed.labels(table).set(count)
+        problem = None
+        if health.unknown_versions:
+            problem = f"{health.unknown_versions} events are of a newer version; upgrade mfg-notify"
+        await self._change(problem=problem)
 
-    def _publish(self) -> None:
-        if self._floor is not None:
-            self._view = View(self._totals.snapshot(), self._floor, self._memory)
+    def _read_view(self) -> View | None:
+        if not self._presentable:
+            return None
+        return View(self._counters.exposed(), self._floor.survey(), self._memory.copy())
 
     async def _finish(self, session: _Session) -> None:
         """Fold what is there and hand the lease on, if the database answers soon."""
         if not self.state.leader:
             return
         try:
-            drained = False
-            while not drained:
-                _, drained = await _in_time(LAST_FOLD_PATIENCE, self._fold(session))
+            while not await _in_time(LAST_FOLD_PATIENCE, self._fold(session)):
+                pass
             await _in_time(LAST_FOLD_PATIENCE, journal.release_lease(session.working, self._who))
         except DatabaseError as error:
             log.warning("the last fold did not happen; the next start does it", error=str(error))
@@ -454,23 +527,6 @@ class Exporter:
         self.telemetry.ready.set(self.state.ready)
         async with self._changed:
             self._changed.notify_all()
-
-
-def _remember(memory: Memory, settlement: Settlement, now: int) -> Memory:
-    # What the tables `recent` and `latest` hold now, without reading them; what is too old leaves with the next
-    # reconciliation.
-    if not settlement.completions and not settlement.sightings:
-        return memory
-    recent = {key: done for key, done in memory.recent.items() if done.completed_at > now - HOUR}
-    for key, done in settlement.completions.items():
-        if done.profit is None:
-            recent.pop(key, None)
-        else:
-            recent[key] = done
-    latest = dict(memory.latest)
-    for place, at in settlement.sightings.items():
-        latest[place] = max(at, latest.get(place, at))
-    return Memory(recent, latest)
 
 
 async def _in_time(seconds: float, answer: Awaitable[Result]) -> Result:

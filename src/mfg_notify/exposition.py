@@ -6,6 +6,7 @@ Reads memory only: a scrape never touches the database. What a number is, is `co
 import platform
 from collections.abc import Callable, Iterator
 from itertools import accumulate
+from typing import cast
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,13 +18,14 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from mfg_notify import __version__
 from mfg_notify.core import catalogue
 from mfg_notify.core.catalogue import EXPORTER_METRICS, SELF_PREFIX, Kind, Metric
-from mfg_notify.core.series import Distribution, Series, View, lay_out
+from mfg_notify.core.series import SERIES_MAXIMUM, Distribution, Series, Values, View, lay_out, never_fall
 
 LOST = "lost_statements_total"
 """Kept by the database, so it is shown as read there and never counted here."""
@@ -53,13 +55,17 @@ class Telemetry:
         self.standby = gauge("standby")
         self.ready = gauge("ready")
         self.series = gauge("series")
+        self.series_dropped = gauge("series_dropped")
         self.events_applied = counter("events_applied_total")
         self.notifications_received = counter("notifications_received_total")
         self.events_rejected = counter("events_rejected_total")
+        self.events_replayed = counter("events_replayed_total")
+        self.events_duplicate = counter("events_duplicate_total")
         self.event_delay = histogram("event_delay_seconds")
         self.listener_roundtrip = histogram("listener_roundtrip_seconds")
         self.reconnects = counter("reconnects_total")
         self.reconcile_duration = histogram("reconcile_duration_seconds")
+        self.reconcile_corrections = counter("reconcile_corrections_total")
         self.reconcile_last_success = gauge("reconcile_last_success_timestamp_seconds")
         self.checkpoint_duration = histogram("checkpoint_duration_seconds")
         self.checkpoint_last_success = gauge("checkpoint_last_success_timestamp_seconds")
@@ -84,71 +90,96 @@ class _LostStatements(Collector):
         yield CounterMetricFamily(SELF_PREFIX + LOST, self._help, value=self._telemetry.lost_statements)
 
 
-class GameCollector(Collector):
-    """The metrics of the game, made anew from an immutable view at each scrape.
+class Page:
+    """The page of /metrics: the game's families, made anew from an immutable view at each scrape, and our own.
 
     `read_view` gives the view, or None while there is nothing exact to show; `now` is the database's clock in epoch
     microseconds.
     """
 
-    def __init__(self, read_view: Callable[[], View | None], now: Callable[[], int], telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        read_view: Callable[[], View | None],
+        now: Callable[[], int],
+        series_maximum: int = SERIES_MAXIMUM,
+    ) -> None:
         self._read_view = read_view
         self._now = now
-        self._telemetry = telemetry
+        self._series_maximum = series_maximum
+        self._shown: Series | None = None
+        self._rendered: dict[tuple[str, str], tuple[object, bytes]] = {}
+        self._own = CollectorRegistry()
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each of ours, and nobody asks
+        ProcessCollector(registry=self._own)
+        PlatformCollector(registry=self._own)
+        self.telemetry = Telemetry(self._own)
 
-    def describe(self) -> Iterator[Family]:
-        """Name the families without reading anything."""
-        return (_family(metric) for metric in catalogue.CATALOGUE)
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Return the page in the form that an Accept header asks for, and its content type."""
+        encoder, content_type = choose_encoder(accept)
+        families = list(self.render_game(accept))
+        # Last, because the numbers of series are known only now.
+        return b"".join((*families, encoder(self._own))), content_type
 
-    def collect(self) -> Iterator[Family]:
-        """Yield every family of the catalogue with all its series."""
+    def render_game(self, accept: str = "") -> Iterator[bytes]:
+        """Yield the game's families one by one, without the end mark of OpenMetrics."""
+        encoder, content_type = choose_encoder(accept)
         view = self._read_view()
         if view is None:
-            self._telemetry.series.set(0)
+            self.telemetry.series.set(0)
             return
-        series = lay_out(view, self._now())
+        series = lay_out(view, self._now(), self._series_maximum)
+        if self._shown is not None:
+            never_fall(self._shown, series)
+        self._shown = series
         number = 0
         for metric in catalogue.CATALOGUE:
-            family = _family(metric)
-            _fill(family, metric, series)
-            number += len(family.samples)
-            yield family
-        self._telemetry.series.set(number)
+            values = series.of(metric)
+            number += len(values) * (len(metric.buckets) + 3 if metric.buckets else 1)
+            place = (content_type, metric.name)
+            before = self._rendered.get(place)
+            # Most families are as they were at the last scrape, and rendering is what costs.
+            if before is None or before[0] != values:
+                before = (values, encoder(_Only(_make_family(metric, values))).removesuffix(b"# EOF\n"))
+                self._rendered[place] = before
+            yield before[1]
+        self.telemetry.series.set(number)
+        self.telemetry.series_dropped.set(series.dropped)
 
 
-def _family(metric: Metric) -> Family:
+class _Only(CollectorRegistry):
+    """A registry of one family."""
+
+    def __init__(self, family: Family) -> None:
+        super().__init__()
+        self._family = family
+
+    def collect(self) -> Iterator[Family]:
+        yield self._family
+
+
+def _make_family(metric: Metric, values: Values) -> Family:
+    # Sorted, so that a page is the same for the same state.
+    family: Family
     match metric.kind:
         case Kind.COUNTER:
-            return CounterMetricFamily(metric.full_name, metric.help, labels=metric.labels)
+            family = CounterMetricFamily(metric.full_name, metric.help, labels=metric.labels)
+            for labels, n in sorted(values.items()):
+                family.add_metric(labels, cast(int, n))
         case Kind.HISTOGRAM:
-            return HistogramMetricFamily(metric.full_name, metric.help, labels=metric.labels)
+            family = HistogramMetricFamily(metric.full_name, metric.help, labels=metric.labels)
+            for labels in sorted(values):
+                distribution = cast(Distribution, values[labels])
+                buckets = _cumulative(metric, distribution)
+                family.add_metric(labels, buckets, distribution.total / metric.scale)
         case Kind.GAUGE:
-            return GaugeMetricFamily(metric.full_name, metric.help, labels=metric.labels)
-
-
-def _fill(family: Family, metric: Metric, series: Series) -> None:
-    # Sorted, so that a page is the same for the same state.
-    if isinstance(family, CounterMetricFamily):
-        for labels, n in sorted(series.counters[metric.name].items()):
-            family.add_metric(labels, n / metric.scale if metric.scale != 1 else n)
-    elif isinstance(family, HistogramMetricFamily):
-        for labels, distribution in sorted(series.histograms[metric.name].items(), key=lambda item: item[0]):
-            family.add_metric(labels, _cumulative(metric, distribution), distribution.total / metric.scale)
-    elif isinstance(family, GaugeMetricFamily):
-        for labels, value in sorted(series.gauges[metric.name].items()):
-            family.add_metric(labels, value)
+            family = GaugeMetricFamily(metric.full_name, metric.help, labels=metric.labels)
+            for labels, value in sorted(values.items()):
+                family.add_metric(labels, cast(float, value))
+    return family
 
 
 def _cumulative(metric: Metric, distribution: Distribution) -> list[tuple[str, float]]:
     stored = [*map(str, metric.buckets), "+Inf"]
     shown = [*(str(float(bound)) for bound in metric.buckets), "+Inf"]  # as prometheus_client prints bounds
     return list(zip(shown, accumulate(distribution.buckets.get(le, 0) for le in stored), strict=True))
-
-
-def make_registry() -> CollectorRegistry:
-    """Return a registry with process_* and python_info; the exporter adds its own collectors."""
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each of ours, and nobody asks
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    return registry

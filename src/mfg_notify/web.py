@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import uvicorn
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -38,13 +36,17 @@ max-width: 40rem; padding: 0 1rem }}</style></head>
 
 
 def make_application(
-    registry: CollectorRegistry, readiness: Callable[[], tuple[bool, str]], telemetry_path: str
+    render: Callable[[str], tuple[bytes, str]], readiness: Callable[[], tuple[bool, str]], telemetry_path: str
 ) -> Starlette:
-    """Return the application. `readiness` says whether the exporter is ready, and how it is in a few words."""
+    """Return the application.
+
+    `render` makes the page of metrics for an Accept header, and its content type; `readiness` says whether
+    the exporter is ready, and how it is in a few words.
+    """
 
     async def metrics(request: Request) -> Response:
-        encoder, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encoder(registry), headers={"content-type": content_type})
+        page, content_type = render(request.headers.get("accept", ""))
+        return Response(page, headers={"content-type": content_type})
 
     async def healthy(_: Request) -> Response:
         return PlainTextResponse("mfg-notify is healthy\n")

@@ -1,9 +1,8 @@
 """Every metric reaches /metrics with the value that an independent recount in SQL gives."""
 
 import pytest
-from prometheus_client.exposition import choose_encoder
 from tests.conftest import Database
-from tests.support import assert_exact, exporting, page_of, samples, settled
+from tests.support import assert_exact, exporting, page_of, samples, settled, value
 
 from mfg_notify.core import catalogue
 from mfg_notify.demo.game import GameOptions, play
@@ -19,11 +18,13 @@ async def test_simulated_game_is_counted_exactly(installed: Database) -> None:
 
 
 async def test_every_metric_moves(installed: Database) -> None:
-    with installed.connect() as connection:
-        async with exporting(installed.dsn, reconcile_interval=0.2) as exporter:
-            await play(installed.dsn, GameOptions(seed=3, rate=0), statements=6000)
-            page = await settled(exporter, connection)
-    moved = {name for (name, _), value in samples(page).items() if value}
+    moved: set[str] = set()
+    async with exporting(installed.dsn, reconcile_interval=0.2) as exporter:
+
+        def look(_: object) -> None:
+            moved.update(name for (name, _), value in samples(page_of(exporter)).items() if value)
+
+        await play(installed.dsn, GameOptions(seed=3, rate=0), statements=6000, on_progress=look)
     for metric in catalogue.CATALOGUE:
         name = metric.full_name + ("_count" if metric.buckets else "")
         assert name in moved, name
@@ -43,8 +44,8 @@ async def test_idle_database_with_one_of_each_shows_all_specified_names(installe
         )
         async with exporting(installed.dsn) as exporter:
             shown = {name for name, _ in samples(page_of(exporter))}
-            encoder, content_type = choose_encoder("application/openmetrics-text; version=1.0.0")
-            openmetrics = encoder(exporter.registry).decode()
+            page, content_type = exporter.page.render("application/openmetrics-text; version=1.0.0")
+            openmetrics = page.decode()
     for metric in catalogue.SPECIFIED:
         # A margin needs revenue, and only that.
         if metric is not catalogue.MARGIN:
@@ -53,3 +54,32 @@ async def test_idle_database_with_one_of_each_shows_all_specified_names(installe
         assert f"# TYPE {family} {metric.kind}\n" in openmetrics
     assert "openmetrics" in content_type
     assert "secret" not in openmetrics
+
+
+async def test_no_correction_without_a_fault(installed: Database) -> None:
+    with installed.connect() as connection:
+        async with exporting(installed.dsn, reconcile_interval=0.05) as exporter:
+            await play(installed.dsn, GameOptions(seed=9, rate=0), statements=5000)
+            page = await settled(exporter, connection)
+            reconciles = exporter.state.reconciles
+    assert reconciles > 20
+    corrections = {key: n for key, n in samples(page).items() if key[0] == "mfg_notify_reconcile_corrections_total"}
+    assert corrections == {}
+
+
+async def test_disabled_triggers_show_as_corrections(installed: Database) -> None:
+    with installed.connect() as connection:
+        async with exporting(installed.dsn, reconcile_interval=0.2) as exporter:
+            await play(installed.dsn, GameOptions(seed=2, rate=0), statements=500)
+            await settled(exporter, connection)
+            connection.execute("SET session_replication_role = replica")
+            connection.execute("UPDATE manufacturing_pipelines SET status = 'EXECUTING' WHERE status = 'PLANNING'")
+            connection.execute("UPDATE manufacturing_tasks SET status = 'PENDING' WHERE status = 'READY'")
+            connection.execute("SET session_replication_role = origin")
+            connection.execute("ALTER TABLE manufacturing_tasks DISABLE TRIGGER mfg_notify_update")
+            page = await settled(exporter, connection)
+            assert value(page, "mfg_notify_triggers_installed", table="manufacturing_tasks") == 3
+            for metric in (catalogue.PIPELINE_RUNNING, catalogue.TASKS_PENDING, catalogue.TASKS_READY):
+                assert value(page, "mfg_notify_reconcile_corrections_total", metric=metric.name) is not None, metric
+            # The audit saw it all: the gauges are right again.
+            assert_exact(page, connection)

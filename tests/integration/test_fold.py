@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import Database, Server
 
-from mfg_notify.core.counters import Totals
+from mfg_notify.core.counters import Counters
 from mfg_notify.core.events import Event, decode_change
 from mfg_notify.core.rules import SampleKey, increments
 from mfg_notify.demo.game import GameOptions, play
@@ -46,7 +46,7 @@ class Exporter:
 
     def __init__(self, who: str) -> None:
         self.who = who
-        self.totals = Totals()
+        self.counters = Counters()
 
     async def fold(self, dsn: str, chunk: int, crash: str) -> bool:
         """Fold once on a new connection; True when the journal is drained. Crash where told."""
@@ -55,15 +55,15 @@ class Exporter:
             await connection.execute("UPDATE mfg_notify.owner SET who = %s", (self.who,))
             if crash in STEPS:
                 connection.crash_before = crash
-            fold = await journal.fold(connection, self.who, chunk)
+            fold = await journal.fold(connection, self.who, "channel", chunk)
             assert fold is not None
             if crash == COMMITTED:
                 raise CrashError
-            if self.totals.follows(fold.generation):
-                self.totals.add(fold.settlement, fold.generation)
+            if self.counters.follows(fold.generation):
+                self.counters.confirm(fold.events, fold.settlement, fold.generation)
             else:
                 read = await journal.read_settled(connection)
-                self.totals.replace(read.totals, read.generation)
+                self.counters.resync(read.totals, read.generation)
             return fold.drained
 
 
@@ -103,7 +103,7 @@ async def play_out(dsn: str, steps: list[tuple[int, int, str]]) -> list[dict[Sam
             pass
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
         stored = (await journal.read_settled(connection)).totals
-    return [exporters[0].totals.snapshot(), exporters[1].totals.snapshot(), stored]
+    return [exporters[0].counters.exposed(), exporters[1].counters.exposed(), stored]
 
 
 @settings(max_examples=40, deadline=None)
@@ -138,7 +138,7 @@ def test_poison_in_the_journal_is_taken_out_and_counted(installed: Database) -> 
     async def fold() -> journal.Fold | None:
         async with await psycopg.AsyncConnection.connect(installed.dsn, autocommit=True) as connection:
             await journal.acquire_lease(connection, "one")
-            return await journal.fold(connection, "one")
+            return await journal.fold(connection, "one", "channel")
 
     with installed.connect() as connection:
         for body in ("junk", "[" * 100_000, '["task","U","t",null,null]', '["planet","I","p",null,null]'):

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
@@ -22,7 +21,7 @@ from mfg_notify.core.catalogue import Kind, Metric
 from mfg_notify.core.factory_floor import LiveRows, Memory, survey
 from mfg_notify.core.rules import Completion
 from mfg_notify.core.series import View
-from mfg_notify.exposition import GameCollector, Telemetry
+from mfg_notify.exposition import Page, Telemetry
 
 GOLDEN = Path(__file__).parent / "golden" / "exposition.txt"
 TEXT, OPENMETRICS = "text/plain; version=0.0.4", "application/openmetrics-text; version=1.0.0"
@@ -37,10 +36,8 @@ Sample = tuple[str, frozenset[tuple[str, str]]]
 
 
 def page(view: View | None, form: str = TEXT) -> str:
-    registry = CollectorRegistry()
-    registry.register(GameCollector(lambda: view, lambda: NOW, Telemetry(CollectorRegistry())))
-    encode, _ = choose_encoder(form)
-    return encode(registry).decode()
+    families = b"".join(Page(lambda: view, lambda: NOW).render_game(form)).decode()
+    return families + "# EOF\n" if form == OPENMETRICS else families
 
 
 def read(view: View | None, form: str) -> dict[Sample, float]:
@@ -226,14 +223,20 @@ def test_without_a_view_nothing_is_shown() -> None:
 
 
 def test_the_number_of_series_is_told() -> None:
-    registry = CollectorRegistry()
-    telemetry = Telemetry(registry)
-    views = [BUSY, None]
-    collector = GameCollector(lambda: views.pop(0), lambda: NOW, telemetry)
-    shown = sum(len(family.samples) for family in collector.collect())
-    assert registry.get_sample_value("mfg_notify_series") == shown == len(read(BUSY, TEXT))
-    assert not list(collector.collect())
-    assert registry.get_sample_value("mfg_notify_series") == 0
+    views = [BUSY, BUSY, None]
+    shown = Page(lambda: views.pop(0), lambda: NOW)
+    for expected in (len(read(BUSY, TEXT)),) * 2 + (0,):
+        text = shown.render()[0].decode()
+        [number] = [s.value for f in READERS[TEXT](text) for s in f.samples if s.name == "mfg_notify_series"]
+        assert number == expected
+
+
+def test_families_that_change_are_rendered_again() -> None:
+    views = [BUSY, View({**BUSY.totals, ("manufacturing_revenue_total", ("1",)): 10**9}, BUSY.floor, BUSY.memory)]
+    shown = Page(lambda: views.pop(0), lambda: NOW)
+    first, second = shown.render()[0], shown.render()[0]
+    assert b"1e+09" not in first
+    assert b'revenue_total{player_id="1"} 1e+09' in second
 
 
 def test_the_exporters_table_is_what_it_registers() -> None:

@@ -1,13 +1,17 @@
-"""The arithmetic of a fold: events summed into what they add, and the settled totals in memory.
+"""The arithmetic of payloads and folds: settled totals, what is pending before them, and when to trust which.
 
-Owns addition and nothing else: what an event adds is `rules`, how totals are stored is `postgres.journal`.
+Owns addition and order: what an event adds is `rules`, how totals are stored is `postgres.journal`.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 from mfg_notify.core.events import Event
-from mfg_notify.core.rules import Completion, SampleKey, completion, increments, sightings
+from mfg_notify.core.rules import Completion, Increment, SampleKey, completion, increments, sightings
+
+PENDING_MAXIMUM = 100_000
+"""Events that may wait for a fold; a bound on memory, whoever floods the channel."""
 
 
 @dataclass(slots=True)
@@ -42,41 +46,108 @@ def settle(events: Iterable[Event]) -> Settlement:
     return settlement
 
 
-class Totals:
-    """The settled counters as `mfg_notify.total` holds them, kept in memory between folds.
+class Arrival(Enum):
+    """What became of a payload."""
 
-    Folds of this exporter follow each other generation by generation, so what a fold adds can be added here. A gap in
-    the generations means that someone else has folded: then the totals must be read again.
+    COUNTED = auto()
+    DUPLICATE = auto()
+    """Counted before: the fold was quicker, or the payload came twice."""
+    LEFT_TO_FOLD = auto()
+    """Not in step with the journal now, or too much is pending: the fold that is due has it."""
+
+
+class Counters:
+    """The settled totals, and in front of them what payloads have announced and no fold has confirmed yet.
+
+    Folds of this exporter follow each other generation by generation, so what a fold adds can be added here; a gap
+    in the generations, or a broken connection, means reading the totals again (`resync`). Notifications come in the
+    order of commits and after their commit is visible. So the fence that a fold sends proves that every notification
+    of an event folded up to then has come, and only from then on a payload can be trusted to be news. Ids prove
+    nothing of the kind: they are not in the order of commits.
     """
 
     def __init__(self) -> None:
-        self._n: dict[SampleKey, int] = {}
+        self._base: dict[SampleKey, int] = {}
         self._generation: int | None = None
+        self._pending: dict[int, list[Increment]] = {}
+        self._early: dict[int, int] = {}
+        self._fence = -1
+        self._resynced_at = 0
 
     @property
-    def generation(self) -> int | None:
-        """Generation of the last fold that is in here; None before the first reading."""
-        return self._generation
+    def fence(self) -> int:
+        """Highest own fence seen on this connection, -1 before the first."""
+        return self._fence
+
+    @property
+    def synced(self) -> bool:
+        """Tell whether payloads are counted as they come."""
+        return self._generation is not None and self._fence >= self._resynced_at
+
+    def disconnect(self) -> None:
+        """Trust nothing until the next `resync`: notifications were missed, the outcome of a COMMIT is unknown."""
+        self._generation = None
+        self._early.clear()
+        self._fence = -1
+
+    def resync(self, totals: Mapping[SampleKey, int], generation: int) -> None:
+        """Take over totals that were read as of this generation. One more fold must follow."""
+        self._base = dict(totals)
+        self._generation = self._resynced_at = generation
+        self._pending.clear()
+        self._early.clear()
 
     def follows(self, generation: int) -> bool:
-        """Tell whether a fold of this generation can just be added."""
+        """Tell whether a fold of this generation can just be `confirm`ed; otherwise `resync`."""
         return self._generation is not None and generation == self._generation + 1
 
-    def add(self, settlement: Settlement, generation: int) -> None:
-        """Add a committed fold that `follows`."""
+    def receive(self, event: Event) -> Arrival:
+        """Count an event that a payload has brought, unless it is counted already."""
+        if self._early.pop(event.id, None) is not None or event.id in self._pending:
+            return Arrival.DUPLICATE
+        if not self.synced or len(self._pending) >= PENDING_MAXIMUM:
+            return Arrival.LEFT_TO_FOLD
+        self._pending[event.id] = increments(event)
+        return Arrival.COUNTED
+
+    def receive_fence(self, generation: int) -> None:
+        """Take note that every notification of an event folded up to this generation has come."""
+        self._fence = max(self._fence, generation)
+        self._early = {number: at for number, at in self._early.items() if at > generation}
+
+    def confirm(self, events: Iterable[Event], settlement: Settlement, generation: int) -> list[Event]:
+        """Settle a committed fold that `follows`; return the events that no payload had brought before."""
+        news = []
+        for event in events:
+            if self._pending.pop(event.id, None) is None:
+                news.append(event)
+                # Its notification is still on the way, unless the fence has overtaken the reply to the COMMIT.
+                if generation > self._fence:
+                    self._early[event.id] = generation
         for key, n in settlement.increments.items():
-            self._n[key] = self._n.get(key, 0) + n
+            self._base[key] = self._base.get(key, 0) + n
         self._generation = generation
+        return news
 
-    def replace(self, totals: Mapping[SampleKey, int], generation: int) -> None:
-        """Take over totals that were read from the database right after the fold of this generation."""
-        self._n = dict(totals)
-        self._generation = generation
+    def pending(self) -> frozenset[int]:
+        """Return the ids that wait for a fold."""
+        return frozenset(self._pending)
 
-    def forget(self) -> None:
-        """Trust nothing until the next reading: after a connection broke, a COMMIT's outcome may be unknown."""
-        self._generation = None
+    def drop_ghosts(self, suspects: frozenset[int]) -> int:
+        """Drop what was pending before the journal was drained and is so still; return how many there were.
 
-    def snapshot(self) -> dict[SampleKey, int]:
-        """Return a copy that later folds do not change."""
-        return dict(self._n)
+        A committed event is in the journal until a fold takes it. What the journal does not have was forged, or its
+        transaction was lost in a crash of the server.
+        """
+        ghosts = suspects & self._pending.keys()
+        for number in ghosts:
+            del self._pending[number]
+        return len(ghosts)
+
+    def exposed(self) -> dict[SampleKey, int]:
+        """Return settled and pending together, label sets in order of arrival."""
+        totals = dict(self._base)
+        for found in self._pending.values():
+            for key, n in found:
+                totals[key] = totals.get(key, 0) + n
+        return totals

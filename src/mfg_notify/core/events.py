@@ -116,7 +116,16 @@ class Event(Struct, frozen=True):
         return str(self.change.__struct_config__.tag)
 
 
+class _Payload(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    version: int
+    id: Count
+    xid: Count
+    at: Microseconds
+    change: Change
+
+
 _Image = TypeVar("_Image")
+_payload_decoder = msgspec.json.Decoder(_Payload)
 
 _change_decoder: msgspec.json.Decoder[Change] = msgspec.json.Decoder(Change)
 _pipeline_decoder = msgspec.json.Decoder(PipelineImage)
@@ -134,8 +143,25 @@ def decode_change(body: str | bytes) -> Change:
         change = _change_decoder.decode(body)
     except _NOT_AN_EVENT as error:
         raise MalformedEvent(str(error)) from error
+    return _checked(change)
+
+
+def decode_payload(payload: str) -> Event:
+    """Decode a notification: `[version, id, xid, at, body]`. Raise `MalformedEvent` where it is not one."""
+    try:
+        found = _payload_decoder.decode(payload)
+    except _NOT_AN_EVENT as error:
+        raise MalformedEvent(str(error)) from error
+    if found.version != VERSION:
+        raise MalformedEvent(f"version {found.version} is not {VERSION}")
+    return Event(found.id, found.xid, found.at, _checked(found.change))
+
+
+def _checked(change: Change) -> Change:
     if (change.old is not None, change.new is not None) != _IMAGES[change.operation]:
         raise MalformedEvent(f"operation {change.operation} does not go with its images")
+    if isinstance(change, FactoryChange) and change.operation != "T" and not change.key.removeprefix("-").isdecimal():
+        raise MalformedEvent("the key of a factory row is a number")
     return change
 
 

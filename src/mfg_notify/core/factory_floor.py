@@ -1,16 +1,17 @@
-"""The factory floor as it stands: live rows in, gauges out.
+"""The factory floor as it stands: live rows, kept current by events and replaced by snapshots, and their gauges.
 
 Gauges are functions of the live rows, of what `recent` and `latest` remember, and of the database's clock. Nothing
 here counts events.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mfg_notify.core import catalogue
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND, PIPELINE_LIVE, SUPPLY_LEVELS, TASK_LIVE
-from mfg_notify.core.events import FactoryImage, PipelineImage, TaskImage
+from mfg_notify.core.counters import Settlement
+from mfg_notify.core.events import Event, FactoryChange, FactoryImage, PipelineChange, PipelineImage, TaskImage
 from mfg_notify.core.rules import Completion
 
 Labels = tuple[str, ...]
@@ -35,12 +36,31 @@ class LiveRows:
     """(player, ship) → idle by the game's own word; None where the game has no usable table of ships."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Memory:
     """What gauges need beyond the live rows; times are epoch microseconds of the database's clock."""
 
-    recent: Mapping[str, Completion] = field(default_factory=dict)
-    latest: Mapping[tuple[str, int, str], int] = field(default_factory=dict)
+    recent: dict[str, Completion] = field(default_factory=dict)
+    latest: dict[tuple[str, int, str], int] = field(default_factory=dict)
+
+    def add(self, settlement: Settlement) -> None:
+        """Remember what events have brought; adding the same again changes nothing."""
+        for key, done in settlement.completions.items():
+            if done.profit is None:
+                self.recent.pop(key, None)
+            else:
+                self.recent[key] = done
+        for place, at in settlement.sightings.items():
+            self.latest[place] = max(at, self.latest.get(place, at))
+
+    def prune(self, now: int) -> None:
+        """Forget what no gauge asks for any more."""
+        self.recent = {key: done for key, done in self.recent.items() if done.completed_at > now - HOUR}
+        self.latest = {place: at for place, at in self.latest.items() if place[0] != "ship" or at > now - SHIP_MEMORY}
+
+    def copy(self) -> "Memory":
+        """Return a copy that later events do not change."""
+        return Memory(dict(self.recent), dict(self.latest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +141,104 @@ def survey(rows: LiveRows) -> Floor:
         oldest_ready=oldest_ready,
         assigned={player_id: frozenset(ships) for player_id, ships in assigned.items()},
         ships=rows.ships,
+    )
+
+
+class FactoryFloor:
+    """The live rows as events have left them since the last snapshot.
+
+    For one row ids are in the order of the changes, because the row's own lock orders them: an event with a lower id
+    than the last one for its row is old news, whichever way it came. Deleted rows are remembered until the next
+    snapshot for the same reason.
+    """
+
+    def __init__(self) -> None:
+        self._pipelines: dict[str, PipelineImage] = {}
+        self._tasks: dict[str, TaskImage] = {}
+        self._factories: dict[int, FactoryImage] = {}
+        self._ships: Mapping[tuple[int, str], bool] | None = None
+        self._last: dict[tuple[type, str], int] = {}
+        self._truncated: dict[type, int] = {}
+        self._recorded: list[Event] | None = None
+        self._known = False
+        self._survey: Floor | None = None
+
+    @property
+    def truncated(self) -> bool:
+        """Tell whether a table was emptied since the last snapshot: time for another."""
+        return bool(self._truncated)
+
+    def apply(self, event: Event) -> None:
+        """Bring the row of an event up to date; events may come late, twice, and out of order."""
+        change = event.change
+        table = type(change)
+        place = (table, change.key)
+        if event.id <= max(self._last.get(place, 0), self._truncated.get(table, 0)):
+            return
+        if self._recorded is not None:
+            self._recorded.append(event)
+        self._survey = None
+        if change.operation == "T":
+            self._truncated[table] = event.id
+            if table is PipelineChange:
+                self._pipelines.clear()
+            elif table is FactoryChange:
+                self._factories.clear()
+            else:
+                self._tasks.clear()
+            return
+        self._last[place] = event.id
+        if isinstance(change, FactoryChange):
+            if change.new is not None:
+                self._factories[int(change.key)] = change.new
+            else:
+                self._factories.pop(int(change.key), None)
+        elif isinstance(change, PipelineChange):
+            if change.new is not None and change.new.status in PIPELINE_LIVE:
+                self._pipelines[change.key] = change.new
+            else:
+                self._pipelines.pop(change.key, None)
+        elif change.new is not None and change.new.status in TASK_LIVE:
+            self._tasks[change.key] = change.new
+        else:
+            self._tasks.pop(change.key, None)
+
+    def record(self) -> None:
+        """Begin a reconciliation: from before the snapshot is taken, keep the events that come."""
+        self._recorded = []
+
+    def reconcile(self, rows: LiveRows, sees: Callable[[int], bool]) -> Counter[str]:
+        """Replace the rows by a snapshot and what it did not see yet; return how many series of which gauge changed.
+
+        `sees` tells whether the snapshot saw a transaction. Every event that it saw must have been applied before:
+        then a difference is an event that was missed. The first snapshot corrects nothing.
+        """
+        before = self.survey()
+        recorded = sorted(self._recorded or (), key=lambda event: event.id)
+        self._pipelines, self._tasks = dict(rows.pipelines), dict(rows.tasks)
+        self._factories, self._ships = dict(rows.factories), rows.ships
+        self._last, self._truncated, self._recorded = {}, {}, None
+        self._survey = None
+        for event in recorded:
+            if not sees(event.xid):
+                self.apply(event)
+        known, self._known = self._known, True
+        return _differences(before, self.survey()) if known else Counter()
+
+    def survey(self) -> Floor:
+        """Take stock of the rows as they are."""
+        if self._survey is None:
+            self._survey = survey(LiveRows(self._pipelines, self._tasks, self._factories, self._ships))
+        return self._survey
+
+
+def _differences(before: Floor, after: Floor) -> Counter[str]:
+    return Counter(
+        {
+            name: count
+            for name in before.gauges
+            if (count := len(dict(before.gauges[name].items() ^ after.gauges[name].items())))
+        }
     )
 
 

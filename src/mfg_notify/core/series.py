@@ -9,10 +9,14 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from mfg_notify.core import catalogue
-from mfg_notify.core.catalogue import COST_TYPES, SUPPLY_LEVELS, TASK_OUTCOMES, TERMINAL, Metric
-from mfg_notify.core.factory_floor import Floor, Labels, Memory, Samples, moving_gauges, ship_owners
+from mfg_notify.core.catalogue import COST_TYPES, SUPPLY_LEVELS, TASK_OUTCOMES, TERMINAL, Kind, Metric
+from mfg_notify.core.factory_floor import HOUR, Floor, Labels, Memory, Samples, moving_gauges, ship_owners
 from mfg_notify.core.rules import SampleKey
 
+SERIES_MAXIMUM = 50_000
+"""Series shown at most, unless the user says otherwise."""
+SILENT_AFTER = 24 * HOUR
+"""Microseconds without an event after which a player without a live row is not shown."""
 ADJACENT_LEVELS = (*pairwise(SUPPLY_LEVELS), *pairwise(reversed(SUPPLY_LEVELS)))
 
 
@@ -32,47 +36,155 @@ class Distribution:
     buckets: dict[str, int] = field(default_factory=dict)
     total: int = 0
 
+    @property
+    def count(self) -> int:
+        """Number of observations."""
+        return sum(self.buckets.values())
+
+
+Values = Mapping[Labels, int] | Mapping[Labels, float] | Mapping[Labels, Distribution]
+"""The series of one metric: a counter's, a gauge's or a histogram's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Series:
     """All series by metric name; label values in the catalogue's order."""
 
-    counters: Mapping[str, dict[Labels, int]]
-    histograms: Mapping[str, dict[Labels, Distribution]]
-    gauges: Mapping[str, Samples]
+    counters: dict[str, dict[Labels, int]]
+    histograms: dict[str, dict[Labels, Distribution]]
+    gauges: dict[str, Samples]
+    dropped: int = 0
+    """Series at 0 and gauges that the cap has left out."""
+    silent: frozenset[str] = frozenset()
+    """Players that are not shown because nothing has been heard of them for a day."""
+
+    def of(self, metric: Metric) -> Values:
+        """Return the series of one metric."""
+        match metric.kind:
+            case Kind.COUNTER:
+                return self.counters[metric.name]
+            case Kind.HISTOGRAM:
+                return self.histograms[metric.name]
+            case Kind.GAUGE:
+                return self.gauges[metric.name]
 
 
-def lay_out(view: View, now: int) -> Series:
-    """Lay out every series of the view; `now` is the database's clock in epoch microseconds."""
+class _Budget:
+    """How many series may still be shown."""
+
+    def __init__(self, maximum: int) -> None:
+        self._left = maximum
+        self.dropped = 0
+
+    def allows(self, series: int) -> bool:
+        """Take that many, if there are so many; once refused, nothing more is allowed."""
+        self._left = self._left - series if self._left >= series else -1
+        return self._left >= 0
+
+    def allows_or_drops(self, series: int) -> bool:
+        allowed = self.allows(series)
+        if not allowed:
+            self.dropped += series
+        return allowed
+
+
+def lay_out(view: View, now: int, maximum: int = SERIES_MAXIMUM) -> Series:
+    """Lay out every series of the view; `now` is the database's clock in epoch microseconds.
+
+    Totals come first, in order of arrival; those past `maximum` series are summed under the label value `other`, so
+    that a sum over all stays exact. What is left of the maximum goes to series at 0, then to gauges; the rest of those
+    is dropped. Players that have been silent for a day are not shown; their totals stay, and come back with them.
+    """
     counters: dict[str, dict[Labels, int]] = {metric.name: {} for metric in catalogue.COUNTERS}
     histograms: dict[str, dict[Labels, Distribution]] = {metric.name: {} for metric in catalogue.HISTOGRAMS}
-    _add_zeros(view, now, counters, histograms)
-    for (name, labels), n in view.totals.items():
-        if name in counters:
-            counters[name][labels] = n
-        elif (family := name.removesuffix("_sum")) in histograms:
-            histograms[family].setdefault(labels, Distribution()).total = n
-        elif (family := name.removesuffix("_bucket")) in histograms:
-            distribution = histograms[family].setdefault(labels[:-1], Distribution())
-            distribution.buckets[labels[-1]] = n
-    gauges = dict(view.floor.gauges)
-    players = frozenset(int(labels[0]) for labels in counters[catalogue.REVENUE.name])
-    gauges.update(moving_gauges(view.floor, view.memory, players, now))
+    budget = _Budget(maximum)
+    silent = _silent_players(view, now)
+    totals = {key: n for key, n in view.totals.items() if key[1][0] not in silent} if silent else view.totals
+    _add_totals(totals, budget, counters, histograms)
+    players = _add_zeros(view, totals, silent, now, budget, counters, histograms)
+    gauges = {**view.floor.gauges, **moving_gauges(view.floor, view.memory, players, now)}
     gauges[catalogue.MARGIN.name] = _margins(counters)
-    return Series(counters, histograms, gauges)
+    shown = {
+        metric.name: {
+            labels: value for labels, value in sorted(gauges[metric.name].items()) if budget.allows_or_drops(1)
+        }
+        for metric in catalogue.GAUGES
+    }
+    return Series(counters, histograms, shown, budget.dropped, silent)
+
+
+def never_fall(before: Series, series: Series) -> None:
+    """Keep counters and histograms of `series` from falling below what was shown `before`.
+
+    They fall when the database was restored or lost commits: then they stand still until the truth has caught up. A
+    histogram moves as one, by its count, so that its parts fit together.
+    """
+    for name, shown in before.counters.items():
+        now = series.counters[name]
+        for labels, n in shown.items():
+            if n > now.get(labels, 0) and labels[0] not in series.silent:
+                now[labels] = n
+    for name, distributions in before.histograms.items():
+        observed = series.histograms[name]
+        for labels, distribution in distributions.items():
+            count = observed[labels].count if labels in observed else 0
+            if distribution.count > count and labels[0] not in series.silent:
+                observed[labels] = distribution
+
+
+def _silent_players(view: View, now: int) -> frozenset[str]:
+    return frozenset(
+        str(player_id)
+        for (kind, player_id, _), at in view.memory.latest.items()
+        if kind == "player" and at < now - SILENT_AFTER and player_id not in view.floor.players
+    )
+
+
+def _add_totals(
+    totals: Mapping[SampleKey, int],
+    budget: _Budget,
+    counters: dict[str, dict[Labels, int]],
+    histograms: dict[str, dict[Labels, Distribution]],
+) -> None:
+    places: dict[SampleKey, Labels] = {}
+    for (name, labels), n in totals.items():
+        if name in counters:
+            place = labels if budget.allows(1) else _other(labels)
+            counters[name][place] = counters[name].get(place, 0) + n
+            continue
+        part = name.rpartition("_")[2]
+        family = name.removesuffix(f"_{part}")
+        series = labels[:-1] if part == "bucket" else labels
+        if (family, series) not in places:
+            fits = budget.allows(_WEIGHT[family])
+            places[family, series] = series if fits else _other(series)
+        distribution = histograms[family].setdefault(places[family, series], Distribution())
+        if part == "bucket":
+            distribution.buckets[labels[-1]] = distribution.buckets.get(labels[-1], 0) + n
+        else:
+            distribution.total += n
+
+
+def _other(labels: Labels) -> Labels:
+    return (labels[0], *("other" for _ in labels[1:])) if len(labels) > 1 else ("other",)
 
 
 def _add_zeros(
     view: View,
+    totals: Mapping[SampleKey, int],
+    silent: frozenset[str],
     now: int,
-    counters: Mapping[str, dict[Labels, int]],
-    histograms: Mapping[str, dict[Labels, Distribution]],
-) -> None:
+    budget: _Budget,
+    counters: dict[str, dict[Labels, int]],
+    histograms: dict[str, dict[Labels, Distribution]],
+) -> frozenset[int]:
+    """Add the series that must exist at 0; return all players that have anything."""
     floor = view.floor
     players: set[Labels] = {(str(player),) for player in floor.players | ship_owners(floor, view.memory, now)}
+    players -= {(player,) for player in silent}
     products, task_types, factories = set(floor.products), set(floor.task_types), set(floor.factories)
     goods: set[Labels] = {(player, good) for player, _, good in factories}
-    for name, labels in view.totals:
+    for name, labels in totals:
         players.add(labels[:1])
         if name in _OF_PRODUCT:
             products.add(labels[:2])
@@ -86,13 +198,20 @@ def _add_zeros(
 
     def at_zero(metric: Metric, known: set[Labels], more: tuple[Labels, ...] = ((),)) -> None:
         if metric.buckets:
-            for labels in known:
-                histograms[metric.name][labels] = Distribution()
+            shown = histograms[metric.name]
+            for labels in sorted(known):
+                if labels not in shown and budget.allows_or_drops(_WEIGHT[metric.name]):
+                    shown[labels] = Distribution()
         else:
-            for labels in known:
+            counted = counters[metric.name]
+            for labels in sorted(known):
                 for rest in more:
-                    counters[metric.name][*labels, *rest] = 0
+                    place = (*labels, *rest)
+                    if place not in counted and budget.allows_or_drops(1):
+                        counted[place] = 0
 
+    at_zero(catalogue.COST, players, tuple((word,) for word in COST_TYPES))
+    at_zero(catalogue.REVENUE, players)
     at_zero(catalogue.PIPELINE_COMPLETED, products, tuple((status,) for status in TERMINAL))
     at_zero(catalogue.PIPELINE_DURATION, products)
     at_zero(catalogue.PIPELINE_PROFIT, products)
@@ -106,8 +225,7 @@ def _add_zeros(
     at_zero(catalogue.TASK_WAIT, task_types)
     at_zero(catalogue.FACTORY_CYCLES, factories)
     at_zero(catalogue.SUPPLY_TRANSITIONS, goods, ADJACENT_LEVELS)
-    at_zero(catalogue.COST, players, tuple((word,) for word in COST_TYPES))
-    at_zero(catalogue.REVENUE, players)
+    return frozenset(int(player) for (player,) in players)
 
 
 def _margins(counters: Mapping[str, dict[Labels, int]]) -> Samples:
@@ -125,3 +243,5 @@ def _samples_of(*labels: str) -> frozenset[str]:
 
 _OF_PRODUCT = _samples_of("player_id", "product_good")
 _OF_TASK_TYPE = _samples_of("player_id", "task_type")
+_WEIGHT = {metric.name: len(metric.buckets) + 3 for metric in catalogue.HISTOGRAMS}
+"""Series of one histogram: its buckets, +Inf, sum and count."""

@@ -22,6 +22,9 @@ from mfg_notify.postgres.queries import QUERY
 CHUNK = 10_000
 """Events folded in one transaction."""
 
+FENCE = "fence "
+"""Payload that ends a fold: `fence ` and its generation. It counts only from one's own backend."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -58,10 +61,11 @@ async def release_lease(connection: Connection, who: str) -> None:
         await connection.execute(QUERY["release_lease"], {"who": who})
 
 
-async def fold(connection: Connection, who: str, chunk: int = CHUNK) -> Fold | None:
+async def fold(connection: Connection, who: str, channel: str, chunk: int = CHUNK) -> Fold | None:
     """Move up to `chunk` events from the journal into the totals in one transaction.
 
-    None: `who` does not hold the lease, and nothing was done. When this raises, the COMMIT may or may not have
+    A fence with the fold's generation goes out on the channel. None: `who` does not hold the lease, and nothing was
+    done. When this raises, the COMMIT may or may not have
     happened: read the totals again.
     """
     with translated_errors():
@@ -76,6 +80,7 @@ async def fold(connection: Connection, who: str, chunk: int = CHUNK) -> Fold | N
             if rows:
                 await _save(connection, settlement)
                 await connection.execute(QUERY["mark_folded"], {"id": rows[-1][0]})
+            await connection.execute(QUERY["fence"], {"channel": channel, "fence": f"{FENCE}{row[0]}"})
     return Fold(row[0], events, settlement, malformed, len(rows) < chunk)
 
 
@@ -92,8 +97,8 @@ def _decode(rows: list[TupleRow]) -> tuple[list[Event], int]:
 
 
 async def _save(connection: Connection, settlement: Settlement) -> None:
-    # Sorted, so that two exporters lock rows in the same order.
-    increments = sorted(settlement.increments.items())
+    # In the order of events, by which new label sets are numbered; folds do not overlap, so no deadlock.
+    increments = list(settlement.increments.items())
     if increments:
         await connection.execute(
             QUERY["add_totals"],
@@ -115,7 +120,7 @@ async def _save(connection: Connection, settlement: Settlement) -> None:
                 "profits": [c.profit for c in done],
             },
         )
-    if done or undone:
+    if undone:
         await connection.execute(QUERY["forget_recent"], {"ids": undone})
     sightings = sorted(settlement.sightings.items())
     if sightings:
@@ -130,6 +135,13 @@ async def _save(connection: Connection, settlement: Settlement) -> None:
         )
 
 
+async def prune(connection: Connection) -> None:
+    """Forget in `recent` and `latest` what no gauge asks for any more."""
+    with translated_errors():
+        await connection.execute(QUERY["forget_recent"], {"ids": []})
+        await connection.execute(QUERY["forget_latest"])
+
+
 async def read_settled(connection: Connection) -> Settled:
     """Read totals, `recent` and `latest` whole, as of one generation. Raise `SchemaNotReady` if the owner is gone."""
     with translated_errors():
@@ -142,11 +154,10 @@ async def read_settled(connection: Connection) -> Settled:
                 # A metric that only a newer version knows stays in the table, untouched.
                 if metric in SETTLED_LABELS:
                     totals[_from_json(metric, labels)] = n
-            return Settled(owner[0], totals, await read_memory(connection))
+            return Settled(owner[0], totals, await _read_memory(connection))
 
 
-async def read_memory(connection: Connection) -> Memory:
-    """Read `recent` and `latest`; the caller holds the snapshot."""
+async def _read_memory(connection: Connection) -> Memory:
     recent = await connection.execute(QUERY["recent"])
     completions = {row[0]: Completion(*row) for row in await recent.fetchall()}
     latest = await connection.execute(QUERY["latest"])

@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import aclosing
 
-from psycopg import sql
+from psycopg import Notify, sql
 
 from mfg_notify.postgres.connection import Connection, translated_errors
 
 PING = "ping "
-"""Payloads of ours that ask for an answer from ourselves: `ping ` and a number."""
+"""Payloads of ours that ask for an answer from ourselves: `ping ` and a number. They count from one's own backend."""
 FOLD = "fold"
 """Payload that only says: look into the journal."""
 
@@ -23,7 +23,7 @@ class Listener:
     def __init__(self, connection: Connection, on_arrival: Callable[[], None]) -> None:
         self._connection = connection
         self._on_arrival = on_arrival
-        self._waiting: deque[str] = deque()
+        self._waiting: deque[Notify] = deque()
 
     async def listen(self, channel: str) -> None:
         """Start to listen; from here on nothing is missed."""
@@ -37,11 +37,11 @@ class Listener:
         with translated_errors():
             async with aclosing(self._connection.notifies()) as notifications:
                 async for notification in notifications:
-                    self._waiting.append(notification.payload)
+                    self._waiting.append(notification)
                     self._on_arrival()
 
-    def take(self) -> list[str]:
-        """Return the payloads that have come since the last call, oldest first."""
-        payloads = list(self._waiting)
+    def take(self) -> list[Notify]:
+        """Return what has come since the last call, oldest first: payload, and the backend that sent it."""
+        notifications = list(self._waiting)
         self._waiting.clear()
-        return payloads
+        return notifications

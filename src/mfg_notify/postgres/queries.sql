@@ -74,14 +74,19 @@ FROM unnest(%(kinds)s::text[], %(players)s::bigint[], %(keys)s::text[], %(at)s::
 ON CONFLICT (kind, player_id, key) DO UPDATE SET at = excluded.at WHERE excluded.at > l.at
 
 -- name: forget_latest
+-- Players are kept, so that a silent one is known as such.
 DELETE FROM mfg_notify.latest WHERE kind = 'ship' AND at < now() - interval '24 hours'
 
 -- name: mark_folded
 -- What the triggers read to bound the backlog. Not transactional, and need not be.
 SELECT setval('mfg_notify.folded', %(id)s)
 
+-- name: fence
+-- In the fold's transaction: when it comes back, every notification of an event folded up to now has come.
+SELECT pg_notify(%(channel)s, %(fence)s)
+
 -- name: totals
-SELECT metric, labels::text, n FROM mfg_notify.total
+SELECT metric, labels::text, n FROM mfg_notify.total ORDER BY arrival
 
 -- name: generation
 SELECT generation FROM mfg_notify.owner
@@ -92,6 +97,11 @@ FROM mfg_notify.recent WHERE completed_at > now() - interval '1 hour'
 
 -- name: latest
 SELECT kind, player_id, key, (date_part('epoch', at) * 1000000)::bigint FROM mfg_notify.latest
+
+-- name: visible
+-- Which transactions the snapshot of this transaction shows.
+SELECT pg_snapshot_xmax(s)::text::bigint, ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(s) x)
+FROM pg_current_snapshot() s
 
 -- name: live_pipelines
 SELECT p.id, mfg_notify.pipeline_image(p.player_id, p.product_good, p.status, p.total_cost, p.total_revenue,

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from mfg_notify.core import events
-from mfg_notify.core.factory_floor import LiveRows, Memory
+from mfg_notify.core.factory_floor import LiveRows
 from mfg_notify.postgres.connection import Connection, read_only_snapshot, translated_errors
-from mfg_notify.postgres.journal import read_memory
 from mfg_notify.postgres.queries import QUERY
 
 _SHIP_COLUMNS = {
@@ -35,8 +34,21 @@ class Health:
     missing_columns: tuple[str, ...]
 
 
-async def read_floor(connection: Connection, schema: str) -> tuple[LiveRows, Memory]:
-    """Read the live rows, ships, `recent` and `latest` in one snapshot."""
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The live rows, and which transactions they show."""
+
+    rows: LiveRows
+    next_xid: int
+    in_progress: frozenset[int]
+
+    def sees(self, xid: int) -> bool:
+        """Tell whether the rows show what this transaction has done, given that it has committed."""
+        return xid < self.next_xid and xid not in self.in_progress
+
+
+async def read_snapshot(connection: Connection, schema: str) -> Snapshot:
+    """Read the live rows and the ships in one snapshot."""
     game = {
         name: sql.Identifier(schema, f"manufacturing_{table}")
         for name, table in (("pipelines", "pipelines"), ("tasks", "tasks"), ("factories", "factory_states"))
@@ -50,7 +62,9 @@ async def read_floor(connection: Connection, schema: str) -> tuple[LiveRows, Mem
             factories = await connection.execute(sql.SQL(QUERY["live_factories"]).format(**game))
             factory_rows = {key: events.decode_factory(image) for key, image in await factories.fetchall()}
             ships = await _read_ships(connection, schema)
-            return LiveRows(pipeline_rows, task_rows, factory_rows, ships), await read_memory(connection)
+            visible = await (await connection.execute(QUERY["visible"])).fetchall()
+    ((next_xid, in_progress),) = visible
+    return Snapshot(LiveRows(pipeline_rows, task_rows, factory_rows, ships), next_xid, frozenset(in_progress))
 
 
 async def _read_ships(connection: Connection, schema: str) -> dict[tuple[int, str], bool] | None:
