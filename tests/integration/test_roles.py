@@ -1,0 +1,658 @@
+"""Who may do what: the exporter's least-privilege role, and installing with few rights of one's own."""
+
+import secrets
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, LiteralString
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+from psycopg import errors, sql
+from psycopg.conninfo import make_conninfo
+from tests import truth
+from tests.conftest import Database, Server
+from tests.support import ExporterProcess, eventually, simulated_game, value
+
+from mfg_notify.cli import main
+from mfg_notify.demo.embedded import EmbeddedPostgres
+from mfg_notify.demo.game import GameOptions, create_tables, play
+from mfg_notify.postgres import migrations
+from mfg_notify.postgres.queries import QUERY
+
+Connection = psycopg.Connection[Any]
+OFTEN = ("--reconcile-interval", "200ms")
+ELSEWHERE = "Game_2"
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Makes roles with names of their own."""
+
+    connection: Connection
+    made: list[str]
+
+    def name(self, word: str) -> str:
+        """Return a name for a role that the test makes; it is dropped in the end."""
+        self.made.append(f'mfg {word}"{secrets.token_hex(6)}')
+        return self.made[-1]
+
+    def make(self, word: str, attributes: LiteralString = "") -> str:
+        """Make a role that can log in."""
+        name = self.name(word)
+        self.connection.execute(sql.SQL("CREATE ROLE {} LOGIN {}").format(sql.Identifier(name), sql.SQL(attributes)))
+        return name
+
+    def exists(self, name: str) -> bool:
+        """Tell whether the server has such a role."""
+        return self.connection.execute(QUERY["role_exists"], {"role": name}).fetchone() == (True,)
+
+
+@pytest.fixture
+def roles(server: Server) -> Iterator[Roles]:
+    """Make roles; a test asks for this first, so that its database is gone when they are dropped."""
+    with server.connect() as connection:
+        roles = Roles(connection, [])
+        yield roles
+        for name in roles.made:
+            connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(name)))
+
+
+def as_role(dsn: str, role: str) -> str:
+    return make_conninfo(dsn, user=role)
+
+
+def migrate(*arguments: str) -> str:
+    """Run the command; return what it printed. Fail if it failed."""
+    result = CliRunner().invoke(main, ["migrate", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def execute(connection: Connection, statement: LiteralString, **names: str) -> None:
+    """Execute a statement with identifiers filled in."""
+    connection.execute(sql.SQL(statement).format(**{name: sql.Identifier(text) for name, text in names.items()}))
+
+
+def rights(connection: Connection) -> set[tuple[str, ...]]:
+    """Return every object of the database and every right on it, those of the cluster's bootstrap objects too."""
+    return set(
+        connection.execute(
+            """SELECT kind, object, coalesce(g.rolname, 'PUBLIC'), privilege_type
+               FROM (
+                   SELECT 'relation', c.oid::regclass::text, coalesce(
+                       relacl, acldefault(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", relowner))
+                   FROM pg_class c WHERE relnamespace::regnamespace::text !~ '^pg_toast'
+                   UNION ALL SELECT 'column', attrelid::regclass || '.' || attname, attacl
+                   FROM pg_attribute WHERE attacl IS NOT NULL
+                   UNION ALL SELECT 'schema', nspname, coalesce(nspacl, acldefault('n', nspowner)) FROM pg_namespace
+                   UNION ALL SELECT 'function', oid::regprocedure::text, coalesce(proacl, acldefault('f', proowner))
+                   FROM pg_proc
+                   UNION ALL SELECT 'trigger', tgrelid::regclass || '.' || tgname, acldefault('r', 10)
+                   FROM pg_trigger WHERE NOT tgisinternal
+                   UNION ALL SELECT 'database', datname, coalesce(datacl, acldefault('d', datdba))
+                   FROM pg_database WHERE datname = current_database()
+               ) o (kind, object, acl)
+               CROSS JOIN LATERAL aclexplode(acl) a LEFT JOIN pg_roles g ON g.oid = a.grantee"""
+        ).fetchall()
+    )
+
+
+def wait_exact(exporter: ExporterProcess, connection: Connection) -> str:
+    """Wait until the page is what the recount of the audit says; return the page."""
+
+    def ask() -> tuple[str, list[str]]:
+        page = exporter.page()
+        return page, truth.compare(page, connection)
+
+    page, _ = eventually(ask, lambda answer: not answer[1])
+    return page
+
+
+def lost(connection: Connection) -> int:
+    row = connection.execute(
+        "SELECT CASE WHEN is_called THEN last_value + 1 ELSE 0 END FROM mfg_notify.lost"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+# ------------------------------------------------------------------------------------- the exporter's role --
+
+
+@pytest.fixture
+def exporter_role(roles: Roles, installed: Database) -> str:
+    """Return a role that the command has just made in the database `installed`."""
+    name = roles.name("exporter")
+    printed = migrate("up", "--dsn", installed.dsn, "--create-role", name)
+    assert "nothing to do" in printed
+    assert "PASSWORD" in printed
+    return name
+
+
+@pytest.mark.anyio
+async def test_exporter_with_exactly_its_rights_is_exact(exporter_role: str, installed: Database) -> None:
+    with (
+        installed.connect() as connection,
+        ExporterProcess(as_role(installed.dsn, exporter_role), *OFTEN) as exporter,
+    ):
+        exporter.wait_ready()
+        await play(installed.dsn, GameOptions(seed=11, rate=0), statements=3000)
+        page = wait_exact(exporter, connection)
+        # The recount knows the game's table of ships; without a right on it the numbers would be others.
+        idle = connection.execute(
+            """SELECT player_id, count(*) FROM ships s WHERE assignment_status = 'idle' AND NOT EXISTS (
+                   SELECT FROM manufacturing_tasks t WHERE t.assigned_ship = s.ship_symbol
+                   AND t.player_id = s.player_id AND t.status IN ('ASSIGNED', 'EXECUTING')) GROUP BY 1"""
+        ).fetchall()
+        assert idle
+        for player, count in idle:
+            assert value(page, "manufacturing_ships_idle_total", player_id=str(player)) == count
+        assert lost(connection) == 0
+        assert "denied" not in exporter.read_log()
+        assert exporter.terminate() == 0
+
+
+def parameters() -> dict[str, object]:
+    given: dict[str, object] = {"who": "me", "channel": "c", "ping": "p", "fence": "f", "id": 1, "version": 1}
+    return defaultdict(lambda: None, given | {"chunk": 10, "schema": "public"})
+
+
+def denied_statements(connection: Connection) -> list[str]:
+    """Try every statement of queries.sql, taking each back; return the names of those that a right is missing for."""
+    tables = {
+        "pipelines": sql.Identifier("public", "manufacturing_pipelines"),
+        "tasks": sql.Identifier("public", "manufacturing_tasks"),
+        "factories": sql.Identifier("public", "manufacturing_factory_states"),
+        "ships": sql.Identifier("public", "ships"),
+        "status": sql.Identifier("assignment_status"),
+    }
+    denied = []
+    for name, statement in QUERY.items():
+        composed = sql.SQL(statement).format(**tables) if "{" in statement else sql.SQL(statement)
+        try:
+            with connection.transaction(force_rollback=True):
+                connection.execute(composed, parameters())
+        except errors.InsufficientPrivilege:
+            denied.append(name)
+    return denied
+
+
+READ_WITH_COLLECT_MARKET = "market_data"
+
+
+def test_its_rights_suffice_for_every_statement_and_none_is_idle(exporter_role: str, installed: Database) -> None:
+    with installed.connect() as connection:
+        connection.execute(
+            """INSERT INTO players (agent_symbol, token) VALUES ('A', 'x');
+               INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
+               VALUES ('t', 1, 'SELL', 'PENDING', 'G')"""
+        )
+        granted = [
+            (kind, thing, right)
+            for kind, thing, grantee, right in rights(connection)
+            if grantee == exporter_role and READ_WITH_COLLECT_MARKET not in thing
+        ]
+        assert len(granted) > 40
+        idle = []
+        for kind, thing, right in sorted(granted):
+            match kind:
+                case "column":
+                    table, column = thing.split(".")
+                    what = f"{right} ({column}) ON {table}"
+                case "relation":
+                    what = f"{right} ON {thing}"
+                case _:
+                    what = f"{right} ON {kind} {thing}"
+            with connection.transaction(force_rollback=True):
+                connection.execute(sql.SQL("REVOKE {} FROM {}").format(sql.SQL(what), sql.Identifier(exporter_role)))
+                execute(connection, "SET LOCAL ROLE {role}", role=exporter_role)
+                if not denied_statements(connection):
+                    idle.append(what)
+        assert idle == []
+        execute(connection, "SET ROLE {role}", role=exporter_role)
+        assert denied_statements(connection) == []
+
+
+FORBIDDEN: tuple[LiteralString, ...] = (
+    "SELECT token FROM players",
+    "SELECT count(*) FROM players",
+    "SELECT error_message FROM manufacturing_tasks",
+    "SELECT * FROM manufacturing_tasks",
+    "SELECT * FROM manufacturing_pipelines",
+    "SELECT materials FROM manufacturing_pipelines",
+    "SELECT all_inputs_delivered FROM manufacturing_factory_states",
+    "SELECT container_id FROM ships",
+    "SELECT purchase_price FROM market_data",
+    "SELECT id FROM manufacturing_tasks FOR UPDATE",
+    "LOCK TABLE manufacturing_tasks IN ACCESS EXCLUSIVE MODE",
+    "INSERT INTO manufacturing_tasks (id, player_id, task_type, good) VALUES ('x', 1, 'SELL', 'G')",
+    "UPDATE manufacturing_tasks SET status = 'READY'",
+    "UPDATE manufacturing_pipelines SET status = 'FAILED'",
+    "DELETE FROM manufacturing_factory_states",
+    "TRUNCATE manufacturing_factory_states",
+    "UPDATE ships SET assignment_status = 'idle'",
+    "DELETE FROM market_data",
+    "INSERT INTO mfg_notify.event (body) VALUES ('[]')",
+    "UPDATE mfg_notify.event SET body = '[]'",
+    "TRUNCATE mfg_notify.event",
+    "SELECT nextval('mfg_notify.event_id_seq')",
+    "SELECT nextval('mfg_notify.lost')",
+    "SELECT setval('mfg_notify.lost', 1)",
+    "DELETE FROM mfg_notify.total",
+    "TRUNCATE mfg_notify.total",
+    "UPDATE mfg_notify.settings SET notify = false",
+    "INSERT INTO mfg_notify.owner DEFAULT VALUES",
+    "DELETE FROM mfg_notify.owner",
+    "SELECT mfg_notify.announce(1)",
+    "SELECT mfg_notify.speaks(1, 1, '', '', '')",
+    "SELECT * FROM mfg_notify.granted",
+    "CREATE TABLE mfg_notify.mine ()",
+    "CREATE TEMP TABLE mine (id text); CREATE TRIGGER forge AFTER INSERT ON mine REFERENCING NEW TABLE AS new_rows"
+    " FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.task_changed()",
+    "ALTER TABLE manufacturing_tasks DISABLE TRIGGER mfg_notify_insert",
+    "DROP TRIGGER mfg_notify_insert ON manufacturing_tasks",
+)
+
+
+def test_it_may_do_nothing_else(exporter_role: str, installed: Database) -> None:
+    with installed.connect(user=exporter_role) as connection:
+        allowed = []
+        for statement in FORBIDDEN:
+            try:
+                with connection.transaction(force_rollback=True):
+                    connection.execute(statement)
+                allowed.append(statement)
+            except errors.InsufficientPrivilege:
+                pass
+        assert allowed == []
+        attributes = "rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls OR NOT rolcanlogin"
+        assert connection.execute(
+            f"SELECT {attributes} FROM pg_roles WHERE rolname = current_user"  # noqa: S608
+        ).fetchone() == (False,)
+
+
+@pytest.mark.parametrize(
+    ("missing", "named"),
+    [
+        ("USAGE ON SCHEMA mfg_notify", "schema mfg_notify"),
+        ("USAGE ON SCHEMA public", "schema public"),
+        ("CONNECT ON DATABASE {database}", "permission denied for database"),
+        ("SELECT ON mfg_notify.settings", "table settings"),
+        ("UPDATE ON mfg_notify.owner", "table owner"),
+        ("DELETE ON mfg_notify.event", "table event"),
+        ("UPDATE ON SEQUENCE mfg_notify.folded", "sequence folded"),
+        ("SELECT ON SEQUENCE mfg_notify.lost", "sequence lost"),
+        ("EXECUTE ON FUNCTION mfg_notify.task_image", "function task_image"),
+        ("SELECT (ready_at) ON manufacturing_tasks", "table manufacturing_tasks"),
+        ("SELECT (delivered_inputs) ON manufacturing_factory_states", "table manufacturing_factory_states"),
+    ],
+)
+def test_missing_right_is_named_and_granted_again(
+    exporter_role: str, installed: Database, missing: LiteralString, named: str
+) -> None:
+    with installed.connect() as connection:
+        connection.execute(
+            """INSERT INTO players (agent_symbol, token) VALUES ('A', 'x');
+               INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
+               VALUES ('t', 1, 'SELL', 'PENDING', 'G')"""
+        )
+        execute(connection, "REVOKE " + missing + " FROM PUBLIC, {role}", role=exporter_role, database=installed.name)
+        with ExporterProcess(as_role(installed.dsn, exporter_role), *OFTEN) as exporter:
+            log = eventually(exporter.read_log, lambda text: "access_denied" in text)
+            assert named in log
+            assert "--create-role" in log
+            migrate("up", "--dsn", installed.dsn, "--create-role", exporter_role)
+            exporter.wait_ready()
+
+
+@pytest.mark.parametrize("table", ["ships", "ship_assignments"])
+def test_ships_without_the_right_are_those_of_the_tasks(roles: Roles, installed: Database, table: str) -> None:
+    role = roles.name("exporter")
+    with installed.connect() as connection:
+        if table == "ship_assignments":
+            connection.execute(
+                "ALTER TABLE ships RENAME TO ship_assignments;"
+                "ALTER TABLE ship_assignments RENAME assignment_status TO status"
+            )
+        migrations.create_role(connection, "public", role, print)
+        connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
+        execute(connection, "INSERT INTO {ships} (player_id, ship_symbol) VALUES (1, 'S-1'), (1, 'S-2')", ships=table)
+
+        def idle_ships() -> float | None:
+            with ExporterProcess(as_role(installed.dsn, role), *OFTEN) as exporter:
+                exporter.wait_ready()
+                page = exporter.page()
+                assert exporter.terminate() == 0
+                return value(page, "manufacturing_ships_idle_total", player_id="1")
+
+        assert idle_ships() == 2
+        execute(connection, "REVOKE SELECT (ship_symbol) ON {ships} FROM {role}", ships=table, role=role)
+        assert not idle_ships()
+
+
+def test_an_existing_role_keeps_what_it_had(roles: Roles, database: Database) -> None:
+    role = roles.make("reader")
+    with database.connect() as connection:
+        execute(connection, "GRANT SELECT (id, good) ON manufacturing_tasks TO {role}", role=role)
+        execute(connection, "GRANT SELECT ON ships TO {role}", role=role)
+        before = rights(connection)
+        for _ in range(2):
+            assert "granted" in migrate("up", "--dsn", database.dsn, "--create-role", role)
+        assert len(rights(connection)) > len(before)
+        assert "was not made by mfg-notify" in migrate("down", "--dsn", database.dsn)
+        assert rights(connection) == before
+        assert roles.exists(role)
+
+
+def test_printed_sql_makes_the_same_role(roles: Roles, database: Database) -> None:
+    role = roles.name("printed")
+    with database.connect() as connection:
+        before = rights(connection)
+        for text in migrate("sql", "--create-role", role).split("COMMIT;")[:-1]:
+            connection.execute(text.encode() + b"COMMIT;")
+        by_hand = rights(connection)
+        connection.execute(migrate("sql", "--down").encode())
+        assert rights(connection) == before
+        assert not roles.exists(role)
+        migrate("up", "--dsn", database.dsn, "--create-role", role)
+        assert rights(connection) == by_hand
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x$$; DROP TABLE players; DO $$", "a'; DROP TABLE players; --", "two\nlines; DROP TABLE players", "é{}%s\\"],
+)
+def test_odd_names_are_only_names(roles: Roles, installed: Database, name: str) -> None:
+    name += secrets.token_hex(4)
+    roles.made.append(name)
+    with installed.connect() as connection:
+        assert migrations.create_role(connection, "public", name, print)
+        assert not migrations.create_role(connection, "public", name, print)
+        assert connection.execute("SELECT count(*) FROM players").fetchone() == (0,)
+        migrations.down(connection, "public", print)
+    assert not roles.exists(name)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 64, "a\0b", "public", "none"])
+def test_impossible_names_are_refused(installed: Database, name: str) -> None:
+    result = CliRunner().invoke(main, ["migrate", "up", "--dsn", installed.dsn, "--create-role", name])
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1].startswith("Error: ")
+
+
+def test_readable_tokens_are_pointed_out(roles: Roles, installed: Database) -> None:
+    role = roles.make("reader")
+    with installed.connect() as connection:
+        execute(connection, "GRANT SELECT (token) ON players TO {role}", role=role)
+    assert "public.players, where the API tokens are" in migrate("up", "--dsn", installed.dsn, "--create-role", role)
+
+
+def test_down_and_up_under_its_exporter(roles: Roles, database: Database) -> None:
+    role = roles.name("exporter")
+    migrate("up", "--dsn", database.dsn, "--create-role", role)
+    with ExporterProcess(as_role(database.dsn, role), *OFTEN) as exporter:
+        exporter.wait_ready()
+        migrate("down", "--dsn", database.dsn)
+        assert not roles.exists(role)
+        eventually(lambda: exporter.get("/-/ready"), lambda answer: answer.status_code == 503)
+        migrate("up", "--dsn", database.dsn, "--create-role", role)
+        exporter.wait_ready()
+        assert exporter.terminate() == 0
+
+
+# ---------------------------------------------------------------------------------------------- installing --
+
+Installer = Literal["owner", "owner with CREATEROLE", "superuser"]
+ATTRIBUTES: dict[Installer, LiteralString] = {"owner": "", "owner with CREATEROLE": "CREATEROLE", "superuser": ""}
+
+
+def hand_over(connection: Connection, database: str, owner: str, schema: LiteralString = "public") -> None:
+    """Give the game's tables to a role that may also make schemas in the database, and no more."""
+    tables = connection.execute("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = %s::regnamespace",
+                                (f'"{schema}"',)).fetchall()  # fmt: skip
+    for (table,) in tables:
+        connection.execute(
+            sql.SQL("ALTER TABLE {} OWNER TO {}").format(sql.Identifier(schema, table), sql.Identifier(owner))
+        )
+    execute(connection, "GRANT CREATE ON DATABASE {database} TO {owner}", database=database, owner=owner)
+
+
+def run_as(connection: Connection) -> list[str]:
+    """Return the roles with whose rights the triggers work."""
+    owners = connection.execute(
+        "SELECT DISTINCT r.rolname FROM pg_proc p JOIN pg_roles r ON r.oid = p.proowner"
+        " WHERE p.prosecdef AND p.pronamespace = 'mfg_notify'::regnamespace"
+    )
+    return [name for (name,) in owners]
+
+
+def let_write(connection: Connection, role: str) -> None:
+    """Let a role do with the game's rows what the game does, and nothing with its tables."""
+    execute(
+        connection,
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role};"
+        "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}",
+        role=role,
+    )
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", list(ATTRIBUTES))
+async def test_installing(roles: Roles, database: Database, kind: Installer) -> None:
+    owner, writer = roles.make("game", ATTRIBUTES[kind]), roles.make("writer")
+    installer = roles.make("installer", "SUPERUSER") if kind == "superuser" else owner
+    exporter_role = roles.name("exporter")
+    as_installer = as_role(database.dsn, installer)
+    with database.connect() as connection:
+        hand_over(connection, database.name, owner)
+        let_write(connection, writer)
+        truth.install(connection)
+        before = rights(connection)
+
+        if kind == "owner":
+            result = CliRunner().invoke(main, ["migrate", "up", "--dsn", as_installer, "--create-role", exporter_role])
+            assert result.exit_code == 1
+            assert "let an administrator run CREATE ROLE" in result.output
+            execute(connection, "CREATE ROLE {role} LOGIN", role=exporter_role)
+        for _ in range(2):
+            migrate("up", "--dsn", as_installer, "--create-role", exporter_role)
+        # Everything again, as after an upgrade.
+        connection.execute("DROP TRIGGER mfg_notify_truncate ON manufacturing_tasks")
+        assert "applied 0001" in migrate("up", "--dsn", as_installer)
+        if kind == "owner":
+            assert run_as(connection) == [owner]
+        elif kind == "superuser":
+            assert run_as(connection) == ["mfg_notify_owner"]
+
+        with ExporterProcess(as_role(database.dsn, exporter_role), *OFTEN) as exporter:
+            exporter.wait_ready()
+            for seed, role in enumerate((owner, writer)):
+                await play(as_role(database.dsn, role), GameOptions(seed=seed, rate=0), statements=700)
+            wait_exact(exporter, connection)
+            assert lost(connection) == 0
+            assert exporter.terminate() == 0
+
+        printed = migrate("down", "--dsn", as_installer)
+        assert rights(connection) == before
+        assert roles.exists(exporter_role) == (kind == "owner")
+        assert ("was not made by mfg-notify" in printed) == (kind == "owner")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("version", [16, 18])
+async def test_installing_first_in_a_cluster_with_createrole(version: Literal[16, 18]) -> None:
+    """Nothing of ours is in the cluster: the roles are made, shared by two databases, and gone with the last one."""
+    with EmbeddedPostgres(version, settings={"fsync": "off"}) as server:
+        superuser = server.dsn()
+        with psycopg.connect(superuser, autocommit=True) as connection:
+            connection.execute("CREATE ROLE game LOGIN CREATEROLE")
+            connection.execute("CREATE DATABASE one OWNER game")
+            connection.execute("CREATE DATABASE two OWNER game")
+            first, second = (server.dsn(name, user="game") for name in ("one", "two"))
+            for dsn in (first, second):
+                async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as making:
+                    await create_tables(making)
+                for _ in range(2):
+                    migrate("up", "--dsn", dsn, "--create-role", "exporter")
+            for dsn in (first, second):
+                await play(dsn, GameOptions(rate=0), statements=300)
+                with psycopg.connect(dsn) as game:
+                    assert lost(game) == 0
+                    assert game.execute("SELECT EXISTS (SELECT FROM mfg_notify.event)").fetchone() == (True,)
+                    assert run_as(game) == ["mfg_notify_owner"]
+                with ExporterProcess(make_conninfo(dsn, user="exporter")) as exporter:
+                    exporter.wait_ready()
+            printed = migrate("down", "--dsn", first)
+            assert "role exporter stays" in printed
+            assert "role mfg_notify_owner stays" in printed
+            printed = migrate("down", "--dsn", second)
+            assert "stays" not in printed
+            assert connection.execute("SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1").fetchall() == [
+                ("game",),
+                ("postgres",),
+            ]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("foreign", ["the schema's", "the tables'"])
+async def test_installing_without_the_right_to_share_it(foreign: str) -> None:
+    """What the installer may not grant to the role of the triggers, they do with the installer's own rights."""
+    with EmbeddedPostgres(settings={"fsync": "off"}) as server:
+        superuser = server.dsn()
+        async with await psycopg.AsyncConnection.connect(superuser, autocommit=True) as making:
+            await create_tables(making)
+        with psycopg.connect(superuser, autocommit=True) as connection:
+            connection.execute("CREATE ROLE game LOGIN CREATEROLE")
+            if foreign == "the schema's":
+                hand_over(connection, "postgres", "game")
+                connection.execute("REVOKE USAGE ON SCHEMA public FROM PUBLIC; GRANT USAGE ON SCHEMA public TO game")
+            else:
+                connection.execute(
+                    "GRANT CREATE ON DATABASE postgres TO game; GRANT ALL ON ALL TABLES IN SCHEMA public TO game;"
+                    "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO game"
+                )
+            dsn = as_role(superuser, "game")
+            before = rights(connection)
+            migrate("up", "--dsn", dsn)
+            await play(dsn, GameOptions(rate=0), statements=600)
+            assert lost(connection) == 0
+            assert run_as(connection) == ["game"]
+            # Only a table's owner may take triggers off it.
+            migrate("down", "--dsn", dsn if foreign == "the schema's" else superuser)
+            assert rights(connection) == before
+
+
+@pytest.mark.anyio
+async def test_another_game_schema(roles: Roles, database: Database) -> None:
+    owner, writer, role = roles.make("game", "CREATEROLE"), roles.make("writer"), roles.name("exporter")
+    async with await psycopg.AsyncConnection.connect(database.dsn, autocommit=True) as making:
+        await create_tables(making, ELSEWHERE)
+    with database.connect() as connection:
+        # Nobody may connect who has not been told so.
+        for statement in (
+            "ALTER SCHEMA {schema} OWNER TO {owner}",
+            "ALTER DATABASE {database} OWNER TO {owner}",
+            "REVOKE CONNECT ON DATABASE {database} FROM PUBLIC",
+            "GRANT CONNECT ON DATABASE {database} TO {writer}",
+        ):
+            execute(connection, statement, schema=ELSEWHERE, database=database.name, owner=owner, writer=writer)
+        hand_over(connection, database.name, owner, ELSEWHERE)
+        for statement in (
+            "GRANT USAGE ON SCHEMA {schema} TO {role}",
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}",
+            "GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}",
+        ):
+            execute(connection, statement, schema=ELSEWHERE, role=writer)
+        before = rights(connection)
+        options = ("--dsn", as_role(database.dsn, owner), "--game-schema", ELSEWHERE)
+        migrate("up", *options, "--create-role", role)
+        with ExporterProcess(as_role(database.dsn, role), "--game-schema", ELSEWHERE, *OFTEN) as exporter:
+            exporter.wait_ready()
+            await play(as_role(database.dsn, writer), GameOptions(rate=0), schema=ELSEWHERE, statements=1000)
+            assert lost(connection) == 0
+            idle = connection.execute(
+                sql.SQL("SELECT count(*) FROM {} WHERE player_id = 1").format(sql.Identifier(ELSEWHERE, "ships"))
+            ).fetchone()
+            assert idle is not None
+            utilization = "manufacturing_ship_utilization_percent"
+            eventually(lambda: value(exporter.page(), utilization, player_id="1"), lambda n: n is not None)
+            depth = connection.execute(
+                sql.SQL("SELECT count(*) FROM {} WHERE player_id = 1 AND status IN ('PLANNING', 'EXECUTING')").format(
+                    sql.Identifier(ELSEWHERE, "manufacturing_pipelines")
+                )
+            ).fetchone()
+            assert depth is not None
+            queue = "manufacturing_pipeline_queue_depth"
+            eventually(lambda: value(exporter.page(), queue, player_id="1"), lambda n: n == depth[0])
+            assert exporter.terminate() == 0
+        migrate("down", *options)
+        assert rights(connection) == before
+        assert not roles.exists(role)
+
+
+def test_who_may_not_grant_is_told(roles: Roles, database: Database) -> None:
+    """An installer that may hang triggers on the tables, but does not own them."""
+    installer, role = roles.make("installer"), roles.make("exporter")
+    with database.connect() as connection:
+        execute(connection, "GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}", role=installer)
+        execute(connection, "GRANT CREATE ON DATABASE {database} TO {role}", database=database.name, role=installer)
+        result = CliRunner().invoke(
+            main, ["migrate", "up", "--dsn", as_role(database.dsn, installer), "--create-role", role]
+        )
+        assert result.exit_code == 1
+        assert "may not grant SELECT on public.manufacturing_" in result.output
+        assert "run this as its owner" in result.output
+        assert migrations.read_status(connection, "public").complete
+
+
+# ----------------------------------------------------------------------------- migrating under an exporter --
+
+
+@pytest.mark.anyio
+async def test_up_from_version_1_under_an_exporter(roles: Roles, database: Database) -> None:
+    role = roles.name("exporter")
+    with database.connect() as connection:
+        truth.install(connection)
+        connection.execute(migrations.migrations()[0].up.encode())
+        migrations.create_role(connection, "public", role, print)
+        with ExporterProcess(as_role(database.dsn, role), *OFTEN) as exporter:
+            refusal = eventually(lambda: exporter.get("/-/ready").text, lambda text: "version 1" in text)
+            assert "run `mfg-notify migrate up`" in refusal
+            await play(database.dsn, GameOptions(seed=5, rate=0), statements=800)
+            assert "applied 0002" in migrate("up", "--dsn", database.dsn, "--create-role", role)
+            exporter.wait_ready()
+            await play(database.dsn, GameOptions(seed=6, rate=0), statements=800)
+            wait_exact(exporter, connection)
+            assert lost(connection) == 0
+            assert exporter.terminate() == 0
+
+
+def test_up_under_load_loses_nothing(exporter_role: str, installed: Database) -> None:
+    with (
+        installed.connect() as connection,
+        ExporterProcess(as_role(installed.dsn, exporter_role), *OFTEN) as exporter,
+    ):
+        exporter.wait_ready()
+        with simulated_game(installed.dsn, "--rate", "400", "--seed", "9") as game:
+            for _ in range(4):
+                folded = _folded(connection)
+                eventually(lambda: _folded(connection), _above(folded + 50))
+                # The one trigger whose absence loses nothing here: the game does not truncate.
+                connection.execute("DROP TRIGGER mfg_notify_truncate ON manufacturing_tasks")
+                assert len(migrations.up(connection, "public", print)) == len(migrations.migrations())
+            assert game.poll() is None
+        wait_exact(exporter, connection)
+        assert lost(connection) == 0
+        assert "waiting for the database" not in exporter.read_log()
+
+
+def _folded(connection: Connection) -> int:
+    row = connection.execute("SELECT last_value FROM mfg_notify.folded").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _above(bound: int) -> Callable[[int], bool]:
+    return lambda number: number > bound
