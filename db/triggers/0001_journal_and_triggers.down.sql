@@ -27,9 +27,54 @@ BEGIN
 END
 $$;
 
+-- The exporters' roles: what was granted to them on the game's objects is taken back; what they had before stays.
+DO $$
+DECLARE
+    given record;
+BEGIN
+    IF to_regnamespace('mfg_notify') IS NULL OR to_regclass('mfg_notify.granted') IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM set_config('mfg_notify.roles', (SELECT array_agg(rolname)::text FROM pg_roles WHERE rolname IN (
+        SELECT g.role FROM mfg_notify.granted g)), true);
+    FOR given IN SELECT g.* FROM mfg_notify.granted g JOIN pg_roles r ON r.rolname = g.role LOOP
+        IF given.schema = '' THEN
+            EXECUTE format('REVOKE CONNECT ON DATABASE %I FROM %I', current_database(), given.role);
+        ELSIF given.relation = '' AND to_regnamespace(quote_ident(given.schema)) IS NOT NULL THEN
+            EXECUTE format('REVOKE USAGE ON SCHEMA %I FROM %I', given.schema, given.role);
+        ELSIF EXISTS (SELECT FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+                      JOIN pg_namespace n ON n.oid = c.relnamespace
+                      WHERE n.nspname = given.schema AND c.relname = given.relation AND a.attname = given.col) THEN
+            EXECUTE format('REVOKE SELECT (%I) ON %I.%I FROM %I', given.col, given.schema, given.relation, given.role);
+        END IF;
+    END LOOP;
+END
+$$;
+
 DROP SCHEMA IF EXISTS mfg_notify CASCADE;
 
 SET LOCAL client_min_messages = notice;
+DO $$
+DECLARE
+    role name;
+BEGIN
+    FOREACH role IN ARRAY coalesce(nullif(current_setting('mfg_notify.roles', true), ''), '{}')::name[] LOOP
+        IF shobj_description(to_regrole(quote_ident(role)), 'pg_authid')
+           IS DISTINCT FROM 'exporter of mfg-notify, made by its migration' THEN
+            RAISE NOTICE 'role % stays: it was not made by mfg-notify', role;
+        ELSE
+            BEGIN
+                EXECUTE format('DROP ROLE %I', role);
+            EXCEPTION
+                WHEN dependent_objects_still_exist THEN
+                    RAISE NOTICE 'role % stays: it has other rights, or another database uses it', role;
+                WHEN insufficient_privilege THEN
+                    RAISE NOTICE 'role % stays: not allowed to drop it', role;
+            END;
+        END IF;
+    END LOOP;
+END
+$$;
 DO $$
 BEGIN
     IF to_regrole('mfg_notify_owner') IS NOT NULL THEN

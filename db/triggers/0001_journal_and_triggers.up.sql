@@ -48,6 +48,13 @@ BEGIN
         RAISE EXCEPTION 'mfg-notify works on plain tables, not on partitioned tables or views'
             USING ERRCODE = 'wrong_object_type';
     END IF;
+    -- A trigger may be made with less, but only the owner can take it away again.
+    IF EXISTS (SELECT FROM pg_class c WHERE NOT pg_has_role(c.relowner, 'USAGE') AND c.oid IN (
+            'public.manufacturing_pipelines'::regclass, 'public.manufacturing_tasks'::regclass,
+            'public.manufacturing_factory_states'::regclass)) THEN
+        RAISE EXCEPTION 'install as the role that owns the game''s tables; % does not', current_user
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
 END
 $$;
 
@@ -448,7 +455,11 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA mfg_notify FROM PUBLIC;
 DO $$
 BEGIN
     IF to_regrole('mfg_notify_owner') IS NULL THEN
-        CREATE ROLE mfg_notify_owner NOLOGIN;
+        BEGIN
+            CREATE ROLE mfg_notify_owner NOLOGIN;
+        EXCEPTION WHEN duplicate_object OR unique_violation THEN
+            NULL;  -- another database of the cluster was quicker
+        END;
     END IF;
     IF NOT pg_has_role('mfg_notify_owner', 'USAGE') THEN
         EXECUTE format('GRANT mfg_notify_owner TO %I', current_user);
@@ -460,12 +471,19 @@ BEGIN
     GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA mfg_notify TO mfg_notify_owner;
     GRANT USAGE ON SCHEMA public TO mfg_notify_owner;
     GRANT SELECT ON public.manufacturing_pipelines, public.manufacturing_factory_states TO mfg_notify_owner;
+    -- Who may use these but not share them is told so by a warning only.
+    IF NOT has_schema_privilege('mfg_notify_owner', (SELECT c.relnamespace FROM pg_class c
+                                                     WHERE c.oid = 'public.manufacturing_pipelines'::regclass), 'USAGE')
+       OR NOT has_table_privilege('mfg_notify_owner', 'public.manufacturing_pipelines', 'SELECT')
+       OR NOT has_table_privilege('mfg_notify_owner', 'public.manufacturing_factory_states', 'SELECT') THEN
+        RAISE insufficient_privilege;
+    END IF;
     ALTER FUNCTION mfg_notify.pipeline_changed() OWNER TO mfg_notify_owner;
     ALTER FUNCTION mfg_notify.task_changed() OWNER TO mfg_notify_owner;
     ALTER FUNCTION mfg_notify.factory_changed() OWNER TO mfg_notify_owner;
     REVOKE CREATE ON SCHEMA mfg_notify FROM mfg_notify_owner;
 EXCEPTION WHEN insufficient_privilege THEN
-    -- Not allowed to make roles: the functions stay with the installer.
+    -- Not allowed to make the role, or to give it these rights: the functions stay with the installer.
     RAISE NOTICE 'mfg-notify: the trigger functions run as %', current_user;
 END
 $$;

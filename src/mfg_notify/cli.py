@@ -16,6 +16,7 @@ import click
 import psycopg
 import psycopg.sql
 from rich.console import Console
+from rich.markup import escape
 
 from mfg_notify import __version__, logs, web
 from mfg_notify.core.series import SERIES_MAXIMUM
@@ -192,9 +193,19 @@ def migrate() -> None:
     """Install, remove, inspect or print the triggers in the game database."""
 
 
+role_option = click.option(
+    "--create-role",
+    envvar="MFG_NOTIFY_CREATE_ROLE",
+    show_envvar=True,
+    metavar="NAME",
+    help="Also make this role for the exporter, or give an existing one the rights that it needs and no others.",
+)
+
+
 @migrate.command("up")
 @connection_options
-def migrate_up(dsn: str, game_schema: str) -> None:
+@role_option
+def migrate_up(dsn: str, game_schema: str, create_role: str | None) -> None:
     """Install or upgrade. Safe to repeat, also under a running game and a running exporter."""
     conninfo = complete_conninfo(dsn, "mfg-notify migrate")
     with _connected(conninfo) as connection:
@@ -209,6 +220,16 @@ def migrate_up(dsn: str, game_schema: str) -> None:
             "[yellow]note[/]: max_prepared_transactions is not 0 here, so the triggers write the journal and do not "
             "notify; the exporter looks once a second"
         )
+    if create_role is not None:
+        with _connected(conninfo) as connection:
+            connection.add_notice_handler(_say_notice)
+            made = migrations.create_role(connection, game_schema, create_role, _say_waiting)
+        name = escape(psycopg.sql.Identifier(create_role).as_string())
+        if made:
+            say(f"[green]made[/] role {name}; it has no password yet: say \\password {name} in psql,")
+            say(f"or ALTER ROLE {name} PASSWORD '…'")
+        else:
+            say(f"[green]granted[/] to role {name} what an exporter needs")
 
 
 @migrate.command("down")
@@ -217,7 +238,7 @@ def migrate_down(dsn: str, game_schema: str) -> None:
     """Remove everything that was installed; the totals go with it."""
     conninfo = complete_conninfo(dsn, "mfg-notify migrate")
     with _connected(conninfo) as connection:
-        connection.add_notice_handler(lambda notice: say(f"[yellow]note[/]: {notice.message_primary}"))
+        connection.add_notice_handler(_say_notice)
         removed = migrations.down(connection, game_schema, _say_waiting)
     say("[green]removed[/]" if removed else f"nothing to remove in {describe(conninfo)}")
 
@@ -243,17 +264,24 @@ def migrate_status(dsn: str, game_schema: str) -> None:
 
 @migrate.command("sql")
 @click.option("--game-schema", default="public", show_default=True, help="Schema of the game's tables.")
-@click.option("--down", is_flag=True, help="Print what removes it.")
-def migrate_sql(game_schema: str, *, down: bool) -> None:
+@click.option("--down", is_flag=True, help="Print what removes it, the role included.")
+@role_option
+def migrate_sql(game_schema: str, create_role: str | None, *, down: bool) -> None:
     """Print the migration as plain SQL, for psql or to keep with your own."""
     everything = migrations.migrations()
     for migration in reversed(everything) if down else everything:
         click.echo(migrations.render(migration.down if down else migration.up, game_schema))
+    if create_role is not None and not down:
+        click.echo(migrations.render_role(create_role, game_schema))
 
 
 def _connected(conninfo: str) -> psycopg.Connection:
     with translated_errors():
         return psycopg.connect(conninfo, autocommit=True)
+
+
+def _say_notice(notice: psycopg.errors.Diagnostic) -> None:
+    say(f"[yellow]note[/]: {escape(notice.message_primary or '')}")
 
 
 def _say_waiting(reason: str) -> None:

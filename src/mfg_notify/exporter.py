@@ -81,7 +81,7 @@ class State:
     drained: bool = False
     """The journal has been drained at least once since this exporter became leader."""
     reconciled: bool = False
-    problem: str | None = "connecting to the database"
+    problem: str | None = None
     folds: int = 0
     reconciles: int = 0
 
@@ -95,6 +95,8 @@ class State:
         """The state for people."""
         if self.problem is not None:
             return self.problem
+        if not self.connected:
+            return "connecting to the database"
         if self.standby:
             return "standby: another exporter is active"
         if not self.drained:
@@ -111,6 +113,12 @@ class _Session:
     listener: Listener
     channel: str
     notify: bool
+    backend_pid: int
+    """Of the working connection: what it notifies counts as our own."""
+    works: bool = False
+    """It has come so far as to export, or to stand by."""
+    problem: str | None = None
+    """What is wrong with the database although everything works."""
     ping_number: int = 0
     ping_sent: float | None = None
     """When the ping that has not come back was sent."""
@@ -140,7 +148,8 @@ class Exporter:
         self._changed = anyio.Condition()
         self._wake = anyio.Event()
         self._stopping = False
-        self._connecting: anyio.CancelScope | None = None
+        self._unless_serving: anyio.CancelScope | None = None
+        self._session: _Session | None = None
 
         self._trouble_known: str | None = None
         self._triggers_known: dict[str, int] = {}
@@ -164,8 +173,8 @@ class Exporter:
         """Fold once more, release the lease, and end."""
         self._stopping = True
         self._wake.set()
-        if self._connecting is not None:
-            self._connecting.cancel()
+        if self._session is None and self._unless_serving is not None:
+            self._unless_serving.cancel()
 
     async def wait_until(self, condition: Callable[[State], bool]) -> State:
         """Wait until the state is as asked for. For tests and embedding programs."""
@@ -200,24 +209,8 @@ class Exporter:
     # ---------------------------------------------------------------------------------------- connection --
 
     async def _keep_connected(self) -> None:
-        while not self._stopping:
-            session = await self._connect()
-            if session is None:
-                return
-            try:
-                await self._serve(session)
-            except* DatabaseError as group:
-                error = _first(group)
-                if not self._stopping:
-                    self.telemetry.reconnects.labels(error.reason).inc()
-                    await self._trouble(error)
-            finally:
-                await session.close()
-                # The outcome of a COMMIT that was under way is unknown: read the totals again.
-                self._counters.disconnect()
-                await self._change(connected=False, leader=False, standby=False)
+        """Open a session again and again, sooner if the last one worked, until `stop`."""
 
-    async def _connect(self) -> _Session | None:
         async def report(attempt: RetryCallState) -> None:
             error = attempt.outcome.exception() if attempt.outcome is not None else None
             if isinstance(error, DatabaseError):
@@ -229,12 +222,30 @@ class Exporter:
             before_sleep=report,
         )
         with anyio.CancelScope() as scope:
-            self._connecting = scope
-            try:
-                return await retrying(self._open)
-            finally:
-                self._connecting = None
-        return None
+            self._unless_serving = scope
+            while not self._stopping:
+                await retrying(self._one_session)
+
+    async def _one_session(self) -> None:
+        """Connect and serve. Raise `DatabaseError` if it did not come so far as to work."""
+        session = await self._open()
+        self._session = session
+        error: DatabaseError | None = None
+        try:
+            await self._serve(session)
+        except* DatabaseError as group:
+            error = _first(group)
+        finally:
+            self._session = None
+            await session.close()
+            # The outcome of a COMMIT that was under way is unknown: read the totals again.
+            self._counters.disconnect()
+            await self._change(connected=False, leader=False, standby=False)
+        if error is not None and not self._stopping:
+            self.telemetry.reconnects.labels(error.reason).inc()
+            if not session.works:
+                raise error
+            await self._trouble(error)
 
     async def _open(self) -> _Session:
         listening = await connect(self._conninfo)
@@ -244,16 +255,16 @@ class Exporter:
             await listening.close()
             raise
         try:
-            channel, notify = await self._check_schema(working)
+            channel, notify, backend_pid = await self._check_schema(working)
             listener = Listener(listening, lambda: self._wake.set())
             await listener.listen(channel)
         except BaseException:
             await listening.close()
             await working.close()
             raise
-        return _Session(listening, working, listener, channel, notify)
+        return _Session(listening, working, listener, channel, notify, backend_pid)
 
-    async def _check_schema(self, connection: Connection) -> tuple[str, bool]:
+    async def _check_schema(self, connection: Connection) -> tuple[str, bool, int]:
         with translated_errors():
             exists = await (await connection.execute(QUERY["schema_exists"])).fetchone()
             if exists is None or not exists[0]:
@@ -262,7 +273,7 @@ class Exporter:
             missing = [name for (name,) in await (await connection.execute(QUERY["missing_columns"])).fetchall()]
         if row is None:
             raise SchemaNotReady("mfg_notify.settings has lost its row; run `mfg-notify migrate down`, then up")
-        version, channel, notify = row
+        version, channel, notify, backend_pid = row
         if version < migrations.latest_version():
             raise SchemaNotReady(
                 f"the database has schema version {version}, this exporter needs {migrations.latest_version()}; "
@@ -275,11 +286,10 @@ class Exporter:
             )
         if missing:
             raise SchemaNotReady(f"the game's tables lack what is needed: {', '.join(missing)}")
-        return channel, notify
+        return channel, notify, backend_pid
 
     async def _serve(self, session: _Session) -> None:
-        log.info("connected", database=describe(self._conninfo), notify=session.notify)
-        await self._change(connected=True, problem=None)
+        await self._change(connected=True)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(session.listener.pump)
             tasks.start_soon(self._watch_pings, session)
@@ -322,7 +332,9 @@ class Exporter:
                 fold_due = self._clock() + idle if await self._fold(session) else now
             if session.taken_fence is not None and self._counters.fence >= session.taken_fence:
                 await self._reconcile(session)
-            due = min(tick_due, fold_due, reconcile_due) if self.state.leader else tick_due
+            due = tick_due
+            if self.state.leader:
+                due = min(due, fold_due, math.inf if session.taken is not None else reconcile_due)
             with anyio.move_on_after(max(0.0, due - self._clock())):
                 await self._wake.wait()
         await self._finish(session)
@@ -330,7 +342,7 @@ class Exporter:
     def _receive(self, session: _Session) -> float:
         """Count what has been notified; return in how many seconds a fold is due for it."""
         due = math.inf
-        own = session.working.info.backend_pid
+        own = session.backend_pid
         events: list[Event] = []
         for notification in session.listener.take():
             payload = notification.payload
@@ -370,7 +382,8 @@ class Exporter:
 
     async def _tick(self, session: _Session) -> None:
         if not self.state.leader and await _in_time(SILENCE, journal.acquire_lease(session.working, self._who)):
-            log.info("became the active exporter")
+            # Not again at each try of a session that never works.
+            (log.debug if self._trouble_known else log.info)("became the active exporter")
             self._counters.disconnect()
             await self._change(leader=True, standby=False, drained=False, reconciled=False)
         sent = self._clock()
@@ -393,7 +406,8 @@ class Exporter:
         elif not self.state.leader and not self.state.standby:
             log.info("standing by: another exporter is active")
             self._presentable = False
-            await self._change(standby=True)
+            await self._change(standby=True, problem=None)
+            self._note_that_it_works(session)
 
     async def _step_down(self, session: _Session) -> None:
         log.warning("another exporter has taken over; standing by")
@@ -470,7 +484,13 @@ class Exporter:
         self._memory.prune(self.database_now())
         self._presentable = True
         self.telemetry.reconcile_last_success.set_to_current_time()
-        await self._change(reconciled=True, reconciles=self.state.reconciles + 1)
+        await self._change(reconciled=True, reconciles=self.state.reconciles + 1, problem=session.problem)
+        self._note_that_it_works(session)
+
+    def _note_that_it_works(self, session: _Session) -> None:
+        if not session.works:
+            session.works = True
+            log.info("connected", database=describe(self._conninfo), notify=session.notify)
 
     async def _look_after_database(self, session: _Session) -> None:
         await _in_time(SILENCE, journal.prune(session.working))
@@ -487,10 +507,9 @@ class Exporter:
                 log.error("triggers are missing or disabled; run `mfg-notify migrate up`", table=table, enabled=count)
             self._triggers_known[table] = count
             self.telemetry.triggers_installed.labels(table).set(count)
-        problem = None
+        session.problem = None
         if health.unknown_versions:
-            problem = f"{health.unknown_versions} events are of a newer version; upgrade mfg-notify"
-        await self._change(problem=problem)
+            session.problem = f"{health.unknown_versions} events are of a newer version; upgrade mfg-notify"
 
     def _read_view(self) -> View | None:
         if not self._presentable:

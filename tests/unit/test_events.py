@@ -1,4 +1,4 @@
-"""Bodies of journal rows as the triggers write them, and everything else, which is malformed and nothing worse."""
+"""Bodies and payloads as the triggers write them, and everything else, which is malformed and nothing worse."""
 
 import json
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfg_notify.core.events import (
+    VERSION,
     Change,
     Event,
     FactoryChange,
@@ -18,6 +19,7 @@ from mfg_notify.core.events import (
     TaskImage,
     decode_change,
     decode_factory,
+    decode_payload,
     decode_pipeline,
     decode_task,
 )
@@ -256,3 +258,82 @@ def test_a_change_or_malformed_and_nothing_else(body: str | bytes) -> None:
     assert isinstance(change, PipelineChange | TaskChange | FactoryChange)
     assert IMAGES[change.operation] == (change.old is not None, change.new is not None)
     assert len(change.key) <= 128
+
+
+@pytest.mark.parametrize(("body", "expected"), GOOD[:12], ids=[body[:15] for body, _ in GOOD[:12]])
+def test_a_payload_is_an_event(body: str, expected: Change) -> None:
+    assert decode_payload(f"[1, 17, 812, 1700000000000000, {body}]") == Event(17, 812, 1_700_000_000_000_000, expected)
+
+
+def test_a_payload_at_the_limits() -> None:
+    largest = 2**63 - 1
+    assert decode_payload(f"[1,{largest},{largest},{largest},{TRUNCATED}]").id == largest
+    assert decode_payload(f"[1,0,0,0,{TRUNCATED}]") == Event(0, 0, 0, TaskChange("T", "", None, None))
+
+
+TRUNCATED = '["task","T","",null,null]'
+BAD_PAYLOADS = {
+    **{name: body for name, body in BAD.items() if isinstance(body, str)},
+    **{f"body: {name}": f"[1,2,3,4,{body}]" for name, body in BAD.items() if isinstance(body, str)},
+    "a body alone": TRUNCATED,
+    "an older version": f"[0,2,3,4,{TRUNCATED}]",
+    "a newer version": f"[{VERSION + 1},2,3,4,{TRUNCATED}]",
+    "a newer version of another shape": f'[{VERSION + 1},2,3,4,["task","T","",null,null,9],"more"]',
+    "version as text": f'["1",2,3,4,{TRUNCATED}]',
+    "version missing": f"[null,2,3,4,{TRUNCATED}]",
+    "version with a fraction": f"[1.5,2,3,4,{TRUNCATED}]",
+    "without a version": f"[2,3,4,{TRUNCATED}]",
+    "without a body": "[1,2,3,4]",
+    "body missing": "[1,2,3,4,null]",
+    "body as text": '[1,2,3,4,"[]"]',
+    "something after the body": f"[1,2,3,4,{TRUNCATED},5]",
+    "an object": f'{{"version":1,"id":2,"xid":3,"at":4,"change":{TRUNCATED}}}',
+    "id below zero": f"[1,-2,3,4,{TRUNCATED}]",
+    "id past 64 bits": f"[1,9223372036854775808,3,4,{TRUNCATED}]",
+    "id as text": f'[1,"2",3,4,{TRUNCATED}]',
+    "id as bool": f"[1,true,3,4,{TRUNCATED}]",
+    "id missing": f"[1,null,3,4,{TRUNCATED}]",
+    "xid below zero": f"[1,2,-3,4,{TRUNCATED}]",
+    "xid missing": f"[1,2,null,4,{TRUNCATED}]",
+    "before the epoch": f"[1,2,3,-4,{TRUNCATED}]",
+    "time missing": f"[1,2,3,null,{TRUNCATED}]",
+    "a fence": "fence 7",
+    "a ping": "ping 7",
+    "cut short": f"[1,2,3,4,{TRUNCATED}",
+    "two payloads": f"[1,2,3,4,{TRUNCATED}]" * 2,
+    "key of a factory is no number": f'[1,2,3,4,["factory","I","X1",null,{FACTORY}]]',
+    "key of a factory is empty": f'[1,2,3,4,["factory","I","",null,{FACTORY}]]',
+    "key of a factory is a sign": f'[1,2,3,4,["factory","I","-",null,{FACTORY}]]',
+    "key of a factory is two signs": f'[1,2,3,4,["factory","I","--1",null,{FACTORY}]]',
+    "key of a factory is a superscript": f'[1,2,3,4,["factory","I","²",null,{FACTORY}]]',
+}
+
+
+@pytest.mark.parametrize("payload", BAD_PAYLOADS.values(), ids=BAD_PAYLOADS.keys())
+def test_a_payload_is_malformed(payload: str) -> None:
+    with pytest.raises(MalformedEvent):
+        decode_payload(payload)
+
+
+HEADS = st.lists(st.just(VERSION) | st.integers() | JSON, min_size=3, max_size=5)
+PAYLOADS = (
+    st.text()
+    | JSON.map(json.dumps)
+    | st.tuples(HEADS, BODIES.filter(lambda body: isinstance(body, str))).map(
+        lambda found: f"{json.dumps(found[0])[:-1]},{found[1]!s}]"
+    )
+    | BODIES.filter(lambda body: isinstance(body, str)).map(lambda body: f"[1,2,3,4,{body!s}]")
+)
+
+
+@given(PAYLOADS)
+def test_a_payload_is_an_event_or_malformed_and_nothing_else(payload: str) -> None:
+    try:
+        found = decode_payload(payload)
+    except MalformedEvent:
+        return
+    change = found.change
+    assert min(found.id, found.xid, found.at) >= 0
+    assert IMAGES[change.operation] == (change.old is not None, change.new is not None)
+    if isinstance(change, FactoryChange) and change.operation != "T":
+        int(change.key)

@@ -1,15 +1,30 @@
-"""Live rows in, gauges out. An expectation is the whole gauge, written by hand: label values, then the number."""
+"""Live rows in, gauges out, written by hand: label values, then the number. And what events do to live rows."""
 
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import event as note
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.builders import NOW, SECOND, factory, gauge, pipeline, task
+from tests.unit.builders import NOW, SECOND, Image, event, factory, gauge, pipeline, task
 
 from mfg_notify.core import catalogue
-from mfg_notify.core.events import TaskImage
-from mfg_notify.core.factory_floor import HOUR, LiveRows, Memory, Samples, moving_gauges, survey
+from mfg_notify.core.counters import settle
+from mfg_notify.core.events import (
+    Change,
+    Event,
+    FactoryChange,
+    FactoryImage,
+    Operation,
+    PipelineChange,
+    PipelineImage,
+    TaskChange,
+    TaskImage,
+)
+from mfg_notify.core.factory_floor import HOUR, FactoryFloor, LiveRows, Memory, Samples, moving_gauges, survey
 from mfg_notify.core.rules import Completion
 
 NOTHING = Memory()
@@ -340,3 +355,545 @@ def test_utilization_is_a_percentage(
         idle = gauges["manufacturing_ships_idle_total"][labels]
         assert 0 <= percent <= 100
         assert percent * (busy + idle) == pytest.approx(100 * busy)
+
+
+# ------------------------------------------------------------------------------------ rows kept by events --
+
+
+def truncate(table: type[PipelineChange | TaskChange | FactoryChange], number: int) -> Event:
+    return Event(number, number, NOW, table("T", "", None, None))
+
+
+def floor_of(*found: Event) -> FactoryFloor:
+    floor = FactoryFloor()
+    for one in found:
+        floor.apply(one)
+    return floor
+
+
+def live(rows: LiveRows) -> LiveRows:
+    """Return the rows that a snapshot would hold of these."""
+    pipelines = {key: row for key, row in rows.pipelines.items() if row.status in catalogue.PIPELINE_LIVE}
+    return LiveRows(
+        pipelines,
+        {key: row for key, row in rows.tasks.items() if row.status in catalogue.TASK_LIVE},
+        {n: row for n, row in rows.factories.items() if row.pipeline_id is None or row.pipeline_id in pipelines},
+        rows.ships,
+    )
+
+
+def rows_of(floor: FactoryFloor) -> LiveRows:
+    return live(LiveRows(floor._pipelines, floor._tasks, floor._factories, floor._ships))
+
+
+PLANNED = event(None, pipeline("PLANNING"), number=1)
+RUNS = event(pipeline("PLANNING"), pipeline(), number=2)
+DONE = event(pipeline(), pipeline("COMPLETED"), number=3)
+GONE = event(pipeline("COMPLETED"), None, number=4)
+AGAIN = event(None, pipeline("PLANNING"), number=5)
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([PLANNED], pipeline("PLANNING")),
+        ([PLANNED, RUNS], pipeline()),
+        ([RUNS, PLANNED], pipeline()),
+        ([PLANNED, RUNS, PLANNED, RUNS], pipeline()),
+        ([PLANNED, RUNS, DONE], None),
+        ([PLANNED, DONE, RUNS], None),
+        ([DONE, RUNS, PLANNED], None),
+        ([PLANNED, GONE, DONE, RUNS, PLANNED], None),
+        ([GONE, AGAIN, RUNS, GONE], pipeline("PLANNING")),
+        ([AGAIN, PLANNED], pipeline("PLANNING")),
+        ([PLANNED, truncate(PipelineChange, 2)], None),
+        ([truncate(PipelineChange, 2), PLANNED, RUNS], None),
+        ([PLANNED, truncate(PipelineChange, 3), AGAIN, DONE, truncate(PipelineChange, 3)], pipeline("PLANNING")),
+        ([AGAIN, truncate(PipelineChange, 6)], None),
+        ([AGAIN, truncate(PipelineChange, 2)], pipeline("PLANNING")),
+        ([PLANNED, truncate(TaskChange, 9), truncate(FactoryChange, 9)], pipeline("PLANNING")),
+    ],
+    ids=["insert", "update", "late", "twice", "finished", "late after the end", "backwards", "deleted", "again", "old",
+         "truncate", "late after truncate", "insert after truncate", "truncate later",
+         "late truncate", "truncate of others"],
+)  # fmt: skip
+def test_the_highest_id_of_a_row_counts(events: list[Event], expected: PipelineImage | None) -> None:
+    assert rows_of(floor_of(*events)).pipelines == ({} if expected is None else {"row": expected})
+
+
+@pytest.mark.parametrize("status", catalogue.TERMINAL)
+def test_finished_rows_leave(status: str) -> None:
+    floor = floor_of(
+        event(None, pipeline(), number=1),
+        event(None, task(), number=2),
+        event(None, factory(pipeline_id="row"), number=3, key="7"),
+    )
+    assert floor.survey().factories == {("1", "X1-F", "IRON")}
+    floor.apply(event(task(), task(status), number=4))
+    floor.apply(event(pipeline(), pipeline(status), number=5))
+    assert floor.survey() == survey(LiveRows())
+
+
+def test_rows_of_different_tables_and_keys_have_their_own_order() -> None:
+    floor = floor_of(
+        event(None, task("READY"), number=9),
+        event(None, pipeline(), number=8),
+        event(None, factory("HIGH"), number=7, key="7"),
+        event(None, factory("SCARCE"), number=6, key="-6"),
+        event(None, task("PENDING"), number=5, key="other"),
+    )
+    expected = LiveRows({"row": pipeline()}, {"row": task("READY"), "other": task()},
+                        {7: factory("HIGH"), -6: factory("SCARCE")})  # fmt: skip
+    assert rows_of(floor) == expected
+    assert floor.survey() == survey(expected)
+    floor.apply(event(factory("HIGH"), None, number=10, key="7"))
+    assert rows_of(floor).factories == {-6: factory("SCARCE")}
+
+
+def test_a_truncated_table_asks_for_a_snapshot() -> None:
+    floor = floor_of(PLANNED)
+    asks = [floor.truncated]
+    floor.apply(truncate(TaskChange, 2))
+    asks.append(floor.truncated)
+    floor.record()
+    floor.reconcile(LiveRows(), lambda xid: xid <= 2)
+    assert [*asks, floor.truncated] == [False, True, False]
+
+
+def test_a_survey_is_left_as_it_was() -> None:
+    floor = floor_of(PLANNED)
+    before = floor.survey()
+    assert floor.survey() is before
+    floor.apply(RUNS)
+    assert before == survey(LiveRows({"row": pipeline("PLANNING")}))
+    assert floor.survey() == survey(LiveRows({"row": pipeline()}))
+
+
+# ------------------------------------------------------------------------------------------- reconciliation --
+
+
+def reconciled(rows: LiveRows | None = None) -> FactoryFloor:
+    floor = FactoryFloor()
+    assert floor.reconcile(rows or LiveRows(), lambda _: True) == Counter()
+    return floor
+
+
+def test_the_first_snapshot_corrects_nothing() -> None:
+    floor = reconciled(PIPELINES)
+    assert floor.survey() == survey(PIPELINES)
+    assert floor.reconcile(PIPELINES, lambda _: True) == Counter()
+
+
+def test_what_the_snapshot_does_not_see_is_applied_again() -> None:
+    floor = reconciled()
+    floor.apply(PLANNED)
+    floor.record()
+    floor.apply(RUNS)
+    assert floor.reconcile(LiveRows({"row": pipeline("PLANNING")}), lambda xid: xid <= 1) == Counter()
+    assert rows_of(floor).pipelines == {"row": pipeline()}
+    # And remembered: its own late notification, and those before, are old news.
+    floor.apply(PLANNED)
+    assert rows_of(floor).pipelines == {"row": pipeline()}
+
+
+def test_what_the_snapshot_sees_is_not_applied_again() -> None:
+    floor = reconciled()
+    floor.record()
+    floor.apply(PLANNED)
+    # Another snapshot, another truth: the row was changed by something that no event tells of.
+    corrections = floor.reconcile(LiveRows({"row": pipeline()}), lambda xid: xid <= 1)
+    assert rows_of(floor).pipelines == {"row": pipeline()}
+    assert corrections.keys() == {"manufacturing_pipeline_running_total", "manufacturing_pipelines"}
+
+
+def test_order_of_ids_not_of_arrival_when_applied_again() -> None:
+    floor = reconciled()
+    floor.record()
+    for one in (truncate(TaskChange, 3), event(None, task("READY"), number=7), event(None, task(), number=5)):
+        floor.apply(one)
+    assert floor.reconcile(LiveRows(tasks={"a": task()}), lambda _: False) == Counter()
+    assert rows_of(floor).tasks == {"row": task("READY")}
+    assert floor.truncated
+
+
+def test_a_recording_ends_with_its_reconciliation() -> None:
+    floor = reconciled()
+    floor.record()
+    floor.apply(PLANNED)
+    floor.record()
+    floor.apply(RUNS)
+    floor.reconcile(LiveRows(), lambda _: False)
+    floor.apply(DONE)
+    floor.reconcile(LiveRows(), lambda _: False)
+    assert rows_of(floor).pipelines == {}
+
+
+CORRECTIONS = [
+    ("nothing", PIPELINES, PIPELINES, ""),
+    ("a new player's row", LiveRows(), LiveRows(tasks={"t": task()}),
+     """tasks_pending_total 1 \n tasks_ready_total 1 \n tasks_executing_total 1
+        pipeline_queue_depth 1 \n factory_ready_total 1"""),
+    ("a player's last row is gone", LiveRows(tasks={"t": task()}), LiveRows(),
+     """tasks_pending_total 1 \n tasks_ready_total 1 \n tasks_executing_total 1
+        pipeline_queue_depth 1 \n factory_ready_total 1"""),
+    ("one series changed", LiveRows({"p": pipeline()}), LiveRows({"p": pipeline(), "q": pipeline()}),
+     "pipeline_running_total 1 \n pipeline_queue_depth 1 \n pipelines 1"),
+    ("status", LiveRows({"p": pipeline("PLANNING")}), LiveRows({"p": pipeline()}),
+     "pipeline_running_total 1 \n pipelines 2"),
+    ("level", LiveRows(factories={1: factory("HIGH")}), LiveRows(factories={1: factory("SCARCE")}),
+     "factory_supply_level 2 \n factory_supply_ordinal 1"),
+    ("two players", LiveRows(tasks={"a": task(), "b": task(player_id=2)}),
+     LiveRows(tasks={"a": task("READY"), "b": task("READY", player_id=2)}),
+     "tasks_pending_total 2 \n tasks_ready_total 2"),
+    ("not a gauge's matter", LiveRows(tasks={"a": task()}), LiveRows(tasks={"b": task(retry_count=3)}), ""),
+    ("ships have no events", LiveRows(ships={(1, "A"): True}), LiveRows(ships={(1, "A"): False, (2, "B"): True}), ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "after", "expected"), [pytest.param(*row[1:], id=row[0]) for row in CORRECTIONS])
+def test_corrections_are_series_by_gauge(before: LiveRows, after: LiveRows, expected: str) -> None:
+    floor = reconciled(before)
+    floor.record()
+    corrections = {"manufacturing_" + name: n for (name,), n in gauge(expected).items()}
+    assert floor.reconcile(after, lambda _: True) == corrections
+    assert floor.survey() == survey(after)
+
+
+@dataclass
+class _Transaction:
+    xid: int
+    events: list[Event]
+    told: list[bool]
+    """For each event: is it announced?"""
+    lost: list[bool]
+    """For each event: did the trigger give up?"""
+
+
+Action = tuple[str, int, int]
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["write"] * 8 + ["commit"] * 5 + ["deliver"] * 4 + ["fold"] * 3 + ["record"] * 3 + ["look"] * 3
+            + ["deliver all", "deliver all", "roll back", "truncate"]
+        ),
+        st.integers(0, 2),
+        st.integers(0, 200),
+    ),
+    min_size=30,
+    max_size=90,
+)  # fmt: skip
+
+
+class _Game:
+    """Rows changed by transactions that commit in any order, and an exporter's floor that hears of them."""
+
+    def __init__(self) -> None:
+        self.floor = FactoryFloor()
+        self.open: dict[int, _Transaction] = {}
+        self.history: list[_Transaction] = []
+        """Committed, in order of commits."""
+        self.journal: dict[int, Event] = {}
+        self.queue: deque[tuple[Event, bool] | int] = deque()
+        """Notifications: an event and whether it comes twice, or a fence."""
+        self.last_id = self.last_xid = self.generation = self.fence = 0
+        self.recording = False
+        self.taken: tuple[LiveRows, frozenset[int]] | None = None
+        self.taken_fence: int | None = None
+        self.known: set[int] = set()
+        self.dropped = False
+        self.corrections: Counter[str] = Counter()
+        self.reconciles = 0
+
+    # The game.
+
+    def rows(self, events: Iterable[Event]) -> LiveRows:
+        """Return what these events leave of the rows: of each row the highest id counts."""
+        pipelines: dict[str, PipelineImage] = {}
+        tasks: dict[str, TaskImage] = {}
+        factories: dict[int, FactoryImage] = {}
+        for one in sorted(events, key=lambda one: one.id):
+            match one.change:
+                case PipelineChange("T"):
+                    pipelines.clear()
+                case TaskChange("T"):
+                    tasks.clear()
+                case FactoryChange("T"):
+                    factories.clear()
+                case PipelineChange(new=None) as change:
+                    pipelines.pop(change.key, None)
+                case PipelineChange(new=PipelineImage() as row) as change:
+                    pipelines[change.key] = row
+                case TaskChange(new=None) as change:
+                    tasks.pop(change.key, None)
+                case TaskChange(new=TaskImage() as row) as change:
+                    tasks[change.key] = row
+                case FactoryChange(new=None) as change:
+                    factories.pop(int(change.key), None)
+                case FactoryChange(new=FactoryImage() as row) as change:
+                    factories[int(change.key)] = row
+        return LiveRows(pipelines, tasks, factories)
+
+    def committed(self) -> list[Event]:
+        return [one for transaction in self.history for one in transaction.events]
+
+    def transaction(self, writer: int) -> _Transaction:
+        if writer not in self.open:
+            self.last_xid += 1
+            self.open[writer] = _Transaction(self.last_xid, [], [], [])
+        return self.open[writer]
+
+    def say(self, transaction: _Transaction, change: Change, draw: int) -> None:
+        self.last_id += 1
+        transaction.events.append(Event(self.last_id, transaction.xid, NOW, change))
+        # A TRUNCATE that comes late has a case of its own above.
+        transaction.told.append(draw % 4 > 0 or change.operation == "T")
+        transaction.lost.append(self.dropped and draw % 7 == 0 and change.operation != "T")
+
+    def write(self, writer: int, draw: int) -> None:
+        """Change one row that no other transaction has changed."""
+        others = [one for other, found in self.open.items() if other != writer for one in found.events]
+        if any(one.change.operation == "T" for one in others):
+            return
+        transaction = self.transaction(writer)
+        locked = {one.change.key for one in others}
+        rows = self.rows([*self.committed(), *transaction.events])
+        match draw % 3:
+            case 0:
+                self.write_pipeline(transaction, rows, locked, draw // 3)
+            case 1:
+                key = f"t{writer if draw % 2 else 0}"
+                old = rows.tasks.get(key)
+                statuses = [*catalogue.TASK_LIVE, "COMPLETED", None]
+                status = statuses[draw // 3 % len(statuses)]
+                new = task(status, retry_count=draw % 2) if status else None
+                if key not in locked and (old or new):
+                    self.say(transaction, TaskChange(operation(old, new), key, old, new), draw)
+            case _:
+                number = draw // 3 % 3
+                row = rows.factories.get(number)
+                owners = [key for key in rows.pipelines if key not in locked]
+                if str(number) in locked or not (row or owners):
+                    return
+                level = [*catalogue.SUPPLY_LEVELS, None][draw // 9 % 6]
+                changed = None if row and draw % 5 == 0 else factory(
+                    level, pipeline_id=row.pipeline_id if row else owners[draw % len(owners)]
+                )  # fmt: skip
+                self.say(transaction, FactoryChange(operation(row, changed), str(number), row, changed), draw)
+
+    def write_pipeline(self, transaction: _Transaction, rows: LiveRows, locked: set[str], draw: int) -> None:
+        """Begin a pipeline, or move one on; a finished one does not begin again."""
+        mine = sorted(rows.pipelines.keys() - locked)
+        if not mine or draw % 3 == 0:
+            new = pipeline(["PLANNING", "EXECUTING"][draw % 2])
+            self.say(transaction, PipelineChange("I", f"p{self.last_id}", None, new), draw)
+            return
+        key = mine[draw % len(mine)]
+        old = rows.pipelines[key]
+        after = {"PLANNING": "EXECUTING", "EXECUTING": ["COMPLETED", "PLANNING"][draw % 2]}.get(old.status)
+        children = [n for n, row in rows.factories.items() if row.pipeline_id == key]
+        if after is not None:
+            self.say(transaction, PipelineChange("U", key, old, pipeline(after)), draw)
+        elif not locked:
+            self.say(transaction, PipelineChange("D", key, old, None), draw)
+            for number in children:
+                self.say(transaction, FactoryChange("D", str(number), rows.factories[number], None), draw)
+
+    def truncate(self, writer: int, draw: int) -> None:
+        """Empty tables; no other transaction may have touched them."""
+        if any(found.events for other, found in self.open.items() if other != writer):
+            return
+        transaction = self.transaction(writer)
+        if draw % 2:
+            self.say(transaction, TaskChange("T", "", None, None), draw)
+        else:
+            self.say(transaction, PipelineChange("T", "", None, None), draw)
+            self.say(transaction, FactoryChange("T", "", None, None), draw)
+
+    def commit(self, writer: int, draw: int) -> None:
+        transaction = self.open.pop(writer, None)
+        if transaction is None:
+            return
+        self.history.append(transaction)
+        for one, told, lost in zip(transaction.events, transaction.told, transaction.lost, strict=True):
+            if not lost:
+                self.journal[one.id] = one
+                if told:
+                    self.queue.append((one, draw % 5 == 0))
+
+    def roll_back(self, writer: int) -> None:
+        self.open.pop(writer, None)
+
+    # The exporter.
+
+    def hear(self, one: Event) -> None:
+        self.floor.apply(one)
+        self.known.add(one.id)
+
+    def deliver(self) -> None:
+        if not self.queue:
+            return
+        match self.queue.popleft():
+            case int() as fence:
+                self.fence = fence
+                self.reconcile()
+            case one, twice:
+                for _ in range(1 + twice):
+                    self.hear(one)
+
+    def record(self) -> None:
+        if self.taken is None:
+            self.floor.record()
+            self.recording = True
+
+    def look(self) -> None:
+        """Take a snapshot, some time after the recording began."""
+        if not self.recording:
+            self.record()
+        elif self.taken is None:
+            self.taken = (live(self.rows(self.committed())), frozenset(found.xid for found in self.history))
+            self.taken_fence = None
+
+    def fold(self, chunk: int) -> None:
+        self.generation += 1
+        numbers = sorted(self.journal)[:chunk]
+        for number in numbers:
+            self.hear(self.journal.pop(number))
+        if len(numbers) < chunk and self.taken is not None and self.taken_fence is None:
+            self.taken_fence = self.generation
+        self.queue.append(self.generation)
+
+    def reconcile(self) -> None:
+        if self.taken is None or self.taken_fence is None or self.fence < self.taken_fence:
+            return
+        rows, seen = self.taken
+        corrections = self.floor.reconcile(rows, seen.__contains__)
+        self.taken, self.recording = None, False
+        self.known |= {one.id for found in self.history if found.xid in seen for one in found.events}
+        self.corrections += corrections
+        self.reconciles += 1
+
+    def act(self, action: Action) -> None:
+        what, who, draw = action
+        match what:
+            case "write":
+                self.write(who, draw)
+            case "commit":
+                self.commit(who, draw)
+            case "roll back":
+                self.roll_back(who)
+            case "truncate":
+                self.truncate(who, draw)
+            case "deliver":
+                self.deliver()
+            case "deliver all":
+                self.deliver_all()
+            case "fold":
+                self.fold(1 + draw % 9)
+            case "record":
+                self.record()
+            case "look":
+                self.look()
+
+    def deliver_all(self) -> None:
+        while self.queue:
+            self.deliver()
+
+    def settle(self) -> None:
+        """Let every transaction commit, every notification come, and reconcile once more."""
+        for writer in list(self.open):
+            self.commit(writer, 1)
+        for _ in range(2):
+            self.record()
+            self.look()
+            self.fold(1000)
+            self.deliver_all()
+
+
+def operation(old: Image | None, new: Image | None) -> Operation:
+    return "I" if old is None else "D" if new is None else "U"
+
+
+@settings(max_examples=80, deadline=None)
+@given(ACTIONS)
+def test_the_floor_is_what_has_been_heard(actions: list[Action]) -> None:
+    game = _Game()
+    for action in actions:
+        game.act(action)
+        heard = game.rows(one for one in game.committed() if one.id in game.known)
+        assert rows_of(game.floor) == live(heard)
+        assert game.floor.survey() == survey(heard)
+    note("reconciled" if game.reconciles else "never reconciled")
+    game.settle()
+    assert rows_of(game.floor) == live(game.rows(game.committed()))
+    assert game.reconciles
+    assert game.corrections == Counter()
+
+
+@settings(max_examples=60, deadline=None)
+@given(ACTIONS)
+def test_dropped_events_are_corrected(actions: list[Action]) -> None:
+    game = _Game()
+    game.floor.reconcile(LiveRows(), lambda _: True)
+    game.dropped = True
+    for action in actions:
+        game.act(action)
+    game.settle()
+    assert rows_of(game.floor) == live(game.rows(game.committed()))
+    if any(any(found.lost) for found in game.history):
+        note("dropped, and " + ("corrected" if game.corrections else "of no matter"))
+    else:
+        assert game.corrections == Counter()
+
+
+# ------------------------------------------------------------------------------------------------- memory --
+
+
+def test_a_memory_takes_the_last_completion_and_the_latest_sighting() -> None:
+    memory = Memory()
+    done = event(pipeline(), pipeline("COMPLETED", total_revenue=9, total_cost=2, completed_at=NOW), number=1, key="p")
+    start = event(task("ASSIGNED"), task("EXECUTING", assigned_ship="S", started_at=NOW - 5), number=2, at=NOW + 3)
+    memory.add(settle([done, start]))
+    expected = Memory(
+        {"p": Completion("p", 1, NOW, 7)},
+        {("player", 1, ""): NOW + 3, ("ship", 1, "S"): NOW + 3, ("task_type", 1, "COLLECT_SELL"): NOW - 5},
+    )
+    assert memory == expected
+    memory.add(settle([done, start]))
+    assert memory == expected
+    memory.add(settle([event(None, task("READY", assigned_ship="S"), number=3, at=NOW - 9)]))
+    assert memory == expected
+    undone = event(pipeline("COMPLETED"), pipeline("PLANNING"), number=4, key="p")
+    memory.add(settle([undone]))
+    assert memory.recent == {}
+    memory.add(settle([undone]))
+    assert memory.recent == {}
+
+
+def test_a_memory_forgets_what_no_gauge_asks_for() -> None:
+    memory = earned((HOUR - 1, 5), (HOUR, 6), (-HOUR, 7))
+    memory.latest = {
+        ("ship", 1, "seen"): NOW - DAY * SECOND + 1,
+        ("ship", 1, "gone"): NOW - DAY * SECOND,
+        ("player", 1, ""): 0,
+        ("task_type", 1, "SELL"): 0,
+    }
+    memory.prune(NOW)
+    assert set(memory.recent) == {"0", "2"}
+    assert set(memory.latest) == {("ship", 1, "seen"), ("player", 1, ""), ("task_type", 1, "SELL")}
+
+
+def test_pruning_changes_no_gauge() -> None:
+    memory = earned((HOUR - 1, 5), (HOUR, 6))
+    memory.latest = {("ship", 1, "A"): NOW - DAY * SECOND, ("ship", 1, "B"): NOW, ("task_type", 1, "SELL"): 0}
+    before = gauges_of(tasks(A_READY), memory)
+    memory.prune(NOW)
+    assert gauges_of(tasks(A_READY), memory) == before
+
+
+def test_a_copy_is_left_as_it_was() -> None:
+    memory = earned((5, 5))
+    copy = memory.copy()
+    memory.add(settle([event(pipeline(), pipeline("COMPLETED", completed_at=NOW), key="0")]))
+    memory.add(settle([event(None, task(assigned_ship="S"))]))
+    memory.prune(NOW + 2 * HOUR)
+    assert copy == earned((5, 5))

@@ -13,7 +13,7 @@ from tests.unit.builders import NOW, SECOND, Image, event, factory, pipeline, sa
 
 from mfg_notify.core import catalogue
 from mfg_notify.core.catalogue import Kind
-from mfg_notify.core.counters import Totals, settle
+from mfg_notify.core.counters import Counters, settle
 from mfg_notify.core.events import (
     Event,
     FactoryChange,
@@ -643,18 +643,18 @@ def test_the_rules_are_pure(one: Event) -> None:
 @given(EVENTS, st.lists(st.integers(0, 30), max_size=5))
 def test_any_split_adds_up_to_the_whole(events: list[Event], cuts: list[int]) -> None:
     whole = settle(events)
-    totals = Totals()
-    totals.replace({}, 0)
+    counters = Counters()
+    counters.resync({}, 0)
     completions: dict[str, Completion] = {}
     seen: dict[tuple[str, int, str], int] = {}
     for generation, (start, end) in enumerate(pairwise([0, *sorted(cuts), len(events)]), start=1):
         part = settle(events[start:end])
-        assert totals.follows(generation)
-        totals.add(part, generation)
+        assert counters.follows(generation)
+        counters.confirm(events[start:end], part, generation)
         completions |= part.completions
         for place, at in part.sightings.items():
             seen[place] = max(at, seen.get(place, at))
-    assert totals.snapshot() == whole.increments == summed(events)
+    assert counters.exposed() == whole.increments == summed(events)
     assert completions == whole.completions
     assert seen == whole.sightings
 
@@ -665,16 +665,3 @@ def test_the_last_completion_and_the_latest_sighting_count(events: list[Event]) 
     assert settlement.completions == {done.pipeline_id: done for done in map(completion, events) if done}
     in_order_of_time = sorted((sighting for one in events for sighting in sightings(one)), key=lambda sight: sight.at)
     assert settlement.sightings == {(kind, player, key): at for kind, player, key, at in in_order_of_time}
-
-
-def test_totals_follow_each_other_or_are_read_again() -> None:
-    totals = Totals()
-    assert (totals.generation, totals.follows(1)) == (None, False)
-    totals.replace({("a", ()): 1}, 4)
-    assert (totals.generation, totals.follows(4), totals.follows(5), totals.follows(6)) == (4, False, True, False)
-    before = totals.snapshot()
-    totals.add(settle([event(None, task(total_revenue=3))]), 5)
-    assert before == {("a", ()): 1}
-    assert totals.snapshot() == {("a", ()): 1, ("manufacturing_revenue_total", ("1",)): 3}
-    totals.forget()
-    assert not totals.follows(6)

@@ -1,14 +1,17 @@
 """Which series a scrape shows: zeros before the first step, totals laid out by metric, and the margin."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.unit.builders import NOW, SECOND, factory, gauge, pipeline, samples, task
 
 from mfg_notify.core import catalogue
-from mfg_notify.core.factory_floor import HOUR, LiveRows, Memory, survey
+from mfg_notify.core.factory_floor import HOUR, Labels, LiveRows, Memory, survey
 from mfg_notify.core.rules import SampleKey
-from mfg_notify.core.series import Series, View, lay_out
+from mfg_notify.core.series import Series, View, lay_out, never_fall
 
 
 def series_of(rows: LiveRows | None = None, totals: str = "", memory: Memory | None = None) -> Series:
@@ -144,16 +147,14 @@ CASES = [
         PLAYER + PRODUCT,
         PRODUCT_HISTOGRAMS,
     ),
-    Case("a total of another version", LiveRows(), "abandoned_total 1 RIFLES 3", PLAYER),
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_zeros_and_totals(case: Case) -> None:
     series = series_of(case.rows, case.totals, case.memory)
-    totals = {key: n for key, n in samples(case.totals).items() if key[0] in catalogue.SETTLED_LABELS}
-    counted = {key: n for key, n in totals.items() if key[0].endswith("_total")}
-    observed = {key: n for key, n in totals.items() if not key[0].endswith("_total")}
+    counted = {key: n for key, n in samples(case.totals).items() if key[0].endswith("_total")}
+    observed = {key: n for key, n in samples(case.totals).items() if not key[0].endswith("_total")}
     assert counters_of(series) == samples(case.counters) | counted
     assert histograms_of(series) == samples(case.histograms) | observed
 
@@ -223,3 +224,285 @@ def test_a_view_is_left_as_it_was() -> None:
     assert lay_out(view, NOW) == lay_out(view, NOW)
     assert view.totals == samples("revenue_total 1 5")
     assert view.floor.gauges["manufacturing_pipeline_queue_depth"] == {("2",): 1}
+
+
+# ---------------------------------------------------------------------------------------------------- the cap --
+
+ORDER = """
+    revenue_total 1 1
+    task_retry_total 1 SELL 2
+    task_wait_seconds_bucket 1 SELL 5 3
+    task_wait_seconds_sum 1 SELL 12
+    task_retry_total 1 BUY 4
+    task_retry_total 1 HAUL 8
+    task_wait_seconds_bucket 1 BUY 5 16
+    task_wait_seconds_bucket 1 BUY +Inf 32
+    task_wait_seconds_sum 1 BUY 64
+    revenue_total 2 128
+    revenue_total 3 256
+"""
+"""Label sets in order of arrival; a histogram of waiting times is 13 series: ten buckets, +Inf, sum and count."""
+
+
+def capped(totals: str, maximum: int, rows: LiveRows | None = None, memory: Memory | None = None) -> Series:
+    return lay_out(View(samples(totals), survey(rows or LiveRows()), memory or Memory()), NOW, maximum)
+
+
+def counted(series: Series) -> dict[SampleKey, int]:
+    """Return what is not at 0, and every sum."""
+    return {key: n for key, n in (counters_of(series) | histograms_of(series)).items() if n}
+
+
+def number_of(series: Series) -> int:
+    """Return how many series Prometheus would see."""
+    weights = {metric.name: len(metric.buckets) + 3 for metric in catalogue.HISTOGRAMS}
+    return (
+        sum(map(len, series.counters.values()))
+        + sum(weights[name] * len(found) for name, found in series.histograms.items())
+        + sum(map(len, series.gauges.values()))
+    )
+
+
+@pytest.mark.parametrize(
+    ("maximum", "expected"),
+    [
+        (18, ORDER),
+        (
+            17,
+            """revenue_total 1 1
+               task_retry_total 1 SELL 2
+               task_wait_seconds_bucket 1 SELL 5 3
+               task_wait_seconds_sum 1 SELL 12
+               task_retry_total 1 BUY 4
+               task_retry_total 1 HAUL 8
+               task_wait_seconds_bucket 1 other 5 16
+               task_wait_seconds_bucket 1 other +Inf 32
+               task_wait_seconds_sum 1 other 64
+               revenue_total other 384""",
+        ),
+        (
+            14,
+            """revenue_total 1 1
+               task_retry_total 1 SELL 2
+               task_wait_seconds_bucket 1 other 5 19
+               task_wait_seconds_bucket 1 other +Inf 32
+               task_wait_seconds_sum 1 other 76
+               task_retry_total 1 other 12
+               revenue_total other 384""",
+        ),
+        (
+            0,
+            """revenue_total other 385
+               task_retry_total 1 other 14
+               task_wait_seconds_bucket 1 other 5 19
+               task_wait_seconds_bucket 1 other +Inf 32
+               task_wait_seconds_sum 1 other 76""",
+        ),
+    ],
+    ids=["first histogram", "second histogram", "no histogram", "nothing"],
+)
+def test_totals_past_the_cap_are_other(maximum: int, expected: str) -> None:
+    if maximum == 18:
+        maximum = 1 + 1 + 13 + 1 + 1 + 13 + 1 + 1
+    assert counted(capped(ORDER, maximum)) == samples(expected)
+
+
+def test_labels_past_the_cap_keep_the_player() -> None:
+    series = capped("supply_transitions_total 7 IRON HIGH SCARCE 3 \n factory_cycles_total 8 X1-F IRON 2", 0)
+    expected = "supply_transitions_total 7 other other other 3 \n factory_cycles_total 8 other other 2"
+    assert counted(series) == samples(expected)
+
+
+LABELS = {"1": ("SELL", "BUY"), "2": ("SELL", "HAUL")}
+KEYS: list[SampleKey] = [("manufacturing_revenue_total", (player,)) for player in LABELS]
+KEYS += [("manufacturing_task_retry_total", (player, kind)) for player, kinds in LABELS.items() for kind in kinds]
+KEYS += [
+    (f"manufacturing_task_wait_seconds_{part}", (player, kind, *le))
+    for player, kinds in LABELS.items()
+    for kind in kinds
+    for part, le in (("bucket", ("5",)), ("bucket", ("+Inf",)), ("sum", ()))
+]
+TOTALS = st.permutations(KEYS).flatmap(
+    lambda keys: st.lists(st.integers(1, 9), max_size=len(keys)).map(lambda ns: dict(zip(keys, ns, strict=False)))
+)
+SOME_ROWS = st.sampled_from(
+    [LiveRows(), LiveRows({"p": pipeline()}, {"t": task("READY")}, {1: factory("HIGH")}, {(3, "S"): True})]
+)
+
+
+def sums(found: dict[SampleKey, int]) -> dict[tuple[str, str], int]:
+    """Sum over all label sets, by name and, for buckets, by `le`."""
+    result: dict[tuple[str, str], int] = {}
+    for (name, labels), n in found.items():
+        place = (name, labels[-1] if name.endswith("_bucket") else "")
+        result[place] = result.get(place, 0) + n
+    return {place: n for place, n in result.items() if n}
+
+
+@given(TOTALS, st.integers(0, 120), SOME_ROWS)
+def test_under_any_cap(totals: dict[SampleKey, int], maximum: int, rows: LiveRows) -> None:
+    view = View(totals, survey(rows), Memory())
+    series, whole = lay_out(view, NOW, maximum), lay_out(view, NOW)
+    assert sums(counters_of(series) | histograms_of(series)) == sums(totals)
+    weights = {metric.name: len(metric.buckets) + 3 for metric in catalogue.HISTOGRAMS}
+    other = sum("other" in labels for name in series.counters for labels in series.counters[name])
+    other += sum(weights[name] for name in series.histograms for labels in series.histograms[name] if "other" in labels)
+    # `other` is also a cost_type.
+    assert number_of(series) <= maximum + other
+    if number_of(whole) <= maximum:
+        assert series == whole
+        assert series.dropped == 0
+    # The same after a restart, when the database gives the totals in order of arrival.
+    assert lay_out(View(dict(totals), view.floor, Memory()), NOW, maximum) == series
+
+
+@given(TOTALS, st.integers(0, 60), st.integers(0, 60))
+def test_a_label_set_keeps_its_place_as_others_come(totals: dict[SampleKey, int], maximum: int, first: int) -> None:
+    before = lay_out(View(dict(list(totals.items())[:first]), survey(LiveRows()), Memory()), NOW, maximum)
+    after = lay_out(View(totals, survey(LiveRows()), Memory()), NOW, maximum)
+    assert {key for key, n in counters_of(before).items() if n} <= counters_of(after).keys()
+    never_fall(before, after)
+    assert sums(counters_of(after) | histograms_of(after)) == sums(totals)
+
+
+def test_zeros_come_before_gauges_and_both_are_dropped_and_counted() -> None:
+    rows = LiveRows({"p": pipeline()})
+    whole = series_of(rows)
+    zeros = 6 + 5 + 11 + 9
+    gauges = sum(map(len, whole.gauges.values()))
+    assert number_of(whole) == zeros + gauges
+    for maximum in range(zeros + gauges + 2):
+        series = capped("", maximum, rows)
+        assert number_of(series) <= maximum
+        assert number_of(series) + series.dropped == zeros + gauges
+        assert not any(series.gauges.values()) or number_of(series) > zeros
+
+
+def test_what_is_summed_under_other_is_not_dropped() -> None:
+    totals = "revenue_total 1 5 \n revenue_total 2 7"
+    zeros_and_gauges = number_of(series_of(None, totals)) - 2
+    assert capped(totals, 1).dropped == zeros_and_gauges
+
+
+# ------------------------------------------------------------------------------------------- silent players --
+
+DAY = 24 * HOUR
+LAST_WORD = {("player", 1, ""): NOW - DAY - 1, ("player", 2, ""): NOW - DAY}
+TWO_PLAYERS = """
+    revenue_total 1 5
+    task_wait_seconds_bucket 1 SELL 5 3
+    task_wait_seconds_sum 1 SELL 12
+    revenue_total 2 7
+"""
+
+
+def players_of(series: Series) -> set[str]:
+    tables: list[Iterable[Labels]] = [*series.counters.values(), *series.histograms.values(), *series.gauges.values()]
+    return {labels[0] for table in tables for labels in table}
+
+
+def test_a_player_is_silent_after_a_day() -> None:
+    series = series_of(None, TWO_PLAYERS, Memory(latest=LAST_WORD))
+    assert players_of(series) == {"2"}
+    assert series.silent == {"1"}
+    assert counted(series) == samples("revenue_total 2 7")
+
+
+@pytest.mark.parametrize(
+    ("rows", "latest"),
+    [
+        (LiveRows({"p": pipeline()}), {}),
+        (LiveRows(tasks={"t": task()}), {}),
+        (LiveRows(factories={1: factory()}), {}),
+        (LiveRows(), {("player", 1, ""): NOW - DAY}),
+    ],
+    ids=["live pipeline", "live task", "live factory", "event"],
+)
+def test_a_live_row_or_an_event_brings_a_player_back(rows: LiveRows, latest: dict[tuple[str, int, str], int]) -> None:
+    series = series_of(rows, TWO_PLAYERS, Memory(latest=LAST_WORD | latest))
+    assert (players_of(series), series.silent) == ({"1", "2"}, frozenset())
+    assert counted(series) == samples(TWO_PLAYERS)
+
+
+def test_a_finished_row_or_an_old_ship_does_not_bring_a_player_back() -> None:
+    rows = LiveRows(
+        {"p": pipeline("FAILED")}, {"t": task("COMPLETED")}, {1: factory(pipeline_id="p")}, {(1, "S"): True}
+    )
+    assert players_of(series_of(rows, TWO_PLAYERS, Memory(latest=LAST_WORD))) == {"2"}
+
+
+def test_a_player_of_whom_nothing_is_remembered_is_shown() -> None:
+    assert players_of(series_of(None, TWO_PLAYERS)) == {"1", "2"}
+
+
+def test_a_silent_player_is_not_resurrected_and_comes_back_whole() -> None:
+    before = series_of(None, TWO_PLAYERS)
+    silent = series_of(None, TWO_PLAYERS, Memory(latest=LAST_WORD))
+    never_fall(before, silent)
+    assert players_of(silent) == {"2"}
+    back = series_of(LiveRows({"p": pipeline()}), TWO_PLAYERS, Memory(latest=LAST_WORD))
+    never_fall(silent, back)
+    assert counted(back) == samples(TWO_PLAYERS)
+
+
+@pytest.mark.parametrize("maximum", [1, 2, 15], ids=str)
+def test_sums_stay_exact_when_a_player_under_the_cap_falls_silent_or_comes_back(maximum: int) -> None:
+    totals = "task_retry_total 1 SELL 5 \n task_retry_total 2 SELL 7 \n task_retry_total 2 BUY 9"
+    shown = capped(totals, maximum)
+    for latest in (LAST_WORD, {}):
+        series = capped(totals, maximum, None, Memory(latest=latest))
+        never_fall(shown, series)
+        of_two = sum(n for labels, n in series.counters["manufacturing_task_retry_total"].items() if labels[0] == "2")
+        assert of_two == 16
+        shown = series
+
+
+# ---------------------------------------------------------------------------------------------- never fall --
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        ("revenue_total 1 5", "revenue_total 1 4", "revenue_total 1 5"),
+        ("revenue_total 1 5", "revenue_total 1 6", "revenue_total 1 6"),
+        ("revenue_total 1 5", "", "revenue_total 1 5"),
+        ("revenue_total 1 5", "revenue_total 2 4", "revenue_total 1 5 \n revenue_total 2 4"),
+        (
+            "task_wait_seconds_bucket 1 SELL 5 3 \n task_wait_seconds_sum 1 SELL 12",
+            "task_wait_seconds_bucket 1 SELL 60 2 \n task_wait_seconds_sum 1 SELL 90",
+            "task_wait_seconds_bucket 1 SELL 5 3 \n task_wait_seconds_sum 1 SELL 12",
+        ),
+        (
+            "task_wait_seconds_bucket 1 SELL 5 3 \n task_wait_seconds_sum 1 SELL 12",
+            "",
+            "task_wait_seconds_bucket 1 SELL 5 3 \n task_wait_seconds_sum 1 SELL 12",
+        ),
+        (
+            "pipeline_profit_credits_bucket 1 RIFLES 5000 1 \n pipeline_profit_credits_sum 1 RIFLES 4000",
+            """pipeline_profit_credits_bucket 1 RIFLES 1000 1
+               pipeline_profit_credits_bucket 1 RIFLES 5000 1
+               pipeline_profit_credits_sum 1 RIFLES -2000""",
+            """pipeline_profit_credits_bucket 1 RIFLES 1000 1
+               pipeline_profit_credits_bucket 1 RIFLES 5000 1
+               pipeline_profit_credits_sum 1 RIFLES -2000""",
+        ),
+    ],
+    ids=["falls", "rises", "is gone", "two labels", "histogram falls", "histogram is gone", "a loss"],
+)
+def test_never_fall(before: str, now: str, expected: str) -> None:
+    series = series_of(None, now)
+    never_fall(series_of(None, before), series)
+    assert counted(series) == samples(expected)
+
+
+def test_gauges_may_fall() -> None:
+    series = series_of(LiveRows({"p": pipeline()}))
+    expected = series_of(LiveRows({"p": pipeline()})).gauges
+    never_fall(series_of(LiveRows({"p": pipeline(), "q": pipeline()})), series)
+    assert series.gauges == expected
+
+
+def test_what_was_shown_is_left_as_it_was() -> None:
+    before, series = series_of(None, TWO_PLAYERS), series_of()
+    never_fall(before, series)
+    assert before == series_of(None, TWO_PLAYERS)

@@ -120,7 +120,7 @@ def translate(error: psycopg.Error) -> DatabaseError:
     text = re.sub(r'(invalid \w* ?value) "[^"]*"', r'\1 "…"', " ".join(str(error).split()))
     match error:
         case errors.InsufficientPrivilege():
-            return AccessDenied(f"{text}; grant it, or run as the role that installed the triggers")
+            return AccessDenied(f"{text}; `mfg-notify migrate up --create-role NAME` grants a role what it needs")
         case errors.InvalidPassword() | errors.InvalidAuthorizationSpecification():
             return AccessDenied(text)
         case errors.UndefinedColumn() | errors.UndefinedTable() | errors.UndefinedFunction():
@@ -129,6 +129,10 @@ def translate(error: psycopg.Error) -> DatabaseError:
             return SchemaNotReady(f"{text}; run `mfg-notify migrate up`")
         case psycopg.OperationalError() if re.search(r'database ".*" does not exist', text):
             return SchemaNotReady(f"{text}; check the database's name in --dsn or PGDATABASE")
-        case psycopg.OperationalError() if re.search(r"authentication failed|no password supplied|pg_hba", text):
+        case psycopg.OperationalError() if re.search(r"permission denied|not permitted to log in", text):
+            return AccessDenied(f"{text}; `mfg-notify migrate up --create-role NAME` grants a role what it needs")
+        case psycopg.OperationalError() if re.search(
+            r"authentication failed|no password supplied|pg_hba|role \".*\" does not exist", text
+        ):
             return AccessDenied(f"{text}; check user and password in --dsn, PGPASSWORD or ~/.pgpass")
     return DatabaseUnavailable(text)

@@ -1,5 +1,7 @@
 """Applying, removing and printing `db/triggers`: plain SQL files that psql and golang-migrate can apply as well.
 
+Also the exporter's role (`role.sql`), which `down` takes away with the rest.
+
 Owns the order of the files and the patience: a file that cannot have its lock at once rolls back, and is tried again.
 """
 
@@ -11,7 +13,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import psycopg
-from psycopg import errors
+from psycopg import errors, sql
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from mfg_notify.errors import DatabaseUnavailable, UsageError
@@ -24,6 +26,8 @@ PATIENCE = 60.0
 """Seconds for which a migration tries to get its locks."""
 TRIGGERS = 12
 """Four on each of three tables."""
+NAME_BYTES = 63
+"""PostgreSQL cuts longer names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,15 @@ def render(text: str, schema: str) -> str:
     return re.sub(r"\bpublic(?=\.manufacturing_)|(?<=ON SCHEMA )public\b", lambda _: quoted, text)
 
 
+def render_role(name: str, schema: str) -> str:
+    """Return the SQL that makes the exporter's role. Raise `UsageError` for a name that cannot be one."""
+    if not 0 < len(name.encode()) <= NAME_BYTES or "\0" in name:
+        raise UsageError(f"{name!r} cannot be the name of a role: 1 to {NAME_BYTES} bytes")
+    text = files(__package__).joinpath("role.sql").read_text(encoding="utf-8")
+    composed = sql.SQL(text).format(role=sql.Identifier(name), name=sql.Literal(name), schema=sql.Literal(schema))
+    return composed.as_string()
+
+
 def read_status(connection: psycopg.Connection, schema: str) -> Status:
     """Ask what is installed."""
     with translated_errors():
@@ -90,7 +103,7 @@ def read_status(connection: psycopg.Connection, schema: str) -> Status:
         if exists is None or not exists[0]:
             return Status(None, None, dict(counted))
         row = connection.execute(QUERY["settings"]).fetchone()
-    version, _, notify = row if row is not None else (None, None, None)
+    version, _, notify, _ = row if row is not None else (None, None, None, None)
     return Status(version, notify, dict(counted))
 
 
@@ -125,6 +138,15 @@ def down(connection: psycopg.Connection, schema: str, on_wait: Callable[[str], N
     status = read_status(connection, schema)
     _apply(connection, render(migrations()[0].down, schema), on_wait)
     return status.version is not None or bool(sum(status.triggers.values()))
+
+
+def create_role(connection: psycopg.Connection, schema: str, name: str, on_wait: Callable[[str], None]) -> bool:
+    """Give the role what an exporter needs, making it if there is none: True if it was made. Raises as `up` does."""
+    text = render_role(name, schema)
+    with translated_errors():
+        existed = connection.execute(QUERY["role_exists"], {"role": name}).fetchone() == (True,)
+    _apply(connection, text, on_wait)
+    return not existed
 
 
 def _apply(connection: psycopg.Connection, text: str, on_wait: Callable[[str], None]) -> None:

@@ -13,7 +13,8 @@ FROM (VALUES ('search_path', 'pg_catalog, pg_temp'), ('timezone', 'UTC'), ('jit'
 SELECT to_regclass('mfg_notify.settings') IS NOT NULL
 
 -- name: settings
-SELECT version, channel, notify FROM mfg_notify.settings
+-- With the backend that a notification of mine will name as its sender: a pooler tells the client another number.
+SELECT version, channel, notify, pg_backend_pid() FROM mfg_notify.settings
 
 -- name: missing_columns
 SELECT * FROM mfg_notify.missing_columns()
@@ -123,11 +124,11 @@ WHERE f.pipeline_id IS NULL
    OR f.pipeline_id = ANY (ARRAY(SELECT p.id FROM {pipelines} p WHERE p.status IN ('PLANNING', 'EXECUTING')))
 
 -- name: ship_columns
--- The table of ships is optional, and older databases have it under another name.
+-- The table of ships is optional, and older databases have it under another name. Columns that this role may read.
 SELECT c.relname, array_agg(a.attname)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
 WHERE n.nspname = %(schema)s AND c.relname IN ('ships', 'ship_assignments') AND c.relkind IN ('r', 'p', 'v', 'm')
-  AND a.attnum > 0 AND NOT a.attisdropped AND has_table_privilege(c.oid, 'SELECT')
+  AND a.attnum > 0 AND NOT a.attisdropped AND has_column_privilege(c.oid, a.attnum, 'SELECT')
 GROUP BY c.relname
 
 -- name: ships
@@ -158,3 +159,6 @@ WHERE l.granted AND l.locktype = 'relation' AND a.pid <> pg_backend_pid() AND a.
   AND l.relation IN (SELECT c.oid FROM pg_class c WHERE c.relname IN (
       'manufacturing_pipelines', 'manufacturing_tasks', 'manufacturing_factory_states'))
 ORDER BY a.xact_start LIMIT 1
+
+-- name: role_exists
+SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %(role)s)

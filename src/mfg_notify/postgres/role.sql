@@ -1,0 +1,105 @@
+-- The exporter's role, with the rights that the exporter's statements need and no others.
+--
+-- Run it as the role that installed the triggers. It is safe to repeat, and must be repeated after an upgrade and when
+-- the game has got a new table of ships or markets. A new role has no password: \password in psql sets one.
+
+BEGIN;
+
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL client_min_messages = warning;
+SET LOCAL lock_timeout = '50ms';
+SET LOCAL mfg_notify.role = {name};
+SET LOCAL mfg_notify.game_schema = {schema};
+
+-- The comment says for the whole cluster that the role is ours, so that the last `down` drops it.
+DO $$
+DECLARE
+    role constant name := current_setting('mfg_notify.role');
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) THEN
+        EXECUTE format('CREATE ROLE %I LOGIN', role);
+        EXECUTE format('COMMENT ON ROLE %I IS %L', role, 'exporter of mfg-notify, made by its migration');
+    END IF;
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE EXCEPTION '% may not make roles: let an administrator run CREATE ROLE % LOGIN, then repeat this',
+        current_user, quote_ident(role) USING ERRCODE = 'insufficient_privilege';
+END
+$$;
+
+-- What is ours. The role takes events out of the journal and can put none in.
+GRANT USAGE ON SCHEMA mfg_notify TO {role};
+GRANT SELECT ON mfg_notify.settings TO {role};
+GRANT SELECT, UPDATE ON mfg_notify.owner TO {role};
+GRANT SELECT, DELETE ON mfg_notify.event TO {role};
+GRANT SELECT, INSERT, UPDATE ON mfg_notify.total TO {role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON mfg_notify.recent, mfg_notify.latest TO {role};
+GRANT UPDATE ON SEQUENCE mfg_notify.folded TO {role};
+GRANT SELECT ON SEQUENCE mfg_notify.lost TO {role};
+GRANT EXECUTE ON FUNCTION mfg_notify.missing_columns, mfg_notify.microseconds, mfg_notify.pipeline_image,
+    mfg_notify.task_image, mfg_notify.factory_image TO {role};
+
+-- What was granted below: `down` takes back this and nothing that the role had before. Without a relation it is USAGE
+-- on the schema, without a schema CONNECT on the database.
+CREATE TABLE IF NOT EXISTS mfg_notify.granted (
+    role     name NOT NULL,
+    schema   name NOT NULL DEFAULT '',
+    relation name NOT NULL DEFAULT '',
+    col      name NOT NULL DEFAULT '',
+    PRIMARY KEY (role, schema, relation, col)
+);
+
+-- What is the game's: only what the role cannot do yet, column by column.
+DO $$
+DECLARE
+    role   constant name := current_setting('mfg_notify.role');
+    game   constant name := current_setting('mfg_notify.game_schema');
+    needed record;
+BEGIN
+    IF NOT has_database_privilege(role, current_database(), 'CONNECT') THEN
+        EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), role);
+        INSERT INTO mfg_notify.granted (role) VALUES (role) ON CONFLICT DO NOTHING;
+    END IF;
+    IF NOT has_schema_privilege(role, game, 'USAGE') THEN
+        EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', game, role);
+        INSERT INTO mfg_notify.granted (role, schema) VALUES (role, game) ON CONFLICT DO NOTHING;
+    END IF;
+    FOR needed IN
+        SELECT a.attrelid AS relation, c.relname, a.attname
+        FROM (VALUES
+            ('manufacturing_pipelines',
+             'id player_id product_good status total_cost total_revenue net_profit started_at completed_at'),
+            ('manufacturing_tasks',
+             'id player_id task_type status assigned_ship retry_count total_cost total_revenue ready_at started_at'
+             ' completed_at'),
+            ('manufacturing_factory_states',
+             'id player_id factory_symbol output_good pipeline_id required_inputs delivered_inputs current_supply'
+             ' ready_for_collection'),
+            ('ships', 'player_id ship_symbol assignment_status'),
+            ('ship_assignments', 'player_id ship_symbol status'),
+            ('market_data', 'player_id waypoint_symbol good_symbol supply activity')) AS read (tab, cols)
+        CROSS JOIN LATERAL string_to_table(read.cols, ' ') AS col
+        JOIN pg_class c ON c.relname = tab
+        JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = game
+        JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = col AND a.attnum > 0 AND NOT a.attisdropped
+        WHERE NOT has_column_privilege(role, c.oid, a.attnum, 'SELECT')
+    LOOP
+        EXECUTE format('GRANT SELECT (%I) ON %I.%I TO %I', needed.attname, game, needed.relname, role);
+        INSERT INTO mfg_notify.granted VALUES (role, game, needed.relname, needed.attname) ON CONFLICT DO NOTHING;
+        -- Who may not grant is told so by a warning only.
+        IF NOT has_column_privilege(role, needed.relation, needed.attname, 'SELECT') THEN
+            RAISE EXCEPTION '% may not grant SELECT on %.%: run this as its owner', current_user, game, needed.relname
+                USING ERRCODE = 'insufficient_privilege';
+        END IF;
+    END LOOP;
+    IF NOT has_schema_privilege(role, game, 'USAGE')
+       OR NOT has_database_privilege(role, current_database(), 'CONNECT') THEN
+        RAISE EXCEPTION '% may not grant USAGE on schema % or CONNECT on database %: let their owners do it, then'
+            ' repeat this', current_user, game, current_database() USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF has_any_column_privilege(role, to_regclass(format('%I.players', game)), 'SELECT') THEN
+        RAISE WARNING 'role % can read %.players, where the API tokens are: revoke that', role, game;
+    END IF;
+END
+$$;
+
+COMMIT;

@@ -1,0 +1,659 @@
+"""Payloads, folds, broken connections and two exporters in any order, against a model PostgreSQL that keeps the truth.
+
+The model knows order and nothing else: ids are given when an event is written, notifications go out when it commits,
+to every listener in the same order, and a fold's fence is part of the fold's commit. `Exporter` drives real `Counters`
+step by step as `mfg_notify.exporter` does.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import event as note
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from tests.unit.builders import NOW, SECOND, Image, event, pipeline, task
+
+from mfg_notify.core import counters as lane
+from mfg_notify.core.counters import Arrival, Counters, Settlement, settle
+from mfg_notify.core.events import Event
+from mfg_notify.core.factory_floor import LiveRows, Memory, survey
+from mfg_notify.core.rules import Increment, SampleKey, increments
+from mfg_notify.core.series import Distribution, Series, View, lay_out, never_fall
+
+Totals = dict[SampleKey, int]
+FOLD = "fold"
+"""What a trigger says when it may not send the event itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """What a listener gets: an event, a fence's generation, or FOLD."""
+
+    sender: int
+    said: Event | int | str
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """The reply to a fold's COMMIT."""
+
+    generation: int
+    events: list[Event]
+    settlement: Settlement
+    drained: bool
+
+
+def add(totals: Totals, found: Iterable[Increment]) -> None:
+    for key, n in found:
+        totals[key] = totals.get(key, 0) + n
+
+
+class _Database:
+    """Committed state, and a queue of notifications a listener."""
+
+    def __init__(self) -> None:
+        self.journal: dict[int, Event] = {}
+        self.folded: set[int] = set()
+        self.totals: Totals = {}
+        self.truth: Totals = {}
+        self.generation = 0
+        self.owner: str | None = None
+        self.listeners: dict[int, deque[Notification]] = {}
+        self.last_id = self.last_backend = 0
+
+    def write(self, old: Image | None, new: Image | None) -> Event:
+        """Give an event its id; the transaction may commit after those of higher ids."""
+        self.last_id += 1
+        return event(old, new, number=self.last_id)
+
+    def commit(self, written: Mapping[int, tuple[Event, bool]]) -> None:
+        """Make events visible, then notify: each event itself, or FOLD where it is not announced."""
+        for number, (one, _) in written.items():
+            self.journal[number] = one
+            add(self.truth, increments(one))
+        for one, announced in written.values():
+            self.notify(0, one if announced else FOLD)
+
+    def notify(self, sender: int, said: Event | int | str) -> None:
+        for queue in self.listeners.values():
+            queue.append(Notification(sender, said))
+
+    def listen(self) -> int:
+        self.last_backend += 1
+        self.listeners[self.last_backend] = deque()
+        return self.last_backend
+
+    def fold(self, who: str, backend: int, chunk: int) -> Fold | None:
+        if self.owner != who:
+            return None
+        self.generation += 1
+        events = [self.journal.pop(number) for number in sorted(self.journal)[:chunk]]
+        self.folded.update(one.id for one in events)
+        settlement = settle(events)
+        add(self.totals, settlement.increments.items())
+        self.notify(backend, self.generation)
+        return Fold(self.generation, events, settlement, len(events) < chunk)
+
+
+class _Exporter:
+    """One exporter; its memory lasts from `start` to `start`."""
+
+    def __init__(self, database: _Database, who: str) -> None:
+        self.database = database
+        self.who = who
+        self.least: Totals = {}
+        """What was exposed last and must not fall, over restarts too."""
+        self.ghosts = self.news = 0
+        self.backend: int | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start anew after a crash."""
+        self.hang_up()
+        self.counters = Counters()
+        self.shown: Series | None = None
+        self.presentable = self.leader = False
+
+    def hang_up(self) -> None:
+        if self.backend is not None:
+            del self.database.listeners[self.backend]
+        self.backend = None
+        self.suspects: frozenset[int] | None = None
+        self.reply: Fold | None = None
+        self.read: tuple[Totals, int, frozenset[int]] | None = None
+
+    def connect(self) -> None:
+        if self.backend is None:
+            self.backend = self.database.listen()
+
+    def disconnect(self) -> None:
+        """Lose both connections; if a fold has committed, its reply is lost too."""
+        self.hang_up()
+        self.counters.disconnect()
+        self.leader = False
+
+    def step_in(self) -> None:
+        """Take the lease."""
+        self.connect()
+        if not self.leader:
+            self.database.owner = self.who
+            self.counters.disconnect()
+            self.leader = True
+
+    def step_down(self) -> None:
+        self.counters.disconnect()
+        self.leader = self.presentable = False
+        self.suspects = None
+
+    @property
+    def queue(self) -> deque[Notification]:
+        """What has been notified and not delivered."""
+        return self.database.listeners[self.backend] if self.backend is not None else deque()
+
+    def deliver(self, number: int = 1) -> list[Arrival]:
+        """Take notifications off the queue; return what became of the payloads."""
+        arrivals = []
+        for _ in range(min(number, len(self.queue))):
+            notification = self.queue.popleft()
+            match notification.said:
+                case int() as generation:
+                    if notification.sender == self.backend:
+                        self.counters.receive_fence(generation)
+                case Event() as one if self.leader:
+                    arrivals.append(self.counters.receive(one))
+        return arrivals
+
+    def begin_fold(self, chunk: int = 100) -> None:
+        """Commit a fold; the reply is on its way."""
+        assert self.backend is not None
+        assert self.reply is None
+        if self.suspects is None:
+            self.suspects = self.counters.pending()
+        self.reply = self.database.fold(self.who, self.backend, chunk)
+        if self.reply is None:
+            self.step_down()
+
+    def answer(self) -> None:
+        """Get the next answer of the database: to a fold's COMMIT, or to the reading of the totals."""
+        if self.reply is None:
+            return
+        fold, followed = self.reply, self.counters.follows(self.reply.generation)
+        if followed:
+            self.news += len(self.counters.confirm(fold.events, fold.settlement, fold.generation))
+        elif self.read is None:
+            self.read = (dict(self.database.totals), self.database.generation, frozenset(self.database.folded))
+            return
+        else:
+            totals, generation, folded = self.read
+            if self.counters.pending() - folded:
+                note("resync over a part of the journal")
+                self.least = {}
+            self.counters.resync(totals, generation)
+        self.reply = self.read = None
+        if fold.drained:
+            assert self.suspects is not None
+            self.ghosts += self.counters.drop_ghosts(self.suspects) if followed else 0
+            self.suspects = None
+            self.presentable = True
+
+    def fold(self, chunk: int = 100) -> None:
+        """Fold once, with every answer."""
+        self.begin_fold(chunk)
+        while self.reply is not None:
+            self.answer()
+
+    def deliver_all(self) -> list[Arrival]:
+        return self.deliver(len(self.queue))
+
+
+FLOOR = survey(LiveRows())
+NUMBERS = st.integers(0, 9)
+Change = tuple[Image | None, Image | None]
+CHANGES: st.SearchStrategy[Change] = st.one_of(
+    st.builds(lambda n: (None, task(total_revenue=n)), NUMBERS),
+    st.builds(lambda n, m: (task(total_cost=3), task(total_cost=n, retry_count=m)), NUMBERS, NUMBERS),
+    st.builds(
+        lambda n: (
+            task("EXECUTING"),
+            task("COMPLETED", assigned_ship="S", started_at=NOW, completed_at=NOW + 15 * n * SECOND),
+        ),
+        NUMBERS,
+    ),
+    st.builds(lambda n: (pipeline(), pipeline("COMPLETED", total_revenue=n, net_profit=900 * (n - 5))), NUMBERS),
+    st.just((pipeline(), None)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A transaction writes events, announced or not; then it ends, or stays open."""
+
+    writer: int
+    written: list[tuple[Change, bool]]
+    end: str
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """An exporter does something; the answers to a fold may come later, or all at once."""
+
+    which: int
+    what: str
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something happens to an exporter."""
+
+    which: int
+    what: str
+
+
+WRITTEN = st.lists(st.tuples(CHANGES, st.sampled_from([True, True, True, False])), min_size=1, max_size=3)
+WHICH = st.sampled_from([0, 0, 0, 1])
+WRITES = st.builds(Write, st.integers(0, 2), WRITTEN, st.sampled_from(["commit", "commit", "", "roll back"]))
+WORKS = st.builds(
+    Work,
+    WHICH,
+    st.sampled_from(["deliver", "deliver", "deliver all", "fold", "begin to fold", "answer"]),
+    st.sampled_from([1, 2, 3, 100]),
+)
+TROUBLES = st.builds(
+    Trouble, WHICH, st.sampled_from(["repeat"] * 4 + ["fold in between"] * 3 + ["connect", "disconnect", "crash"])
+)
+EVERYTHING = 1000
+
+
+def falls(key: SampleKey) -> bool:
+    """Tell whether the key may fall: profits are sometimes losses."""
+    return key[0].endswith("profit_credits_sum")
+
+
+class _Lane(RuleBasedStateMachine):
+    """Everything that an honest database and a broken network can do to one or two exporters."""
+
+    honest = True
+
+    @initialize(two=st.booleans())
+    def begin(self, two: bool) -> None:
+        self.database = _Database()
+        self.exporters = [_Exporter(self.database, who) for who in ("one", "two")[: 1 + two]]
+        self.open: dict[int, dict[int, tuple[Event, bool]]] = {}
+        self.exporters[0].step_in()
+        self.exporters[0].fold()
+        self.exporters[0].deliver_all()
+
+    # One rule, as hypothesis leaves whole rules out of a run, and every run needs all three.
+    @rule(step=WRITES | WORKS | WORKS.map(lambda work: work) | TROUBLES)
+    def step(self, step: Write | Work | Trouble) -> None:
+        match step:
+            case Write(writer, written, end):
+                self.write(writer, written, end)
+            case Work(which, work, chunk):
+                self.work(self.exporters[which % len(self.exporters)], work, chunk)
+            case Trouble(which, trouble):
+                self.get_into_trouble(self.exporters[which % len(self.exporters)], trouble)
+
+    def write(self, writer: int, written: list[tuple[Change, bool]], end: str) -> None:
+        transaction = self.open.setdefault(writer, {})
+        for (old, new), announced in written:
+            one = self.database.write(old, new)
+            transaction[one.id] = (one, announced)
+        if end:
+            self.open.pop(writer)
+        if end == "commit":
+            self.database.commit(transaction)
+
+    def work(self, exporter: _Exporter, work: str, chunk: int) -> None:
+        match work:
+            case "deliver" | "deliver all":
+                for arrival in exporter.deliver(1 if work == "deliver" else EVERYTHING):
+                    note(arrival.name)
+            case "fold" | "begin to fold" if not exporter.leader:
+                exporter.step_in()
+            case "fold" | "begin to fold" if exporter.reply is None:
+                exporter.begin_fold(chunk)
+                note("fold" if exporter.leader else "found another leader")
+            case "answer" if exporter.reply is not None:
+                note("fence before reply" if exporter.counters.fence >= exporter.reply.generation else "reply")
+                exporter.answer()
+        while work == "fold" and exporter.reply is not None:
+            exporter.answer()
+
+    def get_into_trouble(self, exporter: _Exporter, trouble: str) -> None:
+        if trouble in {"crash", "disconnect"} and exporter.reply is not None:
+            note("COMMIT of unknown outcome")
+        match trouble:
+            case "crash":
+                exporter.start()
+            case "disconnect":
+                exporter.disconnect()
+            case "connect":
+                exporter.connect()
+            case "repeat":
+                # NOTIFY never repeats a payload; where it is still pending it would do no harm.
+                said = exporter.queue[0].said if exporter.queue else None
+                if exporter.deliver() == [Arrival.COUNTED] and isinstance(said, Event):
+                    assert exporter.counters.receive(said) is Arrival.DUPLICATE
+            case "fold in between" if exporter.leader and exporter.reply is None:
+                # The other folds, and the lease comes back before this one has noticed: the generations have a gap.
+                other = self.exporters[0] if exporter is self.exporters[-1] else self.exporters[-1]
+                if other is not exporter and other.reply is None:
+                    other.step_down()
+                    other.step_in()
+                    other.fold(2)
+                    self.database.owner = exporter.who
+
+    # What must hold after every step.
+
+    @invariant()
+    def totals_and_journal_are_the_truth(self) -> None:
+        database = self.database
+        found = dict(database.totals)
+        for one in database.journal.values():
+            add(found, increments(one))
+        assert found == database.truth
+
+    @invariant()
+    def nothing_falls_and_nothing_is_ahead_of_the_truth(self) -> None:
+        truth = lay_out(View(self.database.truth, FLOOR, Memory()), NOW)
+        for exporter in self.exporters:
+            if not exporter.presentable:
+                continue
+            exposed = exporter.counters.exposed()
+            if self.honest:
+                for key, n in exposed.items():
+                    assert n <= self.database.truth.get(key, 0) or falls(key), key
+                # Without the help of `never_fall`, unless a resync found only a part of the journal folded.
+                for key, n in exporter.least.items():
+                    assert exposed.get(key, 0) >= n or falls(key), key
+                exporter.least = exposed
+            series = lay_out(View(exposed, FLOOR, Memory()), NOW)
+            if exporter.shown is not None:
+                never_fall(exporter.shown, series)
+                assert_not_less(series, exporter.shown)
+            if self.honest:
+                assert_not_less(truth, series, buckets=True)
+            exporter.shown = series
+
+    def teardown(self) -> None:
+        if not hasattr(self, "database"):
+            return
+        for transaction in self.open.values():
+            self.database.commit(transaction)
+        active = next((one for one in self.exporters if one.leader and one.who == self.database.owner), None)
+        active = active or self.exporters[0]
+        active.step_in()
+        self.database.owner = active.who
+        while active.reply is not None:
+            active.answer()
+        active.deliver_all()
+        active.fold()
+        active.deliver_all()
+        active.fold()
+        active.deliver_all()
+        self.nothing_falls_and_nothing_is_ahead_of_the_truth()
+        assert not self.database.journal
+        assert active.counters.exposed() == self.database.truth == self.database.totals
+        assert not active.counters.pending()
+        assert not active.counters._early
+        assert active.counters.synced
+        if self.honest:
+            assert not any(exporter.ghosts for exporter in self.exporters)
+
+
+def assert_not_less(more: Series, less: Series, *, buckets: bool = False) -> None:
+    """Compare counters by value, histograms by their count or by every bucket."""
+    for name, counted in less.counters.items():
+        for labels, n in counted.items():
+            assert more.counters[name].get(labels, 0) >= n, (name, labels)
+    for name, observed in less.histograms.items():
+        for labels, found in observed.items():
+            other = more.histograms[name].get(labels, Distribution())
+            assert other.count >= found.count, (name, labels)
+            for le, n in found.buckets.items() if buckets else ():
+                assert other.buckets.get(le, 0) >= n, (name, labels, le)
+
+
+class _ForgedLane(_Lane):
+    """Someone who knows the channel: payloads come twice and late, and payloads of events that never were."""
+
+    honest = False
+
+    @rule(change=CHANGES, ahead=st.integers(-5, 5), again=st.booleans())
+    def forge(self, change: Change, ahead: int, again: bool) -> None:
+        """Send an event with the id of one that was, that will be, or never; or repeat what was said."""
+        queued = [one.said for exporter in self.exporters for one in exporter.queue if isinstance(one.said, Event)]
+        forged = event(*change, number=max(1, self.database.last_id + ahead))
+        self.database.notify(0, queued[0] if again and queued else forged)
+
+
+TestLane = _Lane.TestCase
+TestLane.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestForgedLane = _ForgedLane.TestCase
+TestForgedLane.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+COUNTED, DUPLICATE, LEFT = Arrival.COUNTED, Arrival.DUPLICATE, Arrival.LEFT_TO_FOLD
+REVENUE = ("manufacturing_revenue_total", ("1",))
+
+
+class _Script:
+    """One exporter in step with an empty journal, and another that has not begun."""
+
+    def __init__(self) -> None:
+        self.database = _Database()
+        self.one, self.two = _Exporter(self.database, "one"), _Exporter(self.database, "two")
+        self.one.step_in()
+        self.one.fold()
+        self.one.deliver_all()
+        assert self.one.counters.synced
+
+    def earn(self, credits_: int, *, announced: bool = True) -> Event:
+        """Commit one event that adds to the revenue."""
+        one = self.database.write(None, task(total_revenue=credits_))
+        self.database.commit({one.id: (one, announced)})
+        return one
+
+    def revenue(self, exporter: _Exporter | None = None) -> int:
+        """Return what is exposed."""
+        return (exporter or self.one).counters.exposed().get(REVENUE, 0)
+
+
+@pytest.fixture
+def script() -> _Script:
+    return _Script()
+
+
+def test_a_payload_counts_at_once_and_the_fold_confirms_it(script: _Script) -> None:
+    one = script.earn(5)
+    assert script.one.deliver_all() == [COUNTED]
+    assert script.revenue() == 5
+    assert script.one.counters.pending() == {one.id}
+    script.one.fold()
+    assert (script.revenue(), script.one.counters.pending(), script.one.news) == (5, frozenset(), 0)
+    assert script.database.totals == {REVENUE: 5}
+
+
+def test_the_fold_is_quicker_than_the_payload(script: _Script) -> None:
+    script.earn(5)
+    script.one.fold()
+    assert (script.revenue(), script.one.news) == (5, 1)
+    assert script.one.deliver() == [DUPLICATE]
+    assert script.revenue() == 5
+
+
+def test_the_fence_is_quicker_than_the_reply(script: _Script) -> None:
+    script.earn(5)
+    script.earn(7, announced=False)
+    script.one.begin_fold()
+    script.earn(9)
+    assert script.one.deliver_all() == [COUNTED, COUNTED]
+    assert script.revenue() == 14
+    script.one.answer()
+    assert (script.revenue(), script.one.news, script.one.counters._early) == (21, 1, {})
+    script.one.fold()
+    script.one.deliver_all()
+    assert (script.revenue(), script.one.ghosts) == (21, 0)
+
+
+def test_a_lost_notification_waits_for_the_fold_and_its_id_for_the_fence(script: _Script) -> None:
+    one = script.earn(5, announced=False)
+    assert script.one.deliver_all() == []
+    script.one.fold()
+    assert script.revenue() == 5
+    assert script.one.counters._early.keys() == {one.id}
+    script.one.deliver_all()
+    assert not script.one.counters._early
+
+
+def test_ids_are_not_in_the_order_of_commits(script: _Script) -> None:
+    late = script.database.write(None, task(total_revenue=5))
+    script.earn(7)
+    script.one.deliver_all()
+    script.one.fold()
+    script.one.deliver_all()
+    script.database.commit({late.id: (late, True)})
+    assert script.one.deliver_all() == [COUNTED]
+    script.one.fold()
+    assert script.revenue() == 12
+
+
+@pytest.mark.parametrize("number", [1, 99], ids=["folded long ago", "never was"])
+def test_a_ghost_is_dropped_when_the_journal_is_drained(script: _Script, number: int) -> None:
+    script.earn(5)
+    script.one.deliver_all()
+    script.one.fold()
+    script.one.deliver_all()
+    script.database.notify(0, event(None, task(total_revenue=1000), number=number))
+    assert script.one.deliver_all() == [COUNTED]
+    assert script.revenue() == 1005
+    script.earn(7)
+    script.one.fold(chunk=1)
+    assert script.one.ghosts == 0
+    script.one.fold(chunk=1)
+    assert (script.revenue(), script.one.ghosts, script.one.deliver_all()) == (12, 1, [DUPLICATE])
+
+
+def test_what_comes_while_the_journal_is_drained_is_no_ghost(script: _Script) -> None:
+    script.earn(5)
+    script.one.begin_fold(chunk=1)
+    script.earn(7)
+    script.one.deliver_all()
+    script.one.answer()
+    assert (script.one.ghosts, script.one.counters.pending()) == (0, frozenset({2}))
+    script.one.fold(chunk=1)
+    script.earn(9)
+    script.one.deliver_all()
+    script.one.fold(chunk=2)
+    script.one.deliver_all()
+    assert (script.revenue(), script.one.ghosts) == (21, 0)
+
+
+def test_another_exporter_folded_in_between(script: _Script) -> None:
+    script.earn(5)
+    script.two.step_in()
+    script.two.fold()
+    assert script.two.deliver_all() == []
+    script.earn(7)
+    # The first goes on: it believes that it leads, until its next fold.
+    assert script.one.deliver_all() == [COUNTED, COUNTED]
+    assert script.revenue() == 12
+    script.one.begin_fold()
+    assert (script.one.leader, script.one.counters.synced) == (False, False)
+    script.two.fold()
+    assert (script.revenue(script.two), script.two.news) == (12, 1)
+
+
+def test_a_gap_in_the_generations_is_read_over(script: _Script) -> None:
+    script.earn(5)
+    script.two.step_in()
+    script.two.fold()
+    script.database.owner = "one"
+    script.earn(7)
+    script.one.begin_fold()
+    script.one.answer()
+    script.one.answer()
+    # The totals hold 5 and 7; their payloads come before the own fence and are not counted again.
+    assert (script.revenue(), script.one.counters.synced) == (12, False)
+    assert script.one.deliver(3) == [LEFT, LEFT]
+    assert script.one.deliver_all() == []
+    assert script.one.counters.synced
+    script.one.fold()
+    assert script.revenue() == 12
+
+
+def test_a_fold_of_another_between_the_reply_and_the_reading(script: _Script) -> None:
+    script.one.disconnect()
+    script.one.step_in()
+    script.one.begin_fold()
+    script.two.step_in()
+    script.earn(5)
+    script.two.fold()
+    script.database.owner = "one"
+    script.one.answer()
+    script.one.answer()
+    assert script.revenue() == 5
+    # The totals are of the other's generation, so the fence of the fold before them proves nothing.
+    assert script.one.deliver_all() == [LEFT]
+    assert not script.one.counters.synced
+    script.one.fold()
+    script.one.deliver_all()
+    assert (script.one.counters.synced, script.revenue()) == (True, 5)
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_commit_of_unknown_outcome(script: _Script, committed: bool) -> None:
+    script.earn(5)
+    script.one.deliver_all()
+    if committed:
+        script.one.begin_fold()
+    script.one.disconnect()
+    assert (script.revenue(), script.one.counters.synced, script.one.counters.follows(2)) == (5, False, False)
+    script.earn(7)
+    script.one.step_in()
+    script.earn(9)
+    assert script.one.deliver_all() == [LEFT]
+    script.one.fold()
+    assert script.revenue() == 21
+    script.one.fold()
+    script.one.deliver_all()
+    assert (script.revenue(), script.one.counters.synced) == (21, True)
+
+
+def test_a_fence_of_the_connection_before_proves_nothing(script: _Script) -> None:
+    for _ in range(3):
+        script.one.fold()
+    script.one.deliver_all()
+    assert script.one.counters.fence == 4
+    script.one.disconnect()
+    assert script.one.counters.fence == -1
+
+
+def test_too_much_is_left_to_the_fold(script: _Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane, "PENDING_MAXIMUM", 2)
+    for _ in range(3):
+        script.earn(5)
+    assert script.one.deliver_all() == [COUNTED, COUNTED, LEFT]
+    script.one.fold()
+    script.one.deliver_all()
+    assert (script.revenue(), script.one.counters._early) == (15, {})
+
+
+def test_a_payload_is_counted_once_while_it_is_pending(script: _Script) -> None:
+    one = script.earn(5)
+    script.one.deliver_all()
+    assert script.one.counters.receive(one) is DUPLICATE
+    assert script.revenue() == 5
+
+
+def test_what_is_exposed_is_a_copy(script: _Script) -> None:
+    script.earn(5)
+    exposed = script.one.counters.exposed()
+    script.one.deliver_all()
+    script.one.fold()
+    assert (exposed, script.revenue()) == ({}, 5)
