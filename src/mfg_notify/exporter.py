@@ -315,7 +315,7 @@ class Exporter:
             self._wake = anyio.Event()
             now = self._clock()
             fold_due = min(fold_due, now + self._receive(session))
-            if self._floor.truncated:
+            if self._floor.wants_snapshot and session.taken is None:
                 reconcile_due = now
             if now >= tick_due:
                 was_leader = self.state.leader
@@ -385,6 +385,7 @@ class Exporter:
             # Not again at each try of a session that never works.
             (log.debug if self._trouble_known else log.info)("became the active exporter")
             self._counters.disconnect()
+            self._floor.distrust()
             await self._change(leader=True, standby=False, drained=False, reconciled=False)
         sent = self._clock()
         if session.ping_sent is None:

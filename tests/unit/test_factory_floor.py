@@ -452,12 +452,12 @@ def test_rows_of_different_tables_and_keys_have_their_own_order() -> None:
 
 def test_a_truncated_table_asks_for_a_snapshot() -> None:
     floor = floor_of(PLANNED)
-    asks = [floor.truncated]
+    asks = [floor.wants_snapshot]
     floor.apply(truncate(TaskChange, 2))
-    asks.append(floor.truncated)
+    asks.append(floor.wants_snapshot)
     floor.record()
     floor.reconcile(LiveRows(), lambda xid: xid <= 2)
-    assert [*asks, floor.truncated] == [False, True, False]
+    assert [*asks, floor.wants_snapshot] == [False, True, False]
 
 
 def test_a_survey_is_left_as_it_was() -> None:
@@ -513,7 +513,7 @@ def test_order_of_ids_not_of_arrival_when_applied_again() -> None:
         floor.apply(one)
     assert floor.reconcile(LiveRows(tasks={"a": task()}), lambda _: False) == Counter()
     assert rows_of(floor).tasks == {"row": task("READY")}
-    assert floor.truncated
+    assert floor.wants_snapshot
 
 
 def test_a_recording_ends_with_its_reconciliation() -> None:

@@ -103,7 +103,7 @@ class Counters:
 
     def receive(self, event: Event) -> Arrival:
         """Count an event that a payload has brought, unless it is counted already."""
-        if self._early.pop(event.id, None) is not None or event.id in self._pending:
+        if event.id in self._early or event.id in self._pending:
             return Arrival.DUPLICATE
         if not self.synced or len(self._pending) >= PENDING_MAXIMUM:
             return Arrival.LEFT_TO_FOLD

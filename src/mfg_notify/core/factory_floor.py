@@ -7,6 +7,7 @@ here counts events.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from mfg_notify.core import catalogue
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND, PIPELINE_LIVE, SUPPLY_LEVELS, TASK_LIVE
@@ -161,12 +162,13 @@ class FactoryFloor:
         self._truncated: dict[type, int] = {}
         self._recorded: list[Event] | None = None
         self._known = False
+        self._revived = False
         self._survey: Floor | None = None
 
     @property
-    def truncated(self) -> bool:
-        """Tell whether a table was emptied since the last snapshot: time for another."""
-        return bool(self._truncated)
+    def wants_snapshot(self) -> bool:
+        """Tell whether something happened that only another snapshot can settle."""
+        return bool(self._truncated) or self._revived
 
     def apply(self, event: Event) -> None:
         """Bring the row of an event up to date; events may come late, twice, and out of order."""
@@ -180,28 +182,34 @@ class FactoryFloor:
         self._survey = None
         if change.operation == "T":
             self._truncated[table] = event.id
-            if table is PipelineChange:
-                self._pipelines.clear()
-            elif table is FactoryChange:
-                self._factories.clear()
-            else:
-                self._tasks.clear()
+            # Heard of late, it leaves alone what was added after it.
+            rows = self._rows(table)
+            for key in [key for key in rows if self._last.get((table, str(key)), 0) < event.id]:
+                del rows[key]
             return
         self._last[place] = event.id
+        key = int(change.key) if isinstance(change, FactoryChange) else change.key
         if isinstance(change, FactoryChange):
-            if change.new is not None:
-                self._factories[int(change.key)] = change.new
-            else:
-                self._factories.pop(int(change.key), None)
-        elif isinstance(change, PipelineChange):
-            if change.new is not None and change.new.status in PIPELINE_LIVE:
-                self._pipelines[change.key] = change.new
-            else:
-                self._pipelines.pop(change.key, None)
-        elif change.new is not None and change.new.status in TASK_LIVE:
-            self._tasks[change.key] = change.new
+            stays = change.new is not None
         else:
-            self._tasks.pop(change.key, None)
+            live = PIPELINE_LIVE if isinstance(change, PipelineChange) else TASK_LIVE
+            stays = change.new is not None and change.new.status in live
+            # The factory rows of a finished pipeline are not kept: one that comes back to life needs them read again.
+            if isinstance(change, PipelineChange) and stays and change.old and change.old.status not in live:
+                self._revived = True
+        if stays:
+            self._rows(table)[key] = change.new
+        else:
+            self._rows(table).pop(key, None)
+
+    def _rows(self, table: type) -> dict[Any, Any]:
+        if table is PipelineChange:
+            return self._pipelines
+        return self._factories if table is FactoryChange else self._tasks
+
+    def distrust(self) -> None:
+        """Take the next snapshot as it is: someone else was active, so a difference is no event that was missed."""
+        self._known = False
 
     def record(self) -> None:
         """Begin a reconciliation: from before the snapshot is taken, keep the events that come."""
@@ -222,7 +230,8 @@ class FactoryFloor:
         for event in recorded:
             if not sees(event.xid):
                 self.apply(event)
-        known, self._known = self._known, True
+        known, self._known = self._known and not self._revived, True
+        self._revived = False
         return _differences(before, self.survey()) if known else Counter()
 
     def survey(self) -> Floor:

@@ -4,9 +4,10 @@ A counter's first step must be visible to rate() and increase(), so counters and
 their player, product, task type, good or factory is known: labels of the totals and of the live rows together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from operator import sub
 
 from mfg_notify.core import catalogue
 from mfg_notify.core.catalogue import COST_TYPES, SUPPLY_LEVELS, TASK_OUTCOMES, TERMINAL, Kind, Metric
@@ -99,9 +100,8 @@ def lay_out(view: View, now: int, maximum: int = SERIES_MAXIMUM) -> Series:
     histograms: dict[str, dict[Labels, Distribution]] = {metric.name: {} for metric in catalogue.HISTOGRAMS}
     budget = _Budget(maximum)
     silent = _silent_players(view, now)
-    totals = {key: n for key, n in view.totals.items() if key[1][0] not in silent} if silent else view.totals
-    _add_totals(totals, budget, counters, histograms)
-    players = _add_zeros(view, totals, silent, now, budget, counters, histograms)
+    elsewhere = _add_totals(view.totals, silent, budget, counters, histograms)
+    players = _add_zeros(view, silent, elsewhere, now, budget, counters, histograms)
     gauges = {**view.floor.gauges, **moving_gauges(view.floor, view.memory, players, now)}
     gauges[catalogue.MARGIN.name] = _margins(counters)
     shown = {
@@ -116,20 +116,35 @@ def lay_out(view: View, now: int, maximum: int = SERIES_MAXIMUM) -> Series:
 def never_fall(before: Series, series: Series) -> None:
     """Keep counters and histograms of `series` from falling below what was shown `before`.
 
-    They fall when the database was restored or lost commits: then they stand still until the truth has caught up. A
-    histogram moves as one, by its count, so that its parts fit together.
+    They fall when the database was restored or lost commits, and for a moment after a reconnect: then they stand still
+    until the truth has caught up. A histogram does so bucket by bucket, of the cumulative ones, so that no bucket
+    falls and they still rise with their bounds; its sum goes with the greater count.
     """
     for name, shown in before.counters.items():
         now = series.counters[name]
         for labels, n in shown.items():
             if n > now.get(labels, 0) and labels[0] not in series.silent:
                 now[labels] = n
-    for name, distributions in before.histograms.items():
-        observed = series.histograms[name]
-        for labels, distribution in distributions.items():
-            count = observed[labels].count if labels in observed else 0
-            if distribution.count > count and labels[0] not in series.silent:
-                observed[labels] = distribution
+    for metric in catalogue.HISTOGRAMS:
+        observed = series.histograms[metric.name]
+        for labels, old in before.histograms[metric.name].items():
+            if labels[0] in series.silent or old == (new := observed.get(labels)):
+                continue
+            observed[labels] = old if new is None else _at_least(metric, old, new)
+
+
+def _at_least(metric: Metric, old: Distribution, new: Distribution) -> Distribution:
+    bounds = (*map(str, metric.buckets), "+Inf")
+
+    def cumulative(distribution: Distribution) -> Iterator[int]:
+        return accumulate(distribution.buckets.get(le, 0) for le in bounds)
+
+    counts = list(map(max, cumulative(old), cumulative(new)))
+    buckets = {le: n for le, n in zip(bounds, map(sub, counts, (0, *counts[:-1])), strict=True) if n}
+    if old.count > new.count:
+        return Distribution(buckets, old.total)
+    # The sum of durations rises; the sum of profits may fall with every loss.
+    return Distribution(buckets, max(old.total, new.total) if metric.scale != 1 else new.total)
 
 
 def _silent_players(view: View, now: int) -> frozenset[str]:
@@ -142,27 +157,41 @@ def _silent_players(view: View, now: int) -> frozenset[str]:
 
 def _add_totals(
     totals: Mapping[SampleKey, int],
+    silent: frozenset[str],
     budget: _Budget,
     counters: dict[str, dict[Labels, int]],
     histograms: dict[str, dict[Labels, Distribution]],
-) -> None:
+) -> frozenset[SampleKey]:
+    """Add the totals; return the series that are summed under `other`."""
+    elsewhere: set[SampleKey] = set()
     places: dict[SampleKey, Labels] = {}
+
+    def place_of(name: str, labels: Labels, weight: int) -> Labels:
+        # By arrival alone, those of silent players too: a place once given never changes.
+        if (name, labels) not in places:
+            fits = budget.allows(weight)
+            places[name, labels] = labels if fits else _other(labels)
+            if not fits:
+                elsewhere.add((name, labels))
+        return places[name, labels]
+
     for (name, labels), n in totals.items():
         if name in counters:
-            place = labels if budget.allows(1) else _other(labels)
-            counters[name][place] = counters[name].get(place, 0) + n
+            place = place_of(name, labels, 1)
+            if labels[0] not in silent:
+                counters[name][place] = counters[name].get(place, 0) + n
             continue
         part = name.rpartition("_")[2]
         family = name.removesuffix(f"_{part}")
-        series = labels[:-1] if part == "bucket" else labels
-        if (family, series) not in places:
-            fits = budget.allows(_WEIGHT[family])
-            places[family, series] = series if fits else _other(series)
-        distribution = histograms[family].setdefault(places[family, series], Distribution())
+        place = place_of(family, labels[:-1] if part == "bucket" else labels, _WEIGHT[family])
+        if labels[0] in silent:
+            continue
+        distribution = histograms[family].setdefault(place, Distribution())
         if part == "bucket":
             distribution.buckets[labels[-1]] = distribution.buckets.get(labels[-1], 0) + n
         else:
             distribution.total += n
+    return frozenset(elsewhere)
 
 
 def _other(labels: Labels) -> Labels:
@@ -171,8 +200,8 @@ def _other(labels: Labels) -> Labels:
 
 def _add_zeros(
     view: View,
-    totals: Mapping[SampleKey, int],
     silent: frozenset[str],
+    elsewhere: frozenset[SampleKey],
     now: int,
     budget: _Budget,
     counters: dict[str, dict[Labels, int]],
@@ -184,7 +213,9 @@ def _add_zeros(
     players -= {(player,) for player in silent}
     products, task_types, factories = set(floor.products), set(floor.task_types), set(floor.factories)
     goods: set[Labels] = {(player, good) for player, _, good in factories}
-    for name, labels in totals:
+    for name, labels in view.totals:
+        if labels[0] in silent:
+            continue
         players.add(labels[:1])
         if name in _OF_PRODUCT:
             products.add(labels[:2])
@@ -200,14 +231,18 @@ def _add_zeros(
         if metric.buckets:
             shown = histograms[metric.name]
             for labels in sorted(known):
-                if labels not in shown and budget.allows_or_drops(_WEIGHT[metric.name]):
+                if (
+                    labels not in shown
+                    and (metric.name, labels) not in elsewhere
+                    and budget.allows_or_drops(_WEIGHT[metric.name])
+                ):
                     shown[labels] = Distribution()
         else:
             counted = counters[metric.name]
             for labels in sorted(known):
                 for rest in more:
                     place = (*labels, *rest)
-                    if place not in counted and budget.allows_or_drops(1):
+                    if place not in counted and (metric.name, place) not in elsewhere and budget.allows_or_drops(1):
                         counted[place] = 0
 
     at_zero(catalogue.COST, players, tuple((word,) for word in COST_TYPES))
