@@ -645,9 +645,8 @@ class _Game:
     def say(self, transaction: _Transaction, change: Change, draw: int) -> None:
         self.last_id += 1
         transaction.events.append(Event(self.last_id, transaction.xid, NOW, change))
-        # A TRUNCATE that comes late has a case of its own above.
-        transaction.told.append(draw % 4 > 0 or change.operation == "T")
-        transaction.lost.append(self.dropped and draw % 7 == 0 and change.operation != "T")
+        transaction.told.append(draw % 4 > 0)
+        transaction.lost.append(self.dropped and draw % 7 == 0)
 
     def write(self, writer: int, draw: int) -> None:
         """Change one row that no other transaction has changed."""
