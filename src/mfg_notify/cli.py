@@ -21,7 +21,7 @@ from rich.markup import escape
 from mfg_notify import __version__, logs, web
 from mfg_notify.core.series import SERIES_MAXIMUM
 from mfg_notify.demo import game
-from mfg_notify.demo.game import GameOptions
+from mfg_notify.demo.world import GameOptions
 from mfg_notify.errors import MfgNotifyError, UsageError
 from mfg_notify.exporter import Exporter, Settings
 from mfg_notify.postgres import migrations

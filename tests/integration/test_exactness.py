@@ -5,7 +5,8 @@ from tests.conftest import Database
 from tests.support import assert_exact, exporting, page_of, samples, settled, value
 
 from mfg_notify.core import catalogue
-from mfg_notify.demo.game import GameOptions, play
+from mfg_notify.demo.game import play
+from mfg_notify.demo.world import GameOptions
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,8 @@ from tests.conftest import Database, Server
 from mfg_notify.core.counters import Counters
 from mfg_notify.core.events import Event, decode_change
 from mfg_notify.core.rules import SampleKey, increments
-from mfg_notify.demo.game import GameOptions, play
+from mfg_notify.demo.game import play
+from mfg_notify.demo.world import GameOptions
 from mfg_notify.postgres import journal
 from mfg_notify.postgres.queries import QUERY
 

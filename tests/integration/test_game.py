@@ -7,7 +7,8 @@ import anyio
 import psycopg
 import pytest
 
-from mfg_notify.demo.game import GameOptions, GameProgress, create_tables, play
+from mfg_notify.demo.game import GameProgress, create_tables, play
+from mfg_notify.demo.world import GameOptions
 
 AS_FAST_AS_POSSIBLE = GameOptions(players=2, rate=math.inf)
 

@@ -12,7 +12,8 @@ from tests.support import exporting, page_of, settled, value
 
 from mfg_notify.cli import main
 from mfg_notify.core.catalogue import PIPELINE_COST, PIPELINE_REVENUE
-from mfg_notify.demo.game import GameOptions, create_tables, play
+from mfg_notify.demo.game import create_tables, play
+from mfg_notify.demo.world import GameOptions
 from mfg_notify.errors import SchemaNotReady, UsageError
 from mfg_notify.postgres import migrations
 

@@ -17,7 +17,8 @@ from tests.support import ExporterProcess, eventually, simulated_game, value
 
 from mfg_notify.cli import main
 from mfg_notify.demo.embedded import EmbeddedPostgres
-from mfg_notify.demo.game import GameOptions, create_tables, play
+from mfg_notify.demo.game import create_tables, play
+from mfg_notify.demo.world import GameOptions
 from mfg_notify.postgres import migrations
 from mfg_notify.postgres.queries import QUERY
 

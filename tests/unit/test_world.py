@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mfg_notify.demo.game import (
+from mfg_notify.demo.world import (
     Assign,
     DeletePipeline,
     DeleteTask,
