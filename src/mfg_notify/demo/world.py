@@ -460,7 +460,7 @@ class World:
         self._site = f"{self._system}-I{self._random.randint(52, 79)}"
         self._ships = {
             symbol: ShipRow(symbol, role="HAULER" if number > 1 else "COMMAND")
-            for number in range(1, self._random.randint(7, 9) + 1)
+            for number in range(1, self._random.randint(9, 12) + 1)
             for symbol in (f"{agent}-{number:X}",)
         }
         self._commit(Enter(agent, f"token-of-{agent}-{self._era}"))
