@@ -1,0 +1,44 @@
+"""What Prometheus's own tool says of the page; needs promtool (Debian: apt-get install prometheus)."""
+
+import shutil
+
+import anyio
+import pytest
+from tests.conftest import Database
+from tests.support import exporting, page_of, settled
+
+from mfg_notify.core import catalogue
+from mfg_notify.demo.game import play
+from mfg_notify.demo.world import GameOptions
+
+pytestmark = pytest.mark.anyio
+
+NAMED_BY_THE_SPECIFICATION = {metric.full_name for metric in catalogue.GAUGES if metric.full_name.endswith("_total")}
+"""Seven gauges whose names promtool would not have chosen."""
+
+
+@pytest.fixture
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if found is None:
+        pytest.skip("promtool is not installed")
+    return found
+
+
+async def test_promtool_objects_to_the_prescribed_names_only(promtool: str, installed: Database) -> None:
+    with installed.connect() as connection:
+        async with exporting(installed.dsn, reconcile_interval=0.2) as exporter:
+            await play(installed.dsn, GameOptions(seed=4, rate=0), statements=1500)
+            hostile = 'a "quoted"\nline\\ of ‮דגל‬ ' + "🚀" * 20
+            connection.execute(
+                """INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price,
+                                                       status)
+                   VALUES ('hostile', 1, left(%s, 64), 'M', 1, 'EXECUTING')""",
+                (hostile,),
+            )
+            await settled(exporter, connection)
+            page = page_of(exporter)
+    checked = await anyio.run_process([promtool, "check", "metrics"], input=page.encode(), check=False)
+    objections = (checked.stdout + checked.stderr).decode().splitlines()
+    assert {line.split()[0] for line in objections} == NAMED_BY_THE_SPECIFICATION
+    assert len(NAMED_BY_THE_SPECIFICATION) == 7
