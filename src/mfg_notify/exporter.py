@@ -49,8 +49,10 @@ TICK_INTERVAL = 1.0
 """Seconds between pings, which are also the beats of the lease."""
 SILENCE = 5.0
 """Seconds without an answer, to a ping or to a statement, after which a connection counts as broken."""
+OPEN_PATIENCE = 15.0
+"""Seconds that connecting and looking at the schema may take."""
 SNAPSHOT_PATIENCE = 25.0
-"""Seconds that a snapshot may take."""
+"""Seconds that the first snapshot of a connection may take, and reading all totals."""
 LAST_FOLD_PATIENCE = 3.0
 """Seconds that stopping waits for the database."""
 RETRY_CAP = 2.0
@@ -124,6 +126,8 @@ class _Session:
     """When the ping that has not come back was sent."""
     suspects: frozenset[int] | None = None
     """What was pending when the draining of the journal began that is under way."""
+    snapshot_patience: float = SNAPSHOT_PATIENCE
+    """Seconds that the next snapshot may take: much at first, then a few times what they do take."""
     taken: snapshot.Snapshot | None = None
     """Live rows that wait until everything that they show has been heard of."""
     taken_fence: int | None = None
@@ -148,8 +152,8 @@ class Exporter:
         self._changed = anyio.Condition()
         self._wake = anyio.Event()
         self._stopping = False
-        self._unless_serving: anyio.CancelScope | None = None
-        self._session: _Session | None = None
+        self._keeping: anyio.CancelScope | None = None
+        self._serving = False
 
         self._trouble_known: str | None = None
         self._triggers_known: dict[str, int] = {}
@@ -173,8 +177,10 @@ class Exporter:
         """Fold once more, release the lease, and end."""
         self._stopping = True
         self._wake.set()
-        if self._session is None and self._unless_serving is not None:
-            self._unless_serving.cancel()
+        if self._keeping is not None:
+            # Connecting is given up at once; a session has a last fold to do, if the database answers soon.
+            patience = LAST_FOLD_PATIENCE if self._serving else 0.0
+            self._keeping.deadline = anyio.current_time() + patience
 
     async def wait_until(self, condition: Callable[[State], bool]) -> State:
         """Wait until the state is as asked for. For tests and embedding programs."""
@@ -221,22 +227,21 @@ class Exporter:
             wait=wait_random_exponential(multiplier=0.1, max=RETRY_CAP),
             before_sleep=report,
         )
-        with anyio.CancelScope() as scope:
-            self._unless_serving = scope
+        with anyio.CancelScope() as self._keeping:
             while not self._stopping:
                 await retrying(self._one_session)
 
     async def _one_session(self) -> None:
         """Connect and serve. Raise `DatabaseError` if it did not come so far as to work."""
-        session = await self._open()
-        self._session = session
+        session = await _in_time(OPEN_PATIENCE, self._open())
+        self._serving = True
         error: DatabaseError | None = None
         try:
             await self._serve(session)
         except* DatabaseError as group:
             error = _first(group)
         finally:
-            self._session = None
+            self._serving = False
             await session.close()
             # The outcome of a COMMIT that was under way is unknown: read the totals again.
             self._counters.disconnect()
@@ -467,10 +472,14 @@ class Exporter:
         started = self._clock()
         schema = self._settings.schema
         self._floor.record()
-        session.taken = await _in_time(SNAPSHOT_PATIENCE, snapshot.read_snapshot(session.working, schema))
+        patience = session.snapshot_patience
+        session.taken = await _in_time(patience, snapshot.read_snapshot(session.working, schema))
         session.taken_fence = None
-        await self._look_after_database(session)
-        self.telemetry.reconcile_duration.observe(self._clock() - started)
+        await _in_time(SILENCE, journal.prune(session.working))
+        self._watch_over(session, await _in_time(patience, snapshot.read_health(session.working, schema)))
+        took = self._clock() - started
+        session.snapshot_patience = max(SILENCE, 5 * took)
+        self.telemetry.reconcile_duration.observe(took)
 
     async def _reconcile(self, session: _Session) -> None:
         """Swap the live rows: everything that the snapshot shows has been heard of, in whatever way."""
@@ -493,9 +502,7 @@ class Exporter:
             session.works = True
             log.info("connected", database=describe(self._conninfo), notify=session.notify)
 
-    async def _look_after_database(self, session: _Session) -> None:
-        await _in_time(SILENCE, journal.prune(session.working))
-        health = await _in_time(SNAPSHOT_PATIENCE, snapshot.read_health(session.working, self._settings.schema))
+    def _watch_over(self, session: _Session, health: snapshot.Health) -> None:
         self.telemetry.journal_rows.set(health.journal_rows)
         self.telemetry.journal_oldest_age.set(health.journal_oldest_age)
         self.telemetry.queue_usage.set(health.queue_usage)
@@ -522,9 +529,9 @@ class Exporter:
         if not self.state.leader:
             return
         try:
-            while not await _in_time(LAST_FOLD_PATIENCE, self._fold(session)):
+            while not await self._fold(session):
                 pass
-            await _in_time(LAST_FOLD_PATIENCE, journal.release_lease(session.working, self._who))
+            await _in_time(SILENCE, journal.release_lease(session.working, self._who))
         except DatabaseError as error:
             log.warning("the last fold did not happen; the next start does it", error=str(error))
 

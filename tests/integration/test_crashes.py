@@ -1,5 +1,6 @@
 """Whatever crashes: every counter equals the recount, and none ever fell."""
 
+import os
 import signal
 from collections.abc import Callable
 
@@ -180,3 +181,52 @@ def test_standby_takes_over(installed: Database) -> None:
         with ExporterProcess(installed.dsn, "--reconcile-interval", "200ms") as third:
             third.wait_ready()
             assert_exact(settled_page(third, connection, watch), connection)
+
+
+def stop_backend(connection: psycopg.Connection) -> int:
+    """Freeze the backend that the active exporter works with; return its process id."""
+    row = connection.execute("SELECT backend_pid FROM mfg_notify.owner").fetchone()
+    assert row is not None
+    os.kill(row[0], signal.SIGSTOP)
+    return int(row[0])
+
+
+def test_a_backend_that_hangs_is_left_behind(installed: Database) -> None:
+    watch = Watch()
+    with (
+        installed.connect() as connection,
+        ExporterProcess(installed.dsn, "--reconcile-interval", "200ms") as exporter,
+    ):
+        exporter.wait_ready()
+        with simulated_game(installed.dsn, "--rate", "100"):
+            some_more(exporter, watch, 50)
+            hanging = stop_backend(connection)
+            try:
+                eventually(
+                    lambda: connection.execute("SELECT backend_pid FROM mfg_notify.owner").fetchone(),
+                    lambda row: row != (hanging,),
+                )
+                exporter.wait_ready()
+            finally:
+                os.kill(hanging, signal.SIGCONT)
+        assert_exact(settled_page(exporter, connection, watch), connection)
+
+
+def test_sigterm_while_the_database_hangs(installed: Database) -> None:
+    with installed.connect() as connection, ExporterProcess(installed.dsn) as exporter:
+        exporter.wait_ready()
+        hanging = stop_backend(connection)
+        try:
+            assert exporter.terminate() == 0
+        finally:
+            os.kill(hanging, signal.SIGCONT)
+
+
+def test_migrate_down_and_up_under_a_running_exporter(installed: Database) -> None:
+    with installed.connect() as connection, ExporterProcess(installed.dsn) as exporter:
+        exporter.wait_ready()
+        migrations.down(connection, "public", print)
+        eventually(lambda: "the triggers are not installed" in exporter.get("/-/ready").text)
+        assert exporter.process.poll() is None
+        migrations.up(connection, "public", print)
+        exporter.wait_ready()

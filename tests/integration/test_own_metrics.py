@@ -158,7 +158,7 @@ async def test_journal_and_lost_statements(floor: Floor) -> None:
     floor.game.execute("INSERT INTO mfg_notify.event (version, body) VALUES (99, 'of tomorrow')")
     await floor.until("journal_rows", lambda n: n == 1)
     await floor.until("journal_oldest_age_seconds", lambda n: n > 0)
-    assert floor.of("ready") == 0
+    await floor.until("ready", lambda n: n == 0)
     assert "upgrade mfg-notify" in floor.exporter.readiness()[1]
     floor.game.execute("DELETE FROM mfg_notify.event")
     await floor.until("ready", lambda n: n == 1)
