@@ -128,6 +128,7 @@ class _Session:
     """What was pending when the draining of the journal began that is under way."""
     snapshot_patience: float = SNAPSHOT_PATIENCE
     """Seconds that the next snapshot may take: much at first, then a few times what they do take."""
+    ships_query: snapshot.ShipsQuery | None = None
     taken: snapshot.Snapshot | None = None
     """Live rows that wait until everything that they show has been heard of."""
     taken_fence: int | None = None
@@ -456,6 +457,9 @@ class Exporter:
             if session.taken is not None and session.taken_fence is None:
                 session.taken_fence = fold.generation
             self.telemetry.checkpoint_last_success.set_to_current_time()
+            if fold.events and session.ships_query is not None:
+                query = session.ships_query
+                self._floor.see_ships(await _in_time(SILENCE, snapshot.read_ships(session.working, query)))
         self.telemetry.checkpoint_duration.observe(self._clock() - started)
         await self._change(folds=self.state.folds + 1, drained=self.state.drained or fold.drained)
         return fold.drained and followed
@@ -475,6 +479,7 @@ class Exporter:
         patience = session.snapshot_patience
         session.taken = await _in_time(patience, snapshot.read_snapshot(session.working, schema))
         session.taken_fence = None
+        session.ships_query = session.taken.ships_query
         await _in_time(SILENCE, journal.prune(session.working))
         self._watch_over(session, await _in_time(patience, snapshot.read_health(session.working, schema)))
         took = self._clock() - started

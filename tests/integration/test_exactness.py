@@ -84,3 +84,18 @@ async def test_disabled_triggers_show_as_corrections(installed: Database) -> Non
                 assert value(page, "mfg_notify_reconcile_corrections_total", metric=metric.name) is not None, metric
             # The audit saw it all: the gauges are right again.
             assert_exact(page, connection)
+
+
+async def test_ships_do_not_wait_for_the_reconciliation(installed: Database) -> None:
+    async with exporting(installed.dsn) as exporter:
+        with installed.connect() as connection:
+            connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
+            connection.execute("INSERT INTO ships (ship_symbol, player_id) VALUES ('A-1', 1), ('A-2', 1)")
+            connection.execute(
+                """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good, assigned_ship)
+                   VALUES ('t', 1, 'SELL', 'EXECUTING', 'G', 'A-1')"""
+            )
+        await exporter.wait_until(
+            lambda _: value(page_of(exporter), "manufacturing_ship_utilization_percent", player_id="1") == 50
+        )
+        assert exporter.state.reconciles == 1

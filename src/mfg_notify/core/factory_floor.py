@@ -211,6 +211,11 @@ class FactoryFloor:
         """Take the next snapshot as it is: someone else was active, so a difference is no event that was missed."""
         self._known = False
 
+    def see_ships(self, ships: Mapping[tuple[int, str], bool]) -> None:
+        """Take over the game's table of ships, which changes without events."""
+        if ships != self._ships:
+            self._ships, self._survey = ships, None
+
     def record(self) -> None:
         """Begin a reconciliation: from before the snapshot is taken, keep the events that come."""
         self._recorded = []

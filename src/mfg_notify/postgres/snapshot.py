@@ -4,6 +4,7 @@ Reads only. It starts at live pipelines and live tasks, by the game's own indexe
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from psycopg import sql
 
@@ -12,6 +13,7 @@ from mfg_notify.core.factory_floor import LiveRows
 from mfg_notify.postgres.connection import Connection, read_only_snapshot, translated_errors
 from mfg_notify.postgres.queries import QUERY
 
+ShipsQuery: TypeAlias = sql.Composed
 _SHIP_COLUMNS = {
     "ships": ("player_id", "ship_symbol", "assignment_status"),
     "ship_assignments": ("player_id", "ship_symbol", "status"),
@@ -39,6 +41,8 @@ class Snapshot:
     """The live rows, and which transactions they show."""
 
     rows: LiveRows
+    ships_query: ShipsQuery | None
+    """Reads the ships again by `read_ships`; None where the game has no table of ships that may be read."""
     next_xid: int
     in_progress: frozenset[int]
 
@@ -61,24 +65,31 @@ async def read_snapshot(connection: Connection, schema: str) -> Snapshot:
             task_rows = {key: events.decode_task(image) for key, image in await tasks.fetchall()}
             factories = await connection.execute(sql.SQL(QUERY["live_factories"]).format(**game))
             factory_rows = {key: events.decode_factory(image) for key, image in await factories.fetchall()}
-            ships = await _read_ships(connection, schema)
+            ships_query = await _find_ships(connection, schema)
+            ships = await read_ships(connection, ships_query) if ships_query is not None else None
             visible = await (await connection.execute(QUERY["visible"])).fetchall()
     ((next_xid, in_progress),) = visible
-    return Snapshot(LiveRows(pipeline_rows, task_rows, factory_rows, ships), next_xid, frozenset(in_progress))
+    rows = LiveRows(pipeline_rows, task_rows, factory_rows, ships)
+    return Snapshot(rows, ships_query, next_xid, frozenset(in_progress))
 
 
-async def _read_ships(connection: Connection, schema: str) -> dict[tuple[int, str], bool] | None:
+async def _find_ships(connection: Connection, schema: str) -> ShipsQuery | None:
     found: dict[str, list[str]] = dict(
         await (await connection.execute(QUERY["ship_columns"], {"schema": schema})).fetchall()
     )
     for table, columns in _SHIP_COLUMNS.items():
         if set(columns) <= set(found.get(table, ())):
-            query = sql.SQL(QUERY["ships"]).format(
+            return sql.SQL(QUERY["ships"]).format(
                 status=sql.Identifier(columns[-1]), ships=sql.Identifier(schema, table)
             )
-            rows = await (await connection.execute(query)).fetchall()
-            return {(player, ship[:128]): bool(idle) for player, ship, idle in rows}
     return None
+
+
+async def read_ships(connection: Connection, query: ShipsQuery) -> dict[tuple[int, str], bool]:
+    """Return (player, ship) → idle by the game's own word. No trigger tells of ships, so they are read now and then."""
+    with translated_errors():
+        rows = await (await connection.execute(query)).fetchall()
+    return {(player, ship[:128]): bool(idle) for player, ship, idle in rows}
 
 
 async def read_health(connection: Connection, schema: str) -> Health:
