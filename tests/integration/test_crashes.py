@@ -184,11 +184,18 @@ def test_standby_takes_over(installed: Database) -> None:
 
 
 def stop_backend(connection: psycopg.Connection) -> int:
-    """Freeze the backend that the active exporter works with; return its process id."""
-    row = connection.execute("SELECT backend_pid FROM mfg_notify.owner").fetchone()
-    assert row is not None
-    os.kill(row[0], signal.SIGSTOP)
-    return int(row[0])
+    """Freeze the backend that the active exporter works with, between two transactions; return its process id."""
+
+    def freeze() -> int:
+        [(pid,)] = connection.execute("SELECT backend_pid FROM mfg_notify.owner").fetchall()
+        os.kill(pid, signal.SIGSTOP)
+        states = connection.execute("SELECT state FROM pg_stat_activity WHERE pid = %s", (pid,)).fetchall()
+        if states == [("idle",)]:
+            return int(pid)
+        os.kill(pid, signal.SIGCONT)
+        return 0
+
+    return eventually(freeze)
 
 
 def test_a_backend_that_hangs_is_left_behind(installed: Database) -> None:
