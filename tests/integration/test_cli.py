@@ -10,7 +10,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 from tests.conftest import Database
-from tests.support import ExporterProcess, eventually, samples
+from tests.support import PATIENCE, ExporterProcess, eventually, samples
 
 from mfg_notify import __version__
 from mfg_notify.cli import main
@@ -197,4 +197,6 @@ def test_demo_shows_every_specified_metric_and_cleans_up() -> None:
             assert demo.wait(10) == 0
             assert not Path(folder[1]).exists()
         finally:
-            demo.kill()
+            # Not killed: its server would stay behind.
+            demo.terminate()
+            demo.wait(PATIENCE)
