@@ -17,6 +17,8 @@ from mfg_notify.demo.game import create_tables
 from mfg_notify.postgres import migrations
 
 TEST_DSN = "MFG_NOTIFY_TEST_DSN"
+SETTINGS = {"fsync": "off", "max_connections": "200", "track_commit_timestamp": "on"}
+"""Nothing here survives the run, so nothing need reach the disk. The faults are checked against the times of commits."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -109,8 +111,7 @@ def server() -> Iterator[Server]:
     if TEST_DSN in os.environ:
         yield from _make_templates(os.environ[TEST_DSN])
         return
-    # Nothing here survives the run, so nothing need reach the disk.
-    with EmbeddedPostgres(settings={"fsync": "off", "max_connections": "200"}) as embedded:
+    with EmbeddedPostgres(settings=SETTINGS) as embedded:
         yield from _make_templates(embedded.dsn())
 
 

@@ -5,10 +5,10 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self, TypeVar
 
 import anyio
@@ -21,6 +21,7 @@ from tests import truth
 from mfg_notify.core.catalogue import PREFIX
 from mfg_notify.exporter import Exporter, Settings
 
+ROOT = Path(__file__).parents[1]
 PATIENCE = 30.0
 """Seconds until a test gives up on something that should happen soon; no assertion is about time."""
 
@@ -58,18 +59,27 @@ def value(page: str, name: str, **labels: str) -> float | None:
 class ExporterProcess:
     """`mfg-notify run` as a process of its own, as a user would start it."""
 
-    def __init__(self, dsn: str, *options: str, port: int = 0) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        *options: str,
+        port: int = 0,
+        program: Sequence[str] = ("mfg_notify",),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Start it: `program` is the module that takes the place of `mfg_notify`, with what comes before `run`."""
         self.log = ""
-        environment = {key: text for key, text in os.environ.items() if not key.startswith(("PG", "MFG_NOTIFY_"))}
+        inherited = {key: text for key, text in os.environ.items() if not key.startswith(("PG", "MFG_NOTIFY_"))}
         self._output, self._writer = os.pipe()
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "mfg_notify", "run", "--dsn", dsn, "--log.format", "logfmt"),
+                *(sys.executable, "-m", *program, "run", "--dsn", dsn, "--log.format", "logfmt"),
                 *("--web.listen-address", f"127.0.0.1:{port}", *options),
             ],
             stdout=self._writer,
             stderr=self._writer,
-            env=environment,
+            env=inherited | dict(environment),
+            cwd=ROOT,
         )
         os.close(self._writer)
         os.set_blocking(self._output, False)
@@ -167,6 +177,3 @@ def simulated_game(dsn: str, *options: str) -> Iterator[subprocess.Popen[bytes]]
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(PATIENCE)
-
-
-ROOT = Path(__file__).parents[1]

@@ -5,7 +5,7 @@ exporter and never imports it, so that a mistake made there is not repeated here
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, LiteralString
@@ -49,8 +49,7 @@ def expected_samples(connection: Connection) -> dict[Series, float]:
 
     Of the wait for a ship only `_count` is known exactly, and only that is here.
     """
-    families = _read(connection, "SELECT metric, unit, bounds FROM audit.family WHERE kind = 'histogram'")
-    histograms = {metric: (unit, bounds) for metric, unit, bounds in families}
+    histograms = _histograms(connection)
     samples: dict[Series, float] = {}
     buckets: defaultdict[Series, dict[str, int]] = defaultdict(dict)
     for (metric, labels), n in read_counters(connection).items():
@@ -67,13 +66,65 @@ def expected_samples(connection: Connection) -> dict[Series, float]:
         seen = 0
         for bound in [str(edge // unit) for edge in bounds] + ["+Inf"]:
             seen += counts.get(bound, 0)
-            # As prometheus_client prints a float; the two differ only from a million on.
-            le = ("le", bound if bound == "+Inf" else repr(float(bound)))
-            samples[f"{PREFIX}{family}_bucket", labels | {le}] = float(seen)
+            samples[f"{PREFIX}{family}_bucket", labels | {("le", _printed(bound))}] = float(seen)
         samples[f"{PREFIX}{family}_count", labels] = float(seen)
     for labels, n in _read(connection, "SELECT labels, n FROM audit.wait_count"):
         samples[f"{PREFIX}{WAIT}_count", _labels(labels)] = float(n)
     return samples
+
+
+def read_history(connection: Connection) -> dict[Series, list[tuple[int, float]]]:
+    """Return how each sample of every counter and histogram rose: (epoch microseconds of the commit, value after it).
+
+    In base units, in order of time. The server must keep commit times (track_commit_timestamp).
+    """
+    histograms = _histograms(connection)
+    history: defaultdict[Series, list[tuple[int, float]]] = defaultdict(list)
+    stored: Counter[Series] = Counter()
+    rows = _read(
+        connection,
+        """SELECT (extract(epoch FROM pg_xact_commit_timestamp(c.xid::xid)) * 1000000)::bigint AS committed,
+                  i.metric, i.labels, sum(i.n)::bigint
+           FROM audit.increment AS i JOIN audit.change AS c ON c.id = i.change_id
+           GROUP BY 1, 2, 3 ORDER BY 1""",
+    )
+    for committed, metric, given, n in rows:
+        labels = _labels(given)
+        family, _, part = metric.rpartition("_")
+        unit, bounds = histograms.get(family, (1, ()))
+        if family in histograms and part == "bucket":
+            le = given["le"]
+            rest = labels - {("le", le)}
+            places = [(f"{PREFIX}{family}_count", rest)]
+            printed = [str(edge // unit) for edge in bounds] + ["+Inf"]
+            places += [
+                (f"{PREFIX}{family}_bucket", rest | {("le", _printed(bound))}) for bound in printed[printed.index(le) :]
+            ]
+            unit = 1
+        else:
+            places = [(PREFIX + metric, labels)]
+        for place in places:
+            stored[place] += n
+            history[place].append((committed, stored[place] / unit))
+    return dict(history)
+
+
+def compare_totals(connection: Connection) -> list[str]:
+    """Return every difference between `mfg_notify.total` and the truth, in plain words."""
+    counted = {place: n for place, n in read_counters(connection).items() if n}
+    settled = {
+        (metric, _labels(labels)): n
+        for metric, labels, n in _read(
+            connection,
+            "SELECT metric, labels, n FROM mfg_notify.total"
+            " WHERE n <> 0 AND NOT starts_with(metric, 'manufacturing_task_wait_seconds')",
+        )
+    }
+    return sorted(
+        f"{_written(place)} is settled as {settled.get(place, 0)} and must be {counted.get(place, 0)}"
+        for place in counted.keys() | settled.keys()
+        if counted.get(place) != settled.get(place)
+    )
 
 
 def compare(page_text: str, connection: Connection) -> list[str]:
@@ -115,6 +166,17 @@ def _read(connection: Connection, query: LiteralString) -> list[tuple[Any, ...]]
         # Compiling the large views takes longer than running them (4.6 s instead of 1.2 s).
         connection.execute("SET LOCAL jit = off")
         return connection.execute(query).fetchall()
+
+
+def _histograms(connection: Connection) -> dict[str, tuple[int, list[int]]]:
+    """Return the unit in which each histogram is summed, and its bounds in that unit."""
+    families = _read(connection, "SELECT metric, unit, bounds FROM audit.family WHERE kind = 'histogram'")
+    return {metric: (unit, bounds) for metric, unit, bounds in families}
+
+
+def _printed(bound: str) -> str:
+    # As prometheus_client prints a float; the two differ only from a million on.
+    return bound if bound == "+Inf" else repr(float(bound))
 
 
 def _counter_samples(kinds: Mapping[str, str]) -> Iterator[str]:

@@ -97,7 +97,7 @@ WHERE c.source = 'pipeline' AND c.op IN ('I', 'U');
 
 -- Each INSERT and UPDATE of a task, with what it means.
 CREATE VIEW audit.task_step AS
-SELECT new.player_id,
+SELECT c.id AS change_id, new.player_id,
        jsonb_build_object('player_id', new.player_id, 'task_type', left(new.task_type, 128)) AS labels,
        CASE WHEN new.task_type ^@ 'ACQUIRE' OR new.task_type ^@ 'STORAGE_ACQUIRE' THEN 'acquire'
             WHEN new.task_type ^@ 'DELIVER' THEN 'deliver'
@@ -125,7 +125,7 @@ WHERE c.source = 'task' AND c.op IN ('I', 'U');
 
 -- Each UPDATE of the row that spoke for its factory: a cycle and a transition need an old image.
 CREATE VIEW audit.factory_step AS
-SELECT new.player_id, left(new.factory_symbol, 128) AS factory_symbol, left(new.output_good, 128) AS output_good,
+SELECT c.id AS change_id, new.player_id, left(new.factory_symbol, 128) AS factory_symbol, left(new.output_good, 128) AS output_good,
        coalesce(new.ready_for_collection, false) AND NOT coalesce(old.ready_for_collection, false) AS cycle,
        old.current_supply AS from_level,
        new.current_supply AS to_level,
@@ -139,89 +139,71 @@ WHERE c.source = 'factory' AND c.op = 'U' AND c.speaks;
 
 -- What the histograms observed: microseconds or credits.
 CREATE VIEW audit.observation AS
-WITH pipeline AS MATERIALIZED (SELECT labels, duration, net_profit FROM audit.pipeline_step WHERE ended),
-     task AS MATERIALIZED (SELECT labels, outcome, duration, by_ship, assigned, wait FROM audit.task_step)
-SELECT 'manufacturing_pipeline_duration_seconds' AS metric, labels, duration AS value
+WITH pipeline AS MATERIALIZED (SELECT change_id, labels, duration, net_profit FROM audit.pipeline_step WHERE ended),
+     task AS MATERIALIZED (SELECT change_id, labels, outcome, duration, by_ship, assigned, wait FROM audit.task_step)
+SELECT change_id, 'manufacturing_pipeline_duration_seconds' AS metric, labels, duration AS value
 FROM pipeline WHERE duration IS NOT NULL
 UNION ALL
-SELECT 'manufacturing_pipeline_profit_credits', labels, net_profit FROM pipeline
+SELECT change_id, 'manufacturing_pipeline_profit_credits', labels, net_profit FROM pipeline
 UNION ALL
-SELECT 'manufacturing_task_duration_seconds', labels, duration
+SELECT change_id, 'manufacturing_task_duration_seconds', labels, duration
 FROM task WHERE outcome IS NOT NULL AND duration IS NOT NULL
 UNION ALL
-SELECT 'manufacturing_ship_task_duration_seconds', labels, duration
+SELECT change_id, 'manufacturing_ship_task_duration_seconds', labels, duration
 FROM task WHERE outcome IS NOT NULL AND duration IS NOT NULL AND by_ship
 UNION ALL
-SELECT 'manufacturing_task_wait_seconds', labels, wait FROM task WHERE assigned AND wait IS NOT NULL;
+SELECT change_id, 'manufacturing_task_wait_seconds', labels, wait FROM task WHERE assigned AND wait IS NOT NULL;
 
--- Bucket rows that do not add up (each observation is in one) and a sum row.
-CREATE VIEW audit.histogram_total AS
-WITH bucket AS MATERIALIZED (
-    -- width_bucket() counts the bounds <= its operand; values are whole, so those below value are <= value - 1.
-    SELECT o.metric, o.labels,
-           coalesce((f.bounds[width_bucket(o.value - 1, f.bounds) + 1] / f.unit)::text, '+Inf') AS le,
-           count(*) AS n, sum(o.value) AS value
-    FROM audit.observation AS o
-    JOIN audit.family AS f USING (metric)
-    GROUP BY 1, 2, 3
-)
-SELECT metric AS histogram, metric || '_bucket' AS metric, labels || jsonb_build_object('le', le) AS labels, n
-FROM bucket
+-- What each change adds to which settled total. A histogram is bucket rows that do not add up (each observation is in
+-- one) and a sum row.
+CREATE VIEW audit.increment AS
+SELECT change_id, metric, counted.labels, n::bigint AS n
+FROM audit.pipeline_step AS step
+CROSS JOIN LATERAL (VALUES
+    ('manufacturing_pipeline_completed_total', labels || jsonb_build_object('status', status), ended::integer),
+    ('manufacturing_pipeline_revenue_credits_total', labels, revenue_rise),
+    ('manufacturing_pipeline_cost_credits_total', labels, cost_rise)) AS counted (metric, labels, n)
+WHERE n > 0
 UNION ALL
-SELECT metric, metric || '_sum', labels, sum(value)::bigint
-FROM bucket GROUP BY metric, labels;
+SELECT change_id, metric, counted.labels, n
+FROM audit.task_step AS step
+CROSS JOIN LATERAL (VALUES
+    ('manufacturing_tasks_completed_total', labels || jsonb_build_object('status', outcome),
+     (outcome IS NOT NULL)::integer),
+    ('manufacturing_task_retry_total', labels, retry_rise),
+    ('manufacturing_task_assignments_total', labels, assigned::integer),
+    ('manufacturing_cost_total', jsonb_build_object('player_id', player_id, 'cost_type', cost_type), cost_rise),
+    ('manufacturing_revenue_total', jsonb_build_object('player_id', player_id), revenue_rise))
+    AS counted (metric, labels, n)
+WHERE n > 0
+UNION ALL
+SELECT change_id, metric, counted.labels, 1
+FROM audit.factory_step AS step
+CROSS JOIN LATERAL (VALUES
+    ('manufacturing_factory_cycles_total',
+     jsonb_build_object('player_id', player_id, 'factory_symbol', factory_symbol, 'output_good', output_good), cycle),
+    ('manufacturing_supply_transitions_total',
+     jsonb_build_object('player_id', player_id, 'good_symbol', output_good,
+                        'from_level', from_level, 'to_level', to_level), transition)) AS counted (metric, labels, moved)
+WHERE moved
+UNION ALL
+-- width_bucket() counts the bounds <= its operand; values are whole, so those below value are <= value - 1.
+SELECT change_id, metric || '_bucket', labels || jsonb_build_object('le', coalesce(
+           (bounds[width_bucket(value - 1, bounds) + 1] / unit)::text, '+Inf')), 1
+FROM audit.observation JOIN audit.family USING (metric)
+UNION ALL
+SELECT change_id, metric || '_sum', labels, value FROM audit.observation;
 
 -- The settled totals. The wait is not among them: it is measured to the moment an event is written, and the
 -- exporter's event is written microseconds from the audit's.
 CREATE VIEW audit.counter AS
-WITH pipeline AS MATERIALIZED (SELECT labels, status, ended, revenue_rise, cost_rise FROM audit.pipeline_step),
-     task AS MATERIALIZED (
-         SELECT player_id, labels, cost_type, outcome, assigned, retry_rise, cost_rise, revenue_rise
-         FROM audit.task_step),
-     factory AS MATERIALIZED (SELECT * FROM audit.factory_step),
-     counted (metric, labels, n) AS (
-         SELECT 'manufacturing_pipeline_completed_total', labels || jsonb_build_object('status', status), count(*)
-         FROM pipeline WHERE ended GROUP BY 2
-         UNION ALL
-         SELECT 'manufacturing_pipeline_revenue_credits_total', labels, sum(revenue_rise)
-         FROM pipeline GROUP BY 2
-         UNION ALL
-         SELECT 'manufacturing_pipeline_cost_credits_total', labels, sum(cost_rise)
-         FROM pipeline GROUP BY 2
-         UNION ALL
-         SELECT 'manufacturing_tasks_completed_total', labels || jsonb_build_object('status', outcome), count(*)
-         FROM task WHERE outcome IS NOT NULL GROUP BY 2
-         UNION ALL
-         SELECT 'manufacturing_task_retry_total', labels, sum(retry_rise)
-         FROM task GROUP BY 2
-         UNION ALL
-         SELECT 'manufacturing_task_assignments_total', labels, count(*)
-         FROM task WHERE assigned GROUP BY 2
-         UNION ALL
-         SELECT 'manufacturing_cost_total',
-                jsonb_build_object('player_id', player_id, 'cost_type', cost_type), sum(cost_rise)
-         FROM task GROUP BY player_id, cost_type
-         UNION ALL
-         SELECT 'manufacturing_revenue_total', jsonb_build_object('player_id', player_id), sum(revenue_rise)
-         FROM task GROUP BY player_id
-         UNION ALL
-         SELECT 'manufacturing_factory_cycles_total',
-                jsonb_build_object('player_id', player_id, 'factory_symbol', factory_symbol,
-                                   'output_good', output_good), count(*)
-         FROM factory WHERE cycle GROUP BY 2
-         UNION ALL
-         SELECT 'manufacturing_supply_transitions_total',
-                jsonb_build_object('player_id', player_id, 'good_symbol', output_good,
-                                   'from_level', from_level, 'to_level', to_level), count(*)
-         FROM factory WHERE transition GROUP BY 2
-     )
-SELECT metric, labels, n::bigint AS n FROM counted WHERE n <> 0
-UNION ALL
-SELECT metric, labels, n FROM audit.histogram_total WHERE histogram <> 'manufacturing_task_wait_seconds';
+SELECT metric, labels, sum(n)::bigint AS n
+FROM audit.increment WHERE NOT starts_with(metric, 'manufacturing_task_wait_seconds') GROUP BY metric, labels;
 
 -- The wait, right to the few milliseconds between two clocks' looks; its count is exact.
 CREATE VIEW audit.approximate_counter AS
-SELECT metric, labels, n FROM audit.histogram_total WHERE histogram = 'manufacturing_task_wait_seconds';
+SELECT metric, labels, sum(n)::bigint AS n
+FROM audit.increment WHERE starts_with(metric, 'manufacturing_task_wait_seconds') GROUP BY metric, labels;
 
 CREATE VIEW audit.wait_count AS
 SELECT labels, count(*) AS n FROM audit.task_step WHERE assigned AND wait IS NOT NULL GROUP BY labels;

@@ -20,7 +20,7 @@ import psycopg
 from anyio.abc import TaskStatus
 from psycopg import sql
 from psycopg.types.json import Jsonb
-from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, wait_random_exponential
+from tenacity import AsyncRetrying, RetryError, retry_if_exception, wait_random_exponential
 
 from mfg_notify.demo.world import (
     LIVE_PIPELINE,
@@ -52,10 +52,13 @@ class GameProgress:
     """What has been committed so far.
 
     `moves` counts by what happened, such as `task READY → ASSIGNED`; `game_seconds` is the furthest player's clock.
+    `slowest_seconds` is what the slowest transaction took, without the time that its connection was lost.
     """
 
     statements: int = 0
     transactions: int = 0
+    reconnects: int = 0
+    slowest_seconds: float = 0.0
     game_seconds: float = 0.0
     player_ids: tuple[int, ...] = ()
     moves: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
@@ -109,7 +112,8 @@ async def play(
 
     Raises psycopg's own errors, OperationalError when a connection is lost. With `reconnect` it connects again
     instead, for as long as that takes, and plays the interrupted transaction once more. Whether that had been
-    committed is not known, so the replay is written to change nothing if it had.
+    committed is not known, so the replay is written to change nothing if it had. An error that leaves the connection
+    whole is raised all the same.
     """
     tally = _Tally(duration, statements, on_progress)
     pace = _Pace(options)
@@ -146,6 +150,8 @@ class _Tally:
         self._on_progress = on_progress
         self._reported = time.monotonic()
         self._statements = self._transactions = 0
+        self.reconnects = 0
+        self.slowest_seconds = 0.0
         self._game_seconds = 0.0
         self._player_ids: list[int] = []
         self._moves: Counter[str] = Counter()
@@ -170,8 +176,8 @@ class _Tally:
 
     def report(self) -> GameProgress:
         return GameProgress(
-            self._statements, self._transactions, self._game_seconds, tuple(self._player_ids),
-            MappingProxyType(dict(sorted(self._moves.items()))),
+            self._statements, self._transactions, self.reconnects, self.slowest_seconds, self._game_seconds,
+            tuple(self._player_ids), MappingProxyType(dict(sorted(self._moves.items()))),
         )  # fmt: skip
 
 
@@ -270,11 +276,12 @@ class _Seat:
         orders: list[_Order] = []
         try:
             await self._attempt(transaction, orders)
-        except psycopg.OperationalError:
-            if not self._reconnect:
+        except psycopg.OperationalError as error:
+            if not self._reconnect or not _is_lost(error):
                 raise
+            self._tally.reconnects += 1
             retrying = AsyncRetrying(
-                retry=retry_if_exception_type(psycopg.OperationalError),
+                retry=retry_if_exception(_is_lost),
                 stop=lambda _: self._tally.over,
                 wait=wait_random_exponential(multiplier=0.1, max=1.0),
             )
@@ -291,7 +298,9 @@ class _Seat:
         try:
             connection = self._connection or await self._connect()
             orders[:] = orders or await self._render(connection, transaction)
+            started = time.monotonic()
             await _send(connection, orders, again=again, rolled_back=transaction.rolled_back)
+            self._tally.slowest_seconds = max(self._tally.slowest_seconds, time.monotonic() - started)
         except psycopg.OperationalError:
             await self._disconnect()
             raise
@@ -419,6 +428,14 @@ class _Seat:
                     self._places = {}
                 case _:
                     pass
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Tell whether an error is of the connection: none to be had, cut, or a server that goes down or comes up."""
+    if not isinstance(error, psycopg.OperationalError):
+        return False
+    # Without a SQLSTATE it comes from libpq: class 57P are shutdowns, 08 what the server says of the connection.
+    return error.sqlstate is None or error.sqlstate.startswith(("57P", "08"))
 
 
 async def _send(

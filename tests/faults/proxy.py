@@ -1,0 +1,101 @@
+"""A TCP proxy in front of PostgreSQL that can cut a connection at the worst moment, stall, or slow down."""
+
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+CHUNK = 65536
+IDLE = 0.1
+"""Seconds after which a relay looks whether it is told to stop."""
+
+
+class Proxy:
+    """Relays TCP connections on 127.0.0.1 to a Unix socket, each in a thread of its own.
+
+    While `stalled` is set nothing is relayed and every connection stays open. `cut_after` names bytes of the client:
+    what contains them is passed on, and when the server has answered, the connection is closed and the answer kept
+    back; `cuts` counts how often.
+    """
+
+    def __init__(self, upstream: str, host: str = "127.0.0.1") -> None:
+        self.stalled = threading.Event()
+        self.cut_after: bytes | None = None
+        self.cuts = 0
+        self.on_cut: Callable[[], None] = lambda: None
+        self._upstream = upstream
+        self._listening = socket.create_server((host, 0))
+        self._done = threading.Event()
+        self._threads = [threading.Thread(target=self._accept)]
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._listening.getsockname()[1])
+
+    def __enter__(self) -> Self:
+        self._threads[0].start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+        self._listening.close()
+
+    def _accept(self) -> None:
+        while not self._done.is_set():
+            if not select.select([self._listening], [], [], IDLE)[0]:
+                continue
+            client = self._listening.accept()[0]
+            server = socket.socket(socket.AF_UNIX)
+            try:
+                server.connect(self._upstream)
+            except OSError:
+                client.close()
+                continue
+            relay = threading.Thread(target=self._relay, args=(client, server))
+            self._threads.append(relay)
+            relay.start()
+
+    def _relay(self, client: socket.socket, server: socket.socket) -> None:
+        awaiting = False
+        with client, server, suppress(OSError):
+            while not self._done.is_set():
+                if self.stalled.is_set():
+                    self._done.wait(IDLE)
+                    continue
+                for end in select.select([client, server], [], [], IDLE)[0]:
+                    piece = end.recv(CHUNK)
+                    if not piece:
+                        return
+                    if end is client:
+                        awaiting = awaiting or (self.cut_after is not None and self.cut_after in piece)
+                        server.sendall(piece)
+                    elif awaiting:
+                        # The server has done it, and the client will never know.
+                        self.cut_after = None
+                        self.cuts += 1
+                        self.on_cut()
+                        return
+                    else:
+                        client.sendall(piece)
+
+
+def main(upstream: str, host: str) -> None:
+    """Relay until standard input ends, from a process of its own (in a network namespace, say)."""
+    with Proxy(upstream, host) as proxy:
+        os.write(1, f"{proxy.port}\n".encode())
+        os.read(0, 1)
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(*sys.argv[1:])
