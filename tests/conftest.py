@@ -18,7 +18,7 @@ from mfg_notify.postgres import migrations
 
 TEST_DSN = "MFG_NOTIFY_TEST_DSN"
 SETTINGS = {"fsync": "off", "max_connections": "200", "track_commit_timestamp": "on"}
-"""Nothing here survives the run, so nothing need reach the disk. The faults are checked against the times of commits."""
+"""Nothing here survives the run, so nothing need reach the disk. Faults are checked against the times of commits."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,7 +1,7 @@
 """An exporter that kills itself with SIGKILL at a named step of its nth fold.
 
-`python -m tests.faults.dying STEP N run …`. A step is the name of a statement of the fold (it dies just before sending it), COMMIT (everything is sent but that) or
-`committed` (the server has committed, nobody here knows).
+`python -m tests.faults.dying STEP N run …`. A step is the name of a statement of the fold (it dies just before sending
+it), COMMIT (everything is sent but that) or `committed` (the server has committed, nobody here knows).
 """
 
 import os
