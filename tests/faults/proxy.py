@@ -4,7 +4,6 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -17,16 +16,15 @@ IDLE = 0.1
 class Proxy:
     """Relays TCP connections on 127.0.0.1 to a Unix socket, each in a thread of its own.
 
-    While `stalled` is set nothing is relayed and every connection stays open. `cut_after` names bytes of the client:
-    what contains them is passed on, and when the server has answered, the connection is closed and the answer kept
-    back; `cuts` counts how often.
+    While `stalled` is set nothing is relayed and every connection stays open. `cut_after` names what a client sends on
+    one connection, one after the other: the last of it is passed on, and when the server has answered, the connection
+    is closed and the answer kept back; `cuts` counts how often.
     """
 
     def __init__(self, upstream: str, host: str = "127.0.0.1") -> None:
         self.stalled = threading.Event()
-        self.cut_after: bytes | None = None
+        self.cut_after: tuple[bytes, ...] = ()
         self.cuts = 0
-        self.on_cut: Callable[[], None] = lambda: None
         self._upstream = upstream
         self._listening = socket.create_server((host, 0))
         self._done = threading.Event()
@@ -65,7 +63,7 @@ class Proxy:
             relay.start()
 
     def _relay(self, client: socket.socket, server: socket.socket) -> None:
-        awaiting = False
+        awaited, seen = self.cut_after, 0
         with client, server, suppress(OSError):
             while not self._done.is_set():
                 if self.stalled.is_set():
@@ -75,14 +73,16 @@ class Proxy:
                     piece = end.recv(CHUNK)
                     if not piece:
                         return
+                    if awaited != self.cut_after:
+                        awaited, seen = self.cut_after, 0
                     if end is client:
-                        awaiting = awaiting or (self.cut_after is not None and self.cut_after in piece)
+                        while seen < len(awaited) and awaited[seen] in piece:
+                            seen += 1
                         server.sendall(piece)
-                    elif awaiting:
+                    elif awaited and seen == len(awaited):
                         # The server has done it, and the client will never know.
-                        self.cut_after = None
+                        self.cut_after = ()
                         self.cuts += 1
-                        self.on_cut()
                         return
                     else:
                         client.sendall(piece)
