@@ -433,6 +433,12 @@ class Exporter:
         if fold is None:
             await self._step_down(session)
             return True
+        if self._counters.went_back(fold.generation):
+            log.error(
+                "the database was set back: an older copy was restored, a failover lost commits, or the triggers were "
+                "installed anew; counters stand still until the truth has caught up"
+            )
+            self.telemetry.rewinds.inc()
         followed = self._counters.follows(fold.generation)
         if followed:
             news = self._counters.confirm(fold.events, fold.settlement, fold.generation)
@@ -440,7 +446,7 @@ class Exporter:
             self.telemetry.events_replayed.inc(len(news))
         else:
             settled = await _in_time(SNAPSHOT_PATIENCE, journal.read_settled(session.working))
-            self._counters.resync(settled.totals, settled.generation)
+            self._counters.resync(settled.totals, settled.generation, fold.events)
             self._memory = settled.memory
             news = fold.events
         for event in fold.events:
@@ -449,7 +455,7 @@ class Exporter:
         if fold.malformed:
             self.telemetry.events_rejected.labels("malformed").inc(fold.malformed)
         if fold.drained:
-            ghosts = self._counters.drop_ghosts(session.suspects) if followed else 0
+            ghosts = self._counters.drop_ghosts(session.suspects)
             if ghosts:
                 log.warning("notifications without an event: forged, or lost in a crash of the server", events=ghosts)
                 self.telemetry.events_rejected.labels("ghost").inc(ghosts)

@@ -64,6 +64,7 @@ class Telemetry:
         self.event_delay = histogram("event_delay_seconds")
         self.listener_roundtrip = histogram("listener_roundtrip_seconds")
         self.reconnects = counter("reconnects_total")
+        self.rewinds = counter("rewinds_total")
         self.reconcile_duration = histogram("reconcile_duration_seconds")
         self.reconcile_corrections = counter("reconcile_corrections_total")
         self.reconcile_last_success = gauge("reconcile_last_success_timestamp_seconds")

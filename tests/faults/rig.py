@@ -130,14 +130,23 @@ class Rig:
 
     @contextmanager
     def game(
-        self, writers: int = WRITERS, rate: float = RATE, players: int = 2, dsn: str | None = None
+        self,
+        writers: int = WRITERS,
+        rate: float = RATE,
+        players: int = 2,
+        dsn: str | None = None,
+        *,
+        once: bool = False,
     ) -> Iterator[None]:
-        """Let several processes play until the block ends. An error that a writer was given violates I4."""
+        """Let several processes play until the block ends. An error that a writer was given violates I4.
+
+        They connect again when a connection is lost; with `once` they end then, and that is no error.
+        """
         processes = [
             subprocess.Popen(
                 [
                     *(sys.executable, "-m", "tests.faults.writer", dsn or self.dsn),
-                    *(str(self.chance.randrange(1 << 30)), str(players), str(rate)),
+                    *(str(self.chance.randrange(1 << 30)), str(players), str(rate), "once" if once else "again"),
                 ],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

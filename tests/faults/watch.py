@@ -6,7 +6,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -39,7 +39,7 @@ class Ratchet:
         lines = set(page.split("\n"))
         fresh = lines - self._lines
         if any(line.startswith("# TYPE") for line in fresh):
-            self._rising = self._names_that_rise(lines)
+            self._rising = names_that_rise(lines)
         for line in fresh:
             place, _, text = line.rpartition(" ")
             name = place.partition("{")[0]
@@ -53,16 +53,6 @@ class Ratchet:
                 self.rises[place].append((at, value))
         self._lines = lines
         return page
-
-    @staticmethod
-    def _names_that_rise(lines: set[str]) -> frozenset[str]:
-        names: set[str] = set()
-        for line in lines:
-            if (found := re.fullmatch(rf"# TYPE ({PREFIX}\w+) (counter|histogram)", line)) is None:
-                continue
-            parts = ("_bucket", "_count", "_sum") if found.group(2) == "histogram" else ("",)
-            names.update(found.group(1) + part for part in parts)
-        return frozenset(names - {MAY_FALL})
 
     def ahead_of(self, history: Mapping[Series, list[tuple[int, float]]]) -> list[str]:
         """Return what was shown before it was committed; `history` is from `truth.read_history`."""
@@ -129,6 +119,17 @@ class Watch:
         finally:
             with suppress(OSError):
                 connection.close()
+
+
+def names_that_rise(lines: Iterable[str]) -> frozenset[str]:
+    """Return the names of the game's samples on a page that must never fall, by the page's own word."""
+    names: set[str] = set()
+    for line in lines:
+        if (found := re.fullmatch(rf"# TYPE ({PREFIX}\w+) (counter|histogram)", line)) is None:
+            continue
+        parts = ("_bucket", "_count", "_sum") if found.group(2) == "histogram" else ("",)
+        names.update(found.group(1) + part for part in parts)
+    return frozenset(names - {MAY_FALL})
 
 
 def _series(place: str) -> Series:

@@ -1,20 +1,22 @@
 """A writer: plays the simulated game until SIGTERM, and says in one line of JSON how it went.
 
-It connects again when the connection is lost. Any other error ends it with exit code 1: the game must see none.
+When the connection is lost it connects again, or ends in peace where it is told `once`: a game that believes what a
+crash has lost cannot go on. Any other error ends it with exit code 1: the game must see none.
 """
 
 import json
 import signal
 import sys
+from functools import partial
 
 import anyio
 import psycopg
 
-from mfg_notify.demo.game import GameProgress, play
+from mfg_notify.demo.game import GameProgress, is_lost, play
 from mfg_notify.demo.world import GameOptions
 
 
-async def _play(dsn: str, options: GameOptions) -> tuple[GameProgress, str | None]:
+async def _play(dsn: str, options: GameOptions, *, once: bool) -> tuple[GameProgress, str | None]:
     progress = GameProgress()
     error: str | None = None
 
@@ -31,16 +33,18 @@ async def _play(dsn: str, options: GameOptions) -> tuple[GameProgress, str | Non
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(end, tasks.cancel_scope)
         try:
-            progress = await play(dsn, options, on_progress=remember, reconnect=True)
+            progress = await play(dsn, options, on_progress=remember, reconnect=not once)
         except psycopg.Error as refused:
-            error = f"{type(refused).__name__}: {refused}"
+            if not (once and is_lost(refused)):
+                error = f"{type(refused).__name__}: {refused}"
         tasks.cancel_scope.cancel()
     return progress, error
 
 
-def main(dsn: str, seed: str, players: str, rate: str) -> int:
+def main(dsn: str, seed: str, players: str, rate: str, patience: str) -> int:
     """Play; exit code 1 if the database refused anything."""
-    progress, error = anyio.run(_play, dsn, GameOptions(seed=int(seed), players=int(players), rate=float(rate)))
+    options = GameOptions(seed=int(seed), players=int(players), rate=float(rate))
+    progress, error = anyio.run(partial(_play, dsn, options, once=patience == "once"))
     print(  # noqa: T201 - its only output
         json.dumps(
             {

@@ -191,11 +191,11 @@ class _Exporter:
             if self.counters.pending() - folded:
                 note("resync over a part of the journal")
                 self.least = {}
-            self.counters.resync(totals, generation)
+            self.counters.resync(totals, generation, fold.events)
         self.reply = self.read = None
         if fold.drained:
             assert self.suspects is not None
-            self.ghosts += self.counters.drop_ghosts(self.suspects) if followed else 0
+            self.ghosts += self.counters.drop_ghosts(self.suspects)
             self.suspects = None
             self.presentable = True
 

@@ -367,6 +367,12 @@ EXPORTER_METRICS = (
     SelfMetric("event_delay_seconds", Kind.HISTOGRAM, (), "From written in the database to counted here", _FAST),
     SelfMetric("listener_roundtrip_seconds", Kind.HISTOGRAM, (), "The exporter's own ping through NOTIFY", _FAST),
     SelfMetric("reconnects_total", Kind.COUNTER, ("reason",), "Connections given up, by reason"),
+    SelfMetric(
+        "rewinds_total",
+        Kind.COUNTER,
+        (),
+        "Times the database was found set back: an older copy restored, or commits lost in a failover",
+    ),
     SelfMetric("reconcile_duration_seconds", Kind.HISTOGRAM, (), "Reading the live rows for the gauges", _FAST),
     SelfMetric(
         "reconcile_corrections_total",

@@ -69,6 +69,7 @@ class Counters:
     def __init__(self) -> None:
         self._base: dict[SampleKey, int] = {}
         self._generation: int | None = None
+        self._latest = -1
         self._pending: dict[int, list[Increment]] = {}
         self._early: dict[int, int] = {}
         self._fence = -1
@@ -90,12 +91,25 @@ class Counters:
         self._early.clear()
         self._fence = -1
 
-    def resync(self, totals: Mapping[SampleKey, int], generation: int) -> None:
-        """Take over totals that were read as of this generation. One more fold must follow."""
+    def resync(self, totals: Mapping[SampleKey, int], generation: int, folded: Iterable[Event] = ()) -> None:
+        """Take over totals that were read as of this generation. One more fold must follow.
+
+        `folded` are the events of the fold that came before. Where no other fold can have happened since the last one
+        that was known, what is pending beside them is in the journal still, or nowhere: it stays pending until the
+        journal is drained.
+        """
         self._base = dict(totals)
-        self._generation = self._resynced_at = generation
-        self._pending.clear()
+        if generation == self._latest + 1:
+            for event in folded:
+                self._pending.pop(event.id, None)
+        else:
+            self._pending.clear()
+        self._generation = self._resynced_at = self._latest = generation
         self._early.clear()
+
+    def went_back(self, generation: int) -> bool:
+        """Tell whether a fold of this generation shows that the database was set back: they only rise."""
+        return generation <= self._latest
 
     def follows(self, generation: int) -> bool:
         """Tell whether a fold of this generation can just be `confirm`ed; otherwise `resync`."""
@@ -126,7 +140,7 @@ class Counters:
                     self._early[event.id] = generation
         for key, n in settlement.increments.items():
             self._base[key] = self._base.get(key, 0) + n
-        self._generation = generation
+        self._generation = self._latest = generation
         return news
 
     def pending(self) -> frozenset[int]:

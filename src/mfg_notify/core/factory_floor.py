@@ -175,10 +175,11 @@ class FactoryFloor:
         change = event.change
         table = type(change)
         place = (table, change.key)
-        if event.id <= max(self._last.get(place, 0), self._truncated.get(table, 0)):
-            return
+        # Whatever its id: those of transactions that a crash has lost are given out again.
         if self._recorded is not None:
             self._recorded.append(event)
+        if event.id <= max(self._last.get(place, 0), self._truncated.get(table, 0)):
+            return
         self._survey = None
         if change.operation == "T":
             self._truncated[table] = event.id

@@ -277,11 +277,11 @@ class _Seat:
         try:
             await self._attempt(transaction, orders)
         except psycopg.OperationalError as error:
-            if not self._reconnect or not _is_lost(error):
+            if not self._reconnect or not is_lost(error):
                 raise
             self._tally.reconnects += 1
             retrying = AsyncRetrying(
-                retry=retry_if_exception(_is_lost),
+                retry=retry_if_exception(is_lost),
                 stop=lambda _: self._tally.over,
                 wait=wait_random_exponential(multiplier=0.1, max=1.0),
             )
@@ -430,7 +430,7 @@ class _Seat:
                     pass
 
 
-def _is_lost(error: BaseException) -> bool:
+def is_lost(error: BaseException) -> bool:
     """Tell whether an error is of the connection: none to be had, cut, or a server that goes down or comes up."""
     if not isinstance(error, psycopg.OperationalError):
         return False
