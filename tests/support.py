@@ -28,16 +28,18 @@ PATIENCE = 30.0
 Answer = TypeVar("Answer")
 
 
-def eventually(ask: Callable[[], Answer], satisfied: Callable[[Answer], bool] = bool) -> Answer:
-    """Ask again and again until the answer satisfies; fail with the last answer after `PATIENCE`."""
+def eventually(
+    ask: Callable[[], Answer], satisfied: Callable[[Answer], bool] = bool, patience: float = PATIENCE
+) -> Answer:
+    """Ask again and again until the answer satisfies; fail with the last answer after `patience` seconds."""
     asking = retry(
         retry=retry_if_result(lambda answer: not satisfied(answer)),
         wait=wait_fixed(0.02),
-        stop=stop_after_delay(PATIENCE),
+        stop=stop_after_delay(patience),
         retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
     )
     answer: Answer = asking(ask)()
-    assert satisfied(answer), f"still {answer!r} after {PATIENCE:.0f} s"
+    assert satisfied(answer), f"still {answer!r} after {patience:.0f} s"
     return answer
 
 

@@ -6,10 +6,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.faults.proxy import Proxy
-from tests.faults.rig import Rig, fault, number
+from tests.faults.rig import Rig, fault, number, reconnects
 from tests.support import ROOT, ExporterProcess, eventually
 
 
@@ -35,17 +34,21 @@ def backends_terminated(rig: Rig) -> None:
         with rig.game():
             for _ in range(rig.rounds(4, 40)):
                 rig.some_more(exporter, rig.chance.randrange(1, 200))
+                before = reconnects(exporter.page())
                 with rig.connect() as connection:
                     backends = connection.execute(
-                        """SELECT pid FROM pg_stat_activity
+                        """SELECT pid, application_name = 'mfg-notify' FROM pg_stat_activity
                            WHERE datname = current_database() AND backend_type = 'client backend'
                              AND pid <> pg_backend_pid() ORDER BY application_name, backend_start"""
                     ).fetchall()
-                    for (pid,) in rig.chance.sample(backends, (len(backends) + 1) // 2):
+                    doomed = rig.chance.sample(backends, (len(backends) + 1) // 2)
+                    for pid, _ in doomed:
                         connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
                         rig.harm("backends terminated")
-                with rig.timed("back after a termination in s"):
-                    exporter.wait_ready()
+                if any(ours for _, ours in doomed):
+                    with rig.timed("back after a termination in s"):
+                        eventually(lambda before=before: reconnects(exporter.page()) > before)  # type: ignore[misc]
+                        exporter.wait_ready()
         rig.check(exporter)
 
 
@@ -109,8 +112,9 @@ class Wire:
             self._ip("-n", self._name, "address", "add", f"{self.host}/30", "dev", self._far)
             self._ip("link", "set", self._near, "up")
             self.plug("up")
+            inside = ["ip", "netns", "exec", self._name, sys.executable]
             with subprocess.Popen(
-                ["ip", "netns", "exec", self._name, sys.executable, "-m", "tests.faults.proxy", self._upstream, self.host],
+                [*inside, "-m", "tests.faults.proxy", self._upstream, self.host],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
             ) as proxy:  # fmt: skip
                 assert proxy.stdout is not None

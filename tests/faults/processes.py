@@ -1,11 +1,18 @@
 """The exporter dies, stops, or is there twice."""
 
 import signal
+import time
 from contextlib import ExitStack
 
 from tests.faults.dying import STEPS
-from tests.faults.rig import Rig, fault, number
+from tests.faults.network import through
+from tests.faults.rig import Rig, fault, number, reconnects
 from tests.support import ExporterProcess, eventually
+
+PAUSE = 60
+"""Seconds of the long pause in the soak."""
+FLOOD = 0.2
+"""Share of the notification queue that the flood fills; beyond a quarter the triggers do not notify."""
 
 
 @fault("exporter killed")
@@ -105,3 +112,48 @@ def split_brain(rig: Rig) -> None:
                     active, other = other, active
             assert {leads(one), leads(two)} == {True, False}
             rig.check(active)
+
+
+# By TCP, where the server notices by itself that nobody reads any more; a queue of 8 MB, so that its filling is seen.
+@fault("long pause under a flood", settings={"listen_addresses": "127.0.0.1", "max_notify_queue_pages": "1024"})
+def long_pause(rig: Rig) -> None:
+    with rig.exporter(dsn=through(rig.dsn, "127.0.0.1", rig.server.port)) as exporter:
+        exporter.wait_ready()
+        with rig.game():
+            for _ in range(rig.rounds(1, 3)):
+                rig.some_more(exporter, rig.chance.randrange(1, 200))
+                before = reconnects(exporter.page())
+                exporter.process.send_signal(signal.SIGSTOP)
+                rig.harm("pauses")
+                try:
+                    flood_until_dropped(rig)
+                    deadline = time.monotonic() + rig.rounds(0, PAUSE)
+                    eventually(lambda deadline=deadline: time.monotonic() >= deadline, patience=2 * PAUSE)  # type: ignore[misc]
+                finally:
+                    exporter.process.send_signal(signal.SIGCONT)
+                eventually(lambda before=before: reconnects(exporter.page()) > before)  # type: ignore[misc]
+                exporter.wait_ready()
+                if (usage := queue_usage(rig)) > 0:
+                    rig.violation(f"the notification queue is {usage:.3%} full when everybody listens again")
+        rig.check(exporter)
+
+
+def flood_until_dropped(rig: Rig) -> None:
+    """Notify more than the listener's sockets can hold, until the server has given the listener up."""
+    [(channel,)] = rig.ask("SELECT channel FROM mfg_notify.settings")
+    with rig.connect() as connection, rig.timed("listener dropped in s"):
+
+        def flood_and_look() -> bool:
+            if queue_usage(rig) < FLOOD:
+                connection.execute(
+                    "SELECT count(pg_notify(%s, i || repeat(' ', 7000))) FROM generate_series(1, 50) i", (channel,)
+                )
+            rig.report.figure("notification queue in %", 100 * queue_usage(rig))
+            listening = rig.ask("SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+            return not listening
+
+        eventually(flood_and_look, patience=120)
+
+
+def queue_usage(rig: Rig) -> float:
+    return float(rig.ask("SELECT pg_notification_queue_usage()")[0][0])

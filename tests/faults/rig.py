@@ -275,6 +275,11 @@ def applied(page: str) -> float:
     return sum(map(float, re.findall(r"^mfg_notify_events_applied_total\S+ (\S+)$", page, re.MULTILINE)))
 
 
+def reconnects(page: str) -> float:
+    """Return how many connections an exporter has given up since it started."""
+    return sum(map(float, re.findall(r"^mfg_notify_reconnects_total\S+ (\S+)$", page, re.MULTILINE)))
+
+
 def settled_page(exporter: ExporterProcess) -> str:
     """Wait until the gauges have been read anew, and return the page."""
     exporter.wait_ready()
@@ -310,7 +315,9 @@ class Fault:
                     stack.enter_context(contextmanager(server.clone)(server.installed)).dsn, None, report, long=long
                 )
             else:
-                own = stack.enter_context(EmbeddedPostgres(settings={**SERVER, **(self.settings or {})}))
+                with socket.create_server(("127.0.0.1", 0)) as probe:
+                    port = {"port": str(probe.getsockname()[1])}
+                own = stack.enter_context(EmbeddedPostgres(settings={**SERVER, **port, **(self.settings or {})}))
                 _install(own.dsn())
                 rig = Rig(own.dsn(), own, report, long=long)
             stack.callback(rig.close)
