@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs clean
+.PHONY: help demo test soak check format docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -16,6 +16,9 @@ demo: $(VENV)/demo ## see it run: PostgreSQL, the game's tables, a simulated gam
 
 test: $(VENV)/dev ## run the whole test suite
 	$(BIN)/python -m pytest $(PYTEST)
+
+soak: $(VENV)/dev ## run all faults in random order for MFG_NOTIFY_SOAK_MINUTES (30)
+	$(BIN)/python -m pytest -m soak tests/faults
 
 check: $(VENV)/dev ## lint, format, types, import contracts, generated files
 	$(BIN)/ruff check .

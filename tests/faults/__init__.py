@@ -6,6 +6,7 @@
     dying.py     an exporter that kills itself at a named step of its fold
     proxy.py     a TCP proxy that cuts and stalls
     processes.py, network.py, storage.py, statements.py, strangers.py, sessions.py   the faults, by what is harmed
+    deck.py          all of them together
     test_faults.py   each fault in its short form, by `make test`
     test_soak.py     all faults in random order for half an hour and more, by `make soak`
 

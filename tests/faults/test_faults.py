@@ -2,8 +2,8 @@
 
 import pytest
 from tests.conftest import Server
-from tests.faults import network, processes, storage  # noqa: F401 - they register their faults
-from tests.faults.rig import FAULTS, Fault
+from tests.faults.deck import FAULTS
+from tests.faults.rig import Fault
 
 SEED = 4
 
