@@ -15,7 +15,7 @@ demo: $(VENV)/demo ## see it run: PostgreSQL, the game's tables, a simulated gam
 	@exec $(BIN)/mfg-notify demo
 
 test: $(VENV)/dev ## run the whole test suite
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(PYTEST)
 
 soak: $(VENV)/dev ## run all faults in random order for MFG_NOTIFY_SOAK_MINUTES (30)
 	$(BIN)/python -m pytest -m soak tests/faults

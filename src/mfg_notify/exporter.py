@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import anyio
 import structlog
+from anyio.abc import TaskStatus
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from mfg_notify import web
@@ -195,7 +196,8 @@ class Exporter:
         server = web.Server(web.make_application(self.page.render, self.readiness, self._settings.telemetry_path))
         async with anyio.create_task_group() as tasks:
             if handle_signals:
-                tasks.start_soon(self._stop_on_signal)
+                # From before the first line of the log: whoever reads it may send a signal.
+                await tasks.start(self._stop_on_signal)
             if sockets:
                 tasks.start_soon(server.serve, list(sockets))
                 for listening in sockets:
@@ -206,8 +208,9 @@ class Exporter:
             if handle_signals and not sockets:
                 tasks.cancel_scope.cancel()
 
-    async def _stop_on_signal(self) -> None:
+    async def _stop_on_signal(self, *, task_status: TaskStatus[None]) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
             async for number in signals:
                 log.info("stopping", signal=signal.Signals(number).name)
                 self.stop()

@@ -63,6 +63,7 @@ EXPORTER = [
     ("event_delay_seconds", "histogram", ""),
     ("listener_roundtrip_seconds", "histogram", ""),
     ("reconnects_total", "counter", "reason"),
+    ("rewinds_total", "counter", ""),
     ("reconcile_duration_seconds", "histogram", ""),
     ("reconcile_corrections_total", "counter", "metric"),
     ("reconcile_last_success_timestamp_seconds", "gauge", ""),
