@@ -10,7 +10,7 @@ FOLDER = Path(__file__).parent / "dashboards"
 def main() -> int:
     """Write or check every dashboard."""
     check = "--check" in sys.argv[1:]
-    # Grafana recommends its newer schema; a provisioned dashboard needs this one up to Grafana 11.
+    # Grafana recommends its newer schema; files to provision are still of the classic one.
     warnings.filterwarnings("ignore", "Prefer using dashboardv2", DeprecationWarning)
     from mfg_notify.dashboards.document import documents
 

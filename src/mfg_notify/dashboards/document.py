@@ -4,15 +4,14 @@ Gives ids, refIds and the current value of each variable.
 """
 
 import json
-from collections.abc import Iterator
 from string import ascii_uppercase
-from typing import Any
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from mfg_notify.dashboards.manufacturing import manufacturing_dashboard
 from mfg_notify.dashboards.market import market_dashboard
+from mfg_notify.dashboards.shipped import every_panel
 
 
 def documents() -> dict[str, str]:
@@ -26,16 +25,10 @@ def documents() -> dict[str, str]:
 def render(built: Dashboard) -> str:
     """Return the JSON of a dashboard."""
     document = json.loads(json.dumps(built, cls=JSONEncoder))
-    for number, panel in enumerate(_panels(document["panels"]), start=1):
+    for number, panel in enumerate(every_panel(document["panels"]), start=1):
         panel["id"] = number
         for letter, target in zip(ascii_uppercase, panel.get("targets", ()), strict=False):
             target["refId"] = letter
     for variable in document["templating"]["list"]:
         variable.setdefault("current", {})
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-
-
-def _panels(panels: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for panel in panels:
-        yield panel
-        yield from _panels(panel.get("panels", []))

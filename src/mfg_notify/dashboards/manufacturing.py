@@ -24,6 +24,8 @@ MARKET_IN = Scope("market_job", {"player_id": "player_id", "good_symbol": "good"
 RATE = "[$__rate_interval]"
 RANGE = "[$__range]"
 
+PLAYER = {"unit": panels.TEXT, "custom.width": 70}
+"""A column of ids: text, or 1000 would be 1K."""
 DASHED = {"dash": [6, 6], "fill": "dash"}
 NO_GAME = "No pipelines: the exporter has seen no game"
 
@@ -89,12 +91,12 @@ def _pipelines(made: dashboard.Dashboard) -> dashboard.Dashboard:
     over_time = panels.lines(
         Frame(
             "Pipeline Status Over Time",
-            "Areas: live pipelines by status. Bars: pipelines that ended in each step of time.",
+            "Above the axis: live pipelines by status. Bars below it: pipelines that ended in each step of time.",
             NO_GAME,
             at=(12, 1, 12, 8),
         ),
         ask(f"sum by (status) ({IN.of(game.PIPELINES)})", "{{status}}"),
-        ask(f"sum by (status) (increase({finished}{RATE})) > 0", "{{status}}"),
+        ask(f"sum by (status) (increase({finished}{RATE}))", "{{status}}"),
         stack=styles.StackingMode.NORMAL,
     ).interval("1m")
     over_time = panels.paint(over_time, panels.STATUS_COLOURS)
@@ -105,6 +107,7 @@ def _pipelines(made: dashboard.Dashboard) -> dashboard.Dashboard:
             "custom.drawStyle": "bars",
             "custom.fillOpacity": 90,
             "custom.stacking": {"mode": "normal", "group": "ended"},
+            "custom.transform": "negative-Y",
             "decimals": 0,
         },
     )
@@ -181,18 +184,15 @@ def _tasks(made: dashboard.Dashboard) -> dashboard.Dashboard:
     rate = panels.lines(
         Frame(
             "Task Completion Rate",
-            "Tasks carried out per minute, by type; below the axis, dashed, those that failed.",
+            "Tasks carried out per minute, by type; below the axis those that failed.",
             "No tasks yet",
             at=(8, 10, 8, 8),
             unit=panels.PER_MINUTE,
         ),
         ask(f"60 * sum by (task_type) (rate({IN.of(game.TASKS_COMPLETED, status='success')}{RATE}))", "{{task_type}}"),
-        ask(
-            f"-60 * sum by (task_type) (rate({IN.of(game.TASKS_COMPLETED, status='failure')}{RATE})) < 0",
-            "{{task_type}} failed",
-        ),
-    )
-    failed = {"color": panels.fixed(RED), "custom.lineStyle": DASHED, "custom.showPoints": "always"}
+        ask(f"60 * sum(rate({IN.of(game.TASKS_COMPLETED, status='failure')}{RATE}))", "failed"),
+    ).interval("2m")
+    failed = {"color": panels.fixed(RED), "custom.transform": "negative-Y"}
     durations = panels.lines(
         Frame(
             "Task Duration Percentiles",
@@ -203,11 +203,11 @@ def _tasks(made: dashboard.Dashboard) -> dashboard.Dashboard:
             unit=panels.SECONDS,
         ),
         *_percentiles(game.TASK_DURATION),
-    )
+    ).interval("5m")
     return (
         made.with_row(panels.row("Task Execution", 9))
         .with_panel(waiting)
-        .with_panel(panels.restyle(rate, "/ failed$/", failed))
+        .with_panel(panels.restyle(rate, "/^failed$/", failed))
         .with_panel(panels.restyle(durations, "/ p95$/", {"custom.lineStyle": DASHED}))
     )
 
@@ -240,7 +240,8 @@ def _factories(made: dashboard.Dashboard) -> dashboard.Dashboard:
         },
         {
             "Known": {"custom.hidden": True},
-            "Player": {"custom.width": 70},
+            "Player": PLAYER,
+            "Good": {"custom.width": 190},
             "Supply": {"mappings": levels, "custom.cellOptions": {"type": "color-text"}},
             "Inputs delivered": {
                 "unit": "percentunit",
@@ -283,6 +284,7 @@ def _factories(made: dashboard.Dashboard) -> dashboard.Dashboard:
 
 def _ships(made: dashboard.Dashboard) -> dashboard.Dashboard:
     assigned, idle = f"sum({IN.of(game.SHIPS_ASSIGNED)})", f"sum({IN.of(game.SHIPS_IDLE)})"
+    ship_time = f"rate({IN.of(game.SHIP_TASK_DURATION, 'sum')}{RATE})"
     assignment = panels.pie(
         Frame(
             "Ships by Assignment",
@@ -318,15 +320,18 @@ def _ships(made: dashboard.Dashboard) -> dashboard.Dashboard:
                     "time that all took. A task counts when it ends.",
                     "No ship has finished a task in this time range",
                     at=(12, 28, 12, 8),
-                    unit=panels.SECONDS,
+                    unit=panels.PERCENT,
+                    decimals=0,
                 ),
                 ask(
-                    f"sum by (task_type) (increase({IN.of(game.SHIP_TASK_DURATION, 'sum')}{RATE}))",
+                    f"100 * sum by (task_type) ({ship_time}) "
+                    f"/ ignoring (task_type) group_left () (sum({ship_time}) > 0)",
                     "{{task_type}}",
                 ),
-                stack=styles.StackingMode.PERCENT,
-                legend=("mean",),
-            ).interval("5m")
+                stack=styles.StackingMode.NORMAL,
+            )
+            .max(100)
+            .interval("5m")
         )
     )
 
@@ -383,7 +388,7 @@ def _economics(made: dashboard.Dashboard) -> dashboard.Dashboard:
                 margin,
                 {"product_good": "Product", "player_id": "Player", "Value": "Margin"},
                 {
-                    "Player": {"custom.width": 70},
+                    "Player": PLAYER,
                     "Margin": {"decimals": 1, "custom.cellOptions": {"type": "color-text"}},
                 },
                 ("Margin", True),
@@ -453,7 +458,7 @@ def _waiting(made: dashboard.Dashboard) -> dashboard.Dashboard:
             unit=panels.SECONDS,
         ),
         *_percentiles(game.TASK_WAIT),
-    )
+    ).interval("5m")
     return (
         made.with_row(panels.row("Assignments and Waiting", 64))
         .with_panel(
@@ -466,7 +471,7 @@ def _waiting(made: dashboard.Dashboard) -> dashboard.Dashboard:
                     unit=panels.PER_MINUTE,
                 ),
                 ask(f"60 * sum by (task_type) (rate({IN.of(game.TASK_ASSIGNMENTS)}{RATE}))", "{{task_type}}"),
-            )
+            ).interval("2m")
         )
         .with_panel(panels.restyle(waiting, "/ p95$/", {"custom.lineStyle": DASHED}))
         .with_panel(
@@ -535,8 +540,8 @@ def _products(made: dashboard.Dashboard) -> dashboard.Dashboard:
     )
     buckets = game.PIPELINE_PROFIT.buckets
     names = [
-        f"up to {buckets[0]:,}",
-        *(f"{low:,} to {high:,}" for low, high in pairwise(buckets)),
+        f"up to {_thousands(buckets[0])}",
+        *(f"{_thousands(low)} to {_thousands(high)}" for low, high in pairwise(buckets)),
     ]
     profit = panels.bars(
         Frame(
@@ -550,7 +555,7 @@ def _products(made: dashboard.Dashboard) -> dashboard.Dashboard:
         *(
             ask(_between(low, high), name, instant=True)
             for low, high, name in zip(
-                (None, *buckets), (*buckets, None), (*names, f"over {buckets[-1]:,}"), strict=True
+                (None, *buckets), (*buckets, None), (*names, f"over {_thousands(buckets[-1])}"), strict=True
             )
         ),
     )
@@ -650,6 +655,7 @@ def _exporter(y: int) -> dashboard.Row:
                 steps=((None, GREEN), (90, YELLOW), (300, RED)),
             ),
             ask(f"time() - max({IN.own('reconcile_last_success_timestamp_seconds')})"),
+            graph=False,
         ),
         panels.single(
             Frame(
@@ -778,6 +784,10 @@ def _up_to(bound: int | None) -> str:
     # A bound is written 1000 or 1000.0, as the versions of Prometheus and of its formats please.
     le = "+Inf" if bound is None else f"~{bound}|{bound}[.]0"
     return f"sum(increase({IN.of(game.PIPELINE_PROFIT, 'bucket', le=le)}{RANGE}))"
+
+
+def _thousands(credit: int) -> str:
+    return f"{credit // 1000}K"
 
 
 def _steps(steps: panels.Steps) -> dict[str, object]:

@@ -109,14 +109,18 @@ def _coverage(made: dashboard.Dashboard) -> dashboard.Dashboard:
             panels.lines(
                 Frame(
                     "Market Coverage",
-                    "Markets known, and those seen within the last 300, 600 and 3600 seconds.",
+                    "Markets that the bot has data of, and those that it has seen lately.",
                     NO_DAEMON,
                     at=(12, 1, 12, 8),
                 ),
                 ask(known, "Known"),
-                ask(
-                    f"sum by (age_threshold) ({MARKETS.of(selectors.MARKET_COVERAGE_FRESH)})",
-                    "Seen within {{age_threshold}}",
+                *(
+                    ask(f"sum({MARKETS.of(selectors.MARKET_COVERAGE_FRESH, age_threshold=threshold)})", name)
+                    for threshold, name in (
+                        ("3600s", "Seen within an hour"),
+                        ("600s", "Seen within 10 minutes"),
+                        ("300s", "Seen within 5 minutes"),
+                    )
                 ),
             )
         )
@@ -296,7 +300,6 @@ def _opportunities(made: dashboard.Dashboard) -> dashboard.Dashboard:
     buy = f"min by (good_symbol) ({MARKETS.of(selectors.MARKET_BEST_PRICE, type='buy')})"
     sell = f"max by (good_symbol) ({MARKETS.of(selectors.MARKET_BEST_PRICE, type='sell')})"
     volume = f"max by (good_symbol) ({MARKETS.of(selectors.MARKET_LIQUIDITY)})"
-    routes = MARKETS.of(selectors.TRADE_OPPORTUNITIES)
     prices = panels.grid(
         Frame(
             "Best Prices",
@@ -324,6 +327,7 @@ def _opportunities(made: dashboard.Dashboard) -> dashboard.Dashboard:
                     "Value #D": "Volume",
                 },
                 {
+                    "Good": {"custom.width": 190},
                     "Volume": {"unit": panels.COUNT},
                     "Profit": {
                         "custom.cellOptions": {"type": "color-text"},
@@ -357,7 +361,10 @@ def _opportunities(made: dashboard.Dashboard) -> dashboard.Dashboard:
                     NO_DAEMON,
                     at=(16, 37, 8, 8),
                 ),
-                ask(f"sum by (min_margin) ({routes})", "at least {{min_margin}} cr"),
+                *(
+                    ask(f"sum({MARKETS.of(selectors.TRADE_OPPORTUNITIES, min_margin=margin)})", f"at least {margin} cr")
+                    for margin in ("10", "25", "50", "100")
+                ),
             )
         )
     )

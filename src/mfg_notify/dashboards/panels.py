@@ -38,16 +38,21 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 DATASOURCE = styles.DataSourceRef(type_val="prometheus", uid="prometheus")
 
 GREEN, YELLOW, ORANGE, RED, BLUE, PURPLE, GREY = "green", "yellow", "orange", "red", "blue", "purple", "#8e8e99"
-LEVEL_COLOURS = {"SCARCE": RED, "LIMITED": ORANGE, "MODERATE": YELLOW, "HIGH": "light-green", "ABUNDANT": GREEN}
+LEVEL_COLOURS = {
+    "SCARCE": RED, "LIMITED": ORANGE, "MODERATE": YELLOW, "HIGH": "light-green", "ABUNDANT": GREEN, "UNKNOWN": GREY,
+}  # fmt: skip
 STATUS_COLOURS = {
     "PLANNING": BLUE, "EXECUTING": YELLOW, "COMPLETED": GREEN, "FAILED": RED, "CANCELLED": GREY,
 }  # fmt: skip
-ACTIVITY_COLOURS = {"WEAK": GREY, "GROWING": YELLOW, "STRONG": GREEN, "RESTRICTED": RED}
+ACTIVITY_COLOURS = {
+    "WEAK": BLUE, "GROWING": YELLOW, "STRONG": GREEN, "RESTRICTED": RED, "UNKNOWN": GREY,
+}  # fmt: skip
 
 CREDITS = "count:cr"
 CREDITS_PER_HOUR = "count:cr/h"
 PER_MINUTE = "count:/min"
 COUNT = "short"
+TEXT = "string"
 SECONDS = "s"
 PERCENT = "percent"
 """Of 100."""
@@ -161,7 +166,7 @@ def lines(
 
 def events(frame: Frame, *queries: prometheus.Dataquery) -> timeseries.Panel:
     """Return stacked bars: how often something happened in each step of time, which is a minute or more."""
-    panel = lines(frame, *queries, legend=("max",), stack=styles.StackingMode.NORMAL)
+    panel = lines(frame, *queries, stack=styles.StackingMode.NORMAL).legend(_names())
     return panel.draw_style(styles.GraphDrawStyle.BARS).fill_opacity(80).interval("1m")
 
 
@@ -181,13 +186,7 @@ def states(frame: Frame, *queries: prometheus.Dataquery) -> statetimeline.Panel:
         .line_width(0)
         .color_scheme(_by(FieldColorModeId.THRESHOLDS))
         .tooltip(common.VizTooltipOptions().mode(styles.TooltipDisplayMode.SINGLE))
-        .legend(
-            common.VizLegendOptions()
-            .display_mode(styles.LegendDisplayMode.LIST)
-            .placement(styles.LegendPlacement.BOTTOM)
-            .show_legend(True)
-            .calcs([])
-        )
+        .legend(_names())
     )
 
 
@@ -287,6 +286,11 @@ def _framed(panel: AnyPanel, frame: Frame, queries: Iterable[prometheus.Dataquer
 
 def _last() -> common.ReduceDataOptions:
     return common.ReduceDataOptions().calcs(["lastNotNull"]).values(False).fields("")
+
+
+def _names() -> common.VizLegendOptions:
+    legend = common.VizLegendOptions().display_mode(styles.LegendDisplayMode.LIST)
+    return legend.placement(styles.LegendPlacement.BOTTOM).show_legend(True).calcs([])
 
 
 def _by(mode: FieldColorModeId) -> dashboard.FieldColor:
