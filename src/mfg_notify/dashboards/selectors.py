@@ -94,7 +94,9 @@ class Scope:
 
     def own(self, name: str, part: str = "", **matchers: str) -> str:
         """Return a selector of a metric of the exporter about itself, which knows no player."""
-        metric = next(metric for metric in EXPORTER_METRICS if metric.name == name)
+        metric = next((metric for metric in EXPORTER_METRICS if metric.name == name), None)
+        if metric is None:
+            raise ValueError(f"the exporter has no metric {name}")
         if (part != "") is not (metric.kind is Kind.HISTOGRAM):
             raise ValueError(f"{name} is a {metric.kind}: part {part!r}")
         full_name = SELF_PREFIX + (f"{name}_{part}" if part else name)
