@@ -67,7 +67,7 @@ def collapsed() -> Json:
 
 
 def an_export() -> Json:
-    """Exported for others: the datasource is an input, panels without ids."""
+    """An export for others: the datasource is an input, panels have no ids."""
     source = {"type": "prometheus", "uid": "${DS_PROM}"}
     return {
         "__inputs": [{"name": "DS_PROM", "type": "datasource", "pluginId": "prometheus", "label": "Prom"}],
@@ -289,9 +289,9 @@ def test_a_row_without_any_of_its_panels_gets_them_all() -> None:
 
 def test_the_datasource_is_not_that_of_our_own_older_panels() -> None:
     document = with_an_older_row()
-    for each in document["panels"]:
-        if each["title"].startswith("About"):
-            each["datasource"]["uid"] = "other"
+    theirs = [each for each in document["panels"] if each["title"].startswith("About")]
+    for each, uid in zip(theirs, ["other", "other", "other", "loki", "loki"], strict=True):
+        each["datasource"] = {"type": "loki" if uid == "loki" else "prometheus", "uid": uid}
     merged(document)
     assert {each["datasource"]["uid"] for each in added(document)[1:]} == {"other"}
 

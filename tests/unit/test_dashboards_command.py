@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from tests.unit.test_dashboard_merge import ROW, the_games_own
 
 from mfg_notify.cli import main
-from mfg_notify.dashboards import files, shipped
+from mfg_notify.dashboards import shipped
 
 
 def dashboards(*arguments: object) -> Result:
@@ -141,7 +141,7 @@ def test_merge_that_fails_while_writing_leaves_the_file_as_it_was(
         raise OSError(28, "No space left on device")
 
     before = foreign.read_bytes()
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     result = dashboards("merge", foreign)
     assert result.exit_code == 1
     assert "no space left on device" in result.output
