@@ -67,7 +67,7 @@ def collapsed() -> Json:
 
 
 def an_export() -> Json:
-    """An export for others: the datasource is an input, panels have no ids."""
+    """Return an export for others: the datasource is an input, panels have no ids."""
     source = {"type": "prometheus", "uid": "${DS_PROM}"}
     return {
         "__inputs": [{"name": "DS_PROM", "type": "datasource", "pluginId": "prometheus", "label": "Prom"}],
