@@ -27,7 +27,7 @@ RANGE = "[$__range]"
 PLAYER = {"unit": panels.TEXT, "custom.width": 70}
 """A column of ids: text, or 1000 would be 1K."""
 DASHED = {"dash": [6, 6], "fill": "dash"}
-NO_GAME = "No pipelines: the exporter has seen no game"
+NO_GAME = "No pipelines: no exporter is being scraped, or it has seen no game"
 
 
 def manufacturing_dashboard() -> Dashboard:
@@ -193,17 +193,21 @@ def _tasks(made: dashboard.Dashboard) -> dashboard.Dashboard:
         ask(f"60 * sum(rate({IN.of(game.TASKS_COMPLETED, status='failure')}{RATE}))", "failed"),
     ).interval("2m")
     failed = {"color": panels.fixed(RED), "custom.transform": "negative-Y"}
-    durations = panels.lines(
-        Frame(
-            "Task Duration Percentiles",
-            "How long tasks took from start to end: half of them at most the full line (p50), "
-            "19 of 20 at most the dashed one (p95). The histogram ends at ten minutes.",
-            "No task has ended in this time range",
-            at=(16, 10, 8, 8),
-            unit=panels.SECONDS,
-        ),
-        *_percentiles(game.TASK_DURATION),
-    ).interval("5m")
+    durations = (
+        panels.lines(
+            Frame(
+                "Task Duration Percentiles",
+                "How long tasks took from start to end: half of them at most the full line (p50), "
+                "19 of 20 at most the dashed one (p95). The histogram ends at ten minutes.",
+                "No task has ended in this time range",
+                at=(16, 10, 8, 8),
+                unit=panels.SECONDS,
+            ),
+            *_percentiles(game.TASK_DURATION),
+        )
+        .interval("5m")
+        .fill_opacity(0)
+    )
     return (
         made.with_row(panels.row("Task Execution", 9))
         .with_panel(waiting)
@@ -234,7 +238,7 @@ def _factories(made: dashboard.Dashboard) -> dashboard.Dashboard:
             "factory_symbol": "Factory",
             "player_id": "Player",
             "supply_level": "Supply",
-            "Value #B": "Inputs delivered",
+            "Value #B": "Inputs",
             "Value #C": "Cycles",
             "Value #A": "Known",
         },
@@ -243,7 +247,7 @@ def _factories(made: dashboard.Dashboard) -> dashboard.Dashboard:
             "Player": PLAYER,
             "Good": {"custom.width": 190},
             "Supply": {"mappings": levels, "custom.cellOptions": {"type": "color-text"}},
-            "Inputs delivered": {
+            "Inputs": {
                 "unit": "percentunit",
                 "min": 0,
                 "max": 1,
@@ -448,17 +452,21 @@ def _changes(made: dashboard.Dashboard) -> dashboard.Dashboard:
 
 
 def _waiting(made: dashboard.Dashboard) -> dashboard.Dashboard:
-    waiting = panels.lines(
-        Frame(
-            "Waiting Time of Tasks",
-            "How long tasks that were ready waited for a ship: half of them at most the full line (p50), "
-            "19 of 20 at most the dashed one (p95).",
-            "No task was assigned in this time range",
-            at=(8, 65, 8, 8),
-            unit=panels.SECONDS,
-        ),
-        *_percentiles(game.TASK_WAIT),
-    ).interval("5m")
+    waiting = (
+        panels.lines(
+            Frame(
+                "Waiting Time of Tasks",
+                "How long tasks that were ready waited for a ship: half of them at most the full line (p50), "
+                "19 of 20 at most the dashed one (p95).",
+                "No task was assigned in this time range",
+                at=(8, 65, 8, 8),
+                unit=panels.SECONDS,
+            ),
+            *_percentiles(game.TASK_WAIT),
+        )
+        .interval("5m")
+        .fill_opacity(0)
+    )
     return (
         made.with_row(panels.row("Assignments and Waiting", 64))
         .with_panel(
@@ -500,16 +508,19 @@ def _waiting(made: dashboard.Dashboard) -> dashboard.Dashboard:
             )
         )
         .with_panel(
-            panels.lines(
-                Frame(
-                    "Ships over Time",
-                    "Ships that hold a task, and ships that could take one.",
-                    "No ships are known",
-                    at=(12, 73, 12, 8),
+            panels.paint(
+                panels.lines(
+                    Frame(
+                        "Ships over Time",
+                        "Ships that hold a task, and ships that could take one.",
+                        "No ships are known",
+                        at=(12, 73, 12, 8),
+                    ),
+                    ask(f"sum({IN.of(game.SHIPS_ASSIGNED)})", "Assigned"),
+                    ask(f"sum({IN.of(game.SHIPS_IDLE)})", "Idle"),
+                    stack=styles.StackingMode.NORMAL,
                 ),
-                ask(f"sum({IN.of(game.SHIPS_ASSIGNED)})", "Assigned"),
-                ask(f"sum({IN.of(game.SHIPS_IDLE)})", "Idle"),
-                stack=styles.StackingMode.NORMAL,
+                {"Assigned": GREEN, "Idle": GREY},
             )
         )
     )
@@ -546,8 +557,8 @@ def _products(made: dashboard.Dashboard) -> dashboard.Dashboard:
     profit = panels.bars(
         Frame(
             "Profit of a Pipeline",
-            "How many of the pipelines that ended in the time range shown made how much profit, in credits. Losses "
-            "are in the first bar.",
+            "How many of the pipelines that ended in the time range shown made how much profit, in credits. Losses, "
+            "and those that failed before they sold anything, are in the first bar.",
             "No pipeline ended in this time range",
             at=(16, 82, 8, 12),
             decimals=0,
@@ -569,7 +580,7 @@ def _products(made: dashboard.Dashboard) -> dashboard.Dashboard:
                     "Value #A": "Completed",
                     "Value #B": "Failed",
                     "Value #C": "Cancelled",
-                    "Value #D": "Avg duration",
+                    "Value #D": "Duration",
                     "Value #E": "Revenue",
                     "Value #F": "Costs",
                     "Value #G": "Profit",
@@ -577,7 +588,7 @@ def _products(made: dashboard.Dashboard) -> dashboard.Dashboard:
                 },
                 {
                     "Product": {"custom.width": 190},
-                    "Avg duration": {"unit": panels.SECONDS, "decimals": 1},
+                    "Duration": {"unit": panels.SECONDS, "decimals": 1},
                     "Revenue": {"unit": panels.CREDITS},
                     "Costs": {"unit": panels.CREDITS},
                     "Profit": {
@@ -662,7 +673,7 @@ def _exporter(y: int) -> dashboard.Row:
                 "Lost Statements",
                 "Statements of the game whose events the triggers gave up in the time range shown, so that the game "
                 "need not wait: the numbers lack them.",
-                "The database has not been asked yet",
+                "No exporter is being scraped, or it has not asked the database yet",
                 at=(16, upper, 4, 5),
                 steps=((None, GREEN), (1, RED)),
                 decimals=0,

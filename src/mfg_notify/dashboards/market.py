@@ -10,7 +10,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard, DashboardCursorSy
 
 from mfg_notify.core import catalogue as game
 from mfg_notify.dashboards import panels, selectors
-from mfg_notify.dashboards.manufacturing import RATE
+from mfg_notify.dashboards.manufacturing import NO_GAME, RATE
 from mfg_notify.dashboards.panels import BLUE, GREEN, GREY, RED, YELLOW, Frame, ask
 from mfg_notify.dashboards.selectors import Scope
 from mfg_notify.dashboards.variables import job_variable, narrowing_variable, player_variable
@@ -373,7 +373,6 @@ def _opportunities(made: dashboard.Dashboard) -> dashboard.Dashboard:
 def _overview(made: dashboard.Dashboard) -> dashboard.Dashboard:
     high = PLAYERS.of(selectors.MARKET_SUPPLY, supply_level="HIGH")
     any_level = PLAYERS.of(selectors.MARKET_SUPPLY)
-    no_game = "No pipelines: no exporter is being scraped, or it has seen no game"
     more = panels.link("Manufacturing Pipeline", TO_MANUFACTURING)
     return (
         made.with_row(panels.row("Manufacturing Overview", 45))
@@ -382,7 +381,7 @@ def _overview(made: dashboard.Dashboard) -> dashboard.Dashboard:
                 Frame(
                     "Active Manufacturing",
                     "Manufacturing pipelines that are being carried out now.",
-                    no_game,
+                    NO_GAME,
                     at=(0, 46, 4, 8),
                     steps=((None, GREY), (1, GREEN)),
                 ),
@@ -408,7 +407,7 @@ def _overview(made: dashboard.Dashboard) -> dashboard.Dashboard:
                 Frame(
                     "Manufacturing Profit Rate",
                     "Revenue less cost of the manufacturing pipelines completed in the last hour.",
-                    no_game,
+                    NO_GAME,
                     at=(14, 46, 4, 8),
                     unit=panels.CREDITS_PER_HOUR,
                     steps=((None, RED), (0, GREEN)),
