@@ -101,8 +101,8 @@ def resource() -> Json:
 
 
 def empty() -> Json:
-    """Made a moment ago."""
-    return {"title": "New", "panels": []}
+    """Made a moment ago, with null where others leave a key out."""
+    return {"title": "New", "panels": [], "templating": {"list": None}}
 
 
 FOREIGN = pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_the_row_comes_after_all_that_is_there_and_nothing_else_changes(foreign:
     assert inner(document)["panels"][-5:] == new
     dashboard, before = inner(document), inner(foreign())
     names = {"market_job", "manufacturing_job", "player_id"}
-    there = before.get("templating", {}).get("list", [])
+    there = before.get("templating", {}).get("list") or []
     assert dashboard["templating"]["list"][: len(there)] == there
     fresh = [each["name"] for each in dashboard["templating"]["list"][len(there) :]]
     assert sorted(fresh) == sorted(names - {each["name"] for each in there})
@@ -269,7 +269,7 @@ def test_a_panel_that_is_missing_from_the_row_comes_below_the_others(*, folded: 
     [late] = [each for each in everything if each["title"] == TITLES[2]]
     assert late["gridPos"] == {"h": 8, "w": 4, "x": 14, "y": 58}
     assert late["id"] == 105
-    assert late in inside
+    assert late in (document["panels"][-3]["panels"] if folded else document["panels"])
     # What is below an open row makes room; a collapsed row takes no more than it did.
     below = {each["title"]: each["gridPos"]["y"] for each in everything if "elow" in each["title"]}
     assert below == ({"Below": 46, "Far below": 47} if folded else {"Below": 66, "Far below": 67})
@@ -285,6 +285,13 @@ def test_a_row_without_any_of_its_panels_gets_them_all() -> None:
     assert [(each["title"], each["gridPos"]["y"]) for each in added(document)] == [
         (ROW, 45), *((title, 46) for title in TITLES),
     ]  # fmt: skip
+
+
+def test_an_older_panel_without_an_id_gets_a_free_one() -> None:
+    document = with_an_older_row()
+    del next(each for each in document["panels"] if each["title"] == TITLES[0])["id"]
+    merged(document)
+    assert [each["id"] for each in added(document)] == [30, 31, 105, 33, 34]
 
 
 def test_the_datasource_is_not_that_of_our_own_older_panels() -> None:

@@ -43,7 +43,7 @@ def manufacturing_dashboard() -> Dashboard:
         .link(
             panels.link(
                 "Market Dynamics",
-                "/d/market-dynamics?var-manufacturing_job=${job}&${player_id:queryparam}",
+                "/d/market-dynamics?var-manufacturing_job=${job}&${market_job:queryparam}&${player_id:queryparam}",
             )
         )
         .annotation(

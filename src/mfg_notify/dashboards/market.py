@@ -23,7 +23,9 @@ MADE = Scope("manufacturing_job", {"player_id": "player_id"})
 
 NO_DAEMON = "No data: the daemon's own metrics are off, or Prometheus does not scrape them"
 NO_MARKETS = "No market data: it comes from the daemon's own metrics, or from the exporter with --collect-market"
-TO_MANUFACTURING = "/d/manufacturing-pipeline?var-job=${manufacturing_job}&${player_id:queryparam}"
+TO_MANUFACTURING = (
+    "/d/manufacturing-pipeline?var-job=${manufacturing_job}&${market_job:queryparam}&${player_id:queryparam}"
+)
 
 
 def market_dashboard() -> Dashboard:

@@ -37,7 +37,8 @@ def merge(document: Json, ours: Json) -> Outcome:
     before = deepcopy(dashboard)
     template = _section(ours["panels"], _find_row(ours["panels"]))
     row = _find_row(dashboard["panels"])
-    own = [] if row is None else _ours_in(_section(dashboard["panels"], row), template)
+    titles = {panel["title"] for panel in template}
+    own = [panel for panel in _section(dashboard["panels"], row) if panel.get("title") in titles]
     datasource = _prometheus_of(dashboard, except_for=own)
     template = [_with_datasource(panel, datasource) for panel in template]
     if row is None:
@@ -83,7 +84,7 @@ def _section(panels: list[Json], row: Json | None) -> list[Json]:
     if row is None:
         return []
     if row.get("collapsed"):
-        return [row, *row.get("panels", [])]
+        return [row, *(row.get("panels") or [])]
     start = next(number for number, panel in enumerate(panels) if panel is row)
     section = [row]
     for panel in panels[start + 1 :]:
@@ -93,11 +94,6 @@ def _section(panels: list[Json], row: Json | None) -> list[Json]:
     return section
 
 
-def _ours_in(section: list[Json], template: list[Json]) -> list[Json]:
-    titles = {panel["title"] for panel in template}
-    return [panel for panel in section if panel.get("title") in titles]
-
-
 def _append(panels: list[Json], template: list[Json]) -> None:
     _put(template, _bottom(panels) - template[0]["gridPos"]["y"], _free_ids(panels))
     panels.extend(template)
@@ -105,6 +101,7 @@ def _append(panels: list[Json], template: list[Json]) -> None:
 
 def _refresh(panels: list[Json], row: Json, template: list[Json]) -> None:
     section = _section(panels, row)
+    ids = _free_ids(panels)
     known = {panel.get("title"): panel for panel in reversed(section[1:])}
     missing = []
     for new in template[1:]:
@@ -112,16 +109,16 @@ def _refresh(panels: list[Json], row: Json, template: list[Json]) -> None:
         if old is None:
             missing.append(new)
             continue
-        kept = {key: old[key] for key in ("id", "gridPos") if key in old}
+        kept = {"id": old.get("id") or next(ids), "gridPos": old.get("gridPos", new["gridPos"])}
         old.clear()
         old.update(new | kept)
     if not missing:
         return
     # The missing ones go below the rest of the row; whatever is further down moves down by as much.
     bottom = _bottom(section)
-    _put(missing, bottom - min(panel["gridPos"]["y"] for panel in missing), _free_ids(panels))
+    _put(missing, bottom - min(panel["gridPos"]["y"] for panel in missing), ids)
     if row.get("collapsed"):
-        row.setdefault("panels", []).extend(missing)
+        row["panels"] = section[1:] + missing
         return
     height = _bottom(missing) - bottom
     for panel in panels:
@@ -151,18 +148,24 @@ def _free_ids(panels: list[Json]) -> Iterator[int]:
 
 
 def _add_variables(dashboard: Json, ours: list[Json]) -> None:
-    variables = dashboard.setdefault("templating", {}).setdefault("list", [])
-    there = {variable.get("name") for variable in variables}
-    variables += [each for each in ours if each["name"] in VARIABLES and each["name"] not in there]
+    there = _variables(dashboard)
+    names = {variable.get("name") for variable in there}
+    missing = [each for each in ours if each["name"] in VARIABLES and each["name"] not in names]
+    if missing:
+        dashboard["templating"] = (dashboard.get("templating") or {}) | {"list": there + missing}
+
+
+def _variables(dashboard: Json) -> list[Json]:
+    return (dashboard.get("templating") or {}).get("list") or []
 
 
 def _prometheus_of(dashboard: Json, except_for: list[Json]) -> object | None:
     """Return the Prometheus datasource that most panels of others use, in the form in which they name it."""
     known = {
-        f"${{{each.get('name')}}}" for each in dashboard.get("__inputs", []) if each.get("pluginId") == "prometheus"
+        f"${{{each.get('name')}}}" for each in dashboard.get("__inputs") or [] if each.get("pluginId") == "prometheus"
     } | {
         form
-        for each in dashboard.get("templating", {}).get("list", [])
+        for each in _variables(dashboard)
         if each.get("type") == "datasource" and each.get("query") == "prometheus"
         for form in (f"${{{each.get('name')}}}", f"${each.get('name')}")
     }

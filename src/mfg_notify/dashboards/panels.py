@@ -151,7 +151,6 @@ def lines(
         .fill_opacity(45 if stacked else 8)
         .stacking(common.StackingConfig().mode(stack).group("A"))
         .show_points(styles.VisibilityMode.AUTO)
-        .span_nulls(False)
         .axis_soft_min(0)
         .tooltip(common.VizTooltipOptions().mode(styles.TooltipDisplayMode.MULTI).sort(styles.SortOrder.DESCENDING))
         .legend(
@@ -172,7 +171,7 @@ def events(frame: Frame, *queries: prometheus.Dataquery) -> timeseries.Panel:
 
 def grid(frame: Frame, *queries: prometheus.Dataquery) -> table.Panel:
     """Return a table."""
-    return _framed(table.Panel(), frame, queries).show_header(True).cell_height(styles.TableCellHeight.SM)
+    return _framed(table.Panel(), frame, queries).cell_height(styles.TableCellHeight.SM)
 
 
 def states(frame: Frame, *queries: prometheus.Dataquery) -> statetimeline.Panel:
@@ -240,7 +239,7 @@ def words(meanings: Mapping[str, tuple[str, str]]) -> list[ValueMapping]:
 
 def row(title: str, y: int) -> dashboard.Row:
     """Return the header of a row."""
-    return dashboard.Row(title).collapsed(False).grid_pos(GridPos(h=1, w=24, x=0, y=y))
+    return dashboard.Row(title).grid_pos(GridPos(h=1, w=24, x=0, y=y))
 
 
 def link(title: str, url: str) -> dashboard.DashboardLink:
@@ -251,7 +250,6 @@ def link(title: str, url: str) -> dashboard.DashboardLink:
         .url(url)
         .icon("dashboard")
         .keep_time(True)
-        .include_vars(False)
         .tooltip(title)
     )
 
@@ -285,7 +283,7 @@ def _framed(panel: AnyPanel, frame: Frame, queries: Iterable[prometheus.Dataquer
 
 
 def _last() -> common.ReduceDataOptions:
-    return common.ReduceDataOptions().calcs(["lastNotNull"]).values(False).fields("")
+    return common.ReduceDataOptions().calcs(["lastNotNull"])
 
 
 def _names() -> common.VizLegendOptions:
