@@ -157,6 +157,7 @@ def test_merge_that_fails_while_writing_leaves_the_file_as_it_was(
         (b"\xff{}", "is not UTF-8"),
         (b'{"elements": {}, "layout": {}}', "new schema"),
         (b"{}", "no list of panels"),
+        (b'{"panels": [{"title": "x", "gridPos": {"x": 0, "y": null}}]}', "no dashboard that Grafana has written"),
     ],
 )
 def test_merge_refuses_what_is_no_dashboard(foreign: Path, content: bytes, words: str) -> None:

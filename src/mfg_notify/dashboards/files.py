@@ -57,6 +57,9 @@ def merge_file(file: Path) -> Outcome:
         outcome = merge(document, json.loads(read_dashboard("market-dynamics.json")))
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        # Such as null for a place or for a panel: nothing that Grafana writes, and nothing to guess at.
+        raise UsageError(f"{file}: this is no dashboard that Grafana has written ({error})") from error
     if outcome is not Outcome.UNCHANGED:
         _replace(file, _in_the_style_of(text, document))
     return outcome
