@@ -18,7 +18,6 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from mfg_notify.core.catalogue import CATALOGUE, EXPORTER_METRICS, SELF_PREFIX, Kind
 from mfg_notify.dashboards import selectors, shipped
 from mfg_notify.dashboards.document import documents
-from mfg_notify.dashboards.files import MARK
 from mfg_notify.postgres.migrations import TRIGGERS
 
 Json = dict[str, Any]
@@ -217,7 +216,7 @@ def test_only_the_exporters_health_is_collapsed() -> None:
 
 @EACH
 def test_a_dashboard_is_complete(document: Json) -> None:
-    assert document["description"].endswith(MARK)
+    assert document["description"].endswith(shipped.MARK)
     assert document["graphTooltip"] == 1, "the crosshair is shared"
     [link] = document["links"]
     assert link["keepTime"]

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mfg_notify.dashboards.merge import Outcome, merge
-from mfg_notify.dashboards.shipped import NAMES, read_dashboard
+from mfg_notify.dashboards.shipped import MARK, NAMES, read_dashboard
 from mfg_notify.errors import UsageError
 
-MARK = "Made by mfg-notify."
-"""In the description of every dashboard of ours, by which an older one is known."""
 FILE_MODE = 0o644
 
 

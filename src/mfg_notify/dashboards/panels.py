@@ -22,6 +22,7 @@ from grafana_foundation_sdk.builders import (
 from grafana_foundation_sdk.models import common as styles
 from grafana_foundation_sdk.models import piechart as pie_styles
 from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
     DashboardLinkType,
     DataTransformerConfig,
     DynamicConfigValue,
@@ -34,6 +35,8 @@ from grafana_foundation_sdk.models.dashboard import (
     ValueMappingResult,
 )
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+from mfg_notify.dashboards.shipped import MARK
 
 DATASOURCE = styles.DataSourceRef(type_val="prometheus", uid="prometheus")
 
@@ -69,6 +72,11 @@ AnyPanel = TypeVar(
     table.Panel,
     timeseries.Panel,
     statetimeline.Panel,
+)
+
+
+Panel = (
+    stat.Panel | gauge.Panel | bargauge.Panel | piechart.Panel | table.Panel | timeseries.Panel | statetimeline.Panel
 )
 
 
@@ -201,6 +209,11 @@ def fixed(colour: str) -> dict[str, str]:
     return {"mode": "fixed", "fixedColor": colour}
 
 
+def thresholds(steps: Steps) -> dict[str, object]:
+    """Return the property `thresholds`."""
+    return {"mode": "absolute", "steps": [{"value": value, "color": colour} for value, colour in steps]}
+
+
 def restyle(panel: AnyPanel, pattern: str, properties: Mapping[str, object]) -> AnyPanel:
     """Give the series whose name fits a regular expression other properties."""
     return panel.override_by_regexp(pattern, _properties(properties))
@@ -235,6 +248,28 @@ def words(meanings: Mapping[str, tuple[str, str]]) -> list[ValueMapping]:
         for index, (value, (text, colour)) in enumerate(meanings.items())
     }
     return [ValueMap(options=options)]
+
+
+def blank(title: str, uid: str, purpose: str, tags: list[str]) -> dashboard.Dashboard:
+    """Return a dashboard without panels."""
+    return (
+        dashboard.Dashboard(title)
+        .uid(uid)
+        .description(f"{purpose} {MARK}")
+        .tags(tags)
+        .time("now-6h", "now")
+        .refresh("30s")
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+    )
+
+
+def with_rows(made: dashboard.Dashboard, *rows: tuple[str, int, Iterable[Panel]]) -> dashboard.Dashboard:
+    """Add rows, each by its title, where it begins, and its panels."""
+    for title, y, panels in rows:
+        made = made.with_row(row(title, y))
+        for panel in panels:
+            made = made.with_panel(panel)
+    return made
 
 
 def row(title: str, y: int) -> dashboard.Row:

@@ -9,6 +9,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+MARK = "Made by mfg-notify."
+"""Ends the description of every dashboard of ours, so that an older one is known."""
 NAMES = ("manufacturing.json", "market-dynamics.json")
 _VARIABLE_QUERY = re.compile(r"label_values\((?P<selector>.+), *(?P<label>\w+)\)")
 
