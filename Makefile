@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check format docs clean
+.PHONY: help demo test soak check format docs dashboards clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -26,6 +26,7 @@ check: $(VENV)/dev ## lint, format, types, import contracts, generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python grafana/generate.py --check
 
 format: $(VENV)/dev ## format the code
 	$(BIN)/ruff check --fix .
@@ -33,6 +34,9 @@ format: $(VENV)/dev ## format the code
 
 docs: $(VENV)/dev ## write the generated parts of the documentation
 	$(BIN)/python docs/generate.py
+
+dashboards: $(VENV)/dev ## write grafana/dashboards/*.json from their builders
+	$(BIN)/python grafana/generate.py
 
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
@@ -20,6 +21,8 @@ from rich.markup import escape
 
 from mfg_notify import __version__, logs, web
 from mfg_notify.core.series import SERIES_MAXIMUM
+from mfg_notify.dashboards import files
+from mfg_notify.dashboards.merge import Outcome
 from mfg_notify.demo import game
 from mfg_notify.demo.world import GameOptions
 from mfg_notify.errors import MfgNotifyError, UsageError
@@ -426,3 +429,41 @@ def _claim(conninfo: str, schema: str, *, force: bool) -> None:
         anyio.run(_create_game_tables, conninfo, schema)
         if absent:
             connection.execute(psycopg.sql.SQL("COMMENT ON TABLE {} IS {}").format(table, SIMULATED))
+
+
+@main.group()
+def dashboards() -> None:
+    """Write the Grafana dashboards, or add to one that you have."""
+
+
+@dashboards.command("write")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--force", is_flag=True, help="Also replace files of these names that mfg-notify did not make.")
+def dashboards_write(folder: Path, *, force: bool) -> None:
+    """Write manufacturing.json and market-dynamics.json into a folder, for provisioning or import.
+
+    Refuses to replace a file that mfg-notify did not make: see dashboards merge.
+    """
+    written = files.write_dashboards(folder, force=force)
+    for file in written:
+        say(f"[green]wrote[/] {escape(str(file))}")
+    if not written:
+        say(f"nothing to do: {escape(str(folder))} has them already")
+
+
+_MERGED = {
+    Outcome.APPENDED: "[green]appended[/] the row Manufacturing Overview to",
+    Outcome.REFRESHED: "[green]refreshed[/] the row Manufacturing Overview in",
+    Outcome.UNCHANGED: "nothing to do:",
+}
+
+
+@dashboards.command("merge")
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
+def dashboards_merge(file: Path) -> None:
+    """Append the row Manufacturing Overview to your market-dynamics.json, or refresh it, in place.
+
+    Everything else in the file stays as it is. Safe to repeat.
+    """
+    outcome = files.merge_file(file)
+    say(f"{_MERGED[outcome]} {escape(str(file))}" + (" has it already" if outcome is Outcome.UNCHANGED else ""))

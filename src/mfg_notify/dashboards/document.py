@@ -1,0 +1,34 @@
+"""Owns the step from a built dashboard to its JSON: what the SDK leaves out, and one form of writing.
+
+Gives ids, refIds and the current value of each variable.
+"""
+
+import json
+from string import ascii_uppercase
+
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from mfg_notify.dashboards.manufacturing import manufacturing_dashboard
+from mfg_notify.dashboards.market import market_dashboard
+from mfg_notify.dashboards.shipped import every_panel
+
+
+def documents() -> dict[str, str]:
+    """Build all dashboards: file name → JSON."""
+    return {
+        "manufacturing.json": render(manufacturing_dashboard()),
+        "market-dynamics.json": render(market_dashboard()),
+    }
+
+
+def render(built: Dashboard) -> str:
+    """Return the JSON of a dashboard."""
+    document = json.loads(json.dumps(built, cls=JSONEncoder))
+    for number, panel in enumerate(every_panel(document["panels"]), start=1):
+        panel["id"] = number
+        for letter, target in zip(ascii_uppercase, panel.get("targets", ()), strict=False):
+            target["refId"] = letter
+    for variable in document["templating"]["list"]:
+        variable.setdefault("current", {})
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,117 @@
+"""Owns the files of the command: writes the dashboards into a folder, and a merged one back in its place.
+
+Every file is written beside its place and renamed into it, so that nobody ever sees half of one.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mfg_notify.dashboards.merge import Outcome, merge
+from mfg_notify.dashboards.shipped import MARK, NAMES, read_dashboard
+from mfg_notify.errors import UsageError
+
+FILE_MODE = 0o644
+
+
+def write_dashboards(folder: Path, *, force: bool = False) -> list[Path]:
+    """Write every dashboard into a folder, which is made if missing; return those files that were not so already.
+
+    A file that someone else made stays as it is, unless `force` is given: nothing is written then.
+    """
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        new = {folder / name: text for name in NAMES if (text := read_dashboard(name)) != _read(folder / name)}
+    for file in new:
+        if not force and file.exists() and not _is_ours(file):
+            raise UsageError(
+                f"{file} is there and was not made by mfg-notify. Name another folder, or replace it with --force"
+                + (f", or add our row to it: mfg-notify dashboards merge {file}" if "market" in file.name else "")
+            )
+    for file, text in new.items():
+        _replace(file, text)
+    return list(new)
+
+
+def merge_file(file: Path) -> Outcome:
+    """Append or refresh the Manufacturing Overview row in someone's market dashboard, in place.
+
+    The file is left alone where nothing changes. What is not of the row keeps its meaning, its order, and the style of
+    writing as far as JSON libraries have one.
+    """
+    with _explained(file):
+        text = file.read_text(encoding="utf-8-sig")
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{file} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise UsageError(f"{file} is no dashboard: it holds no JSON object")
+    try:
+        outcome = merge(document, json.loads(read_dashboard("market-dynamics.json")))
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        # Such as null for a place or for a panel: nothing that Grafana writes, and nothing to guess at.
+        raise UsageError(f"{file}: this is no dashboard that Grafana has written ({error})") from error
+    if outcome is not Outcome.UNCHANGED:
+        _replace(file, _in_the_style_of(text, document))
+    return outcome
+
+
+def _in_the_style_of(text: str, document: dict[str, Any]) -> str:
+    first, *more = text.rstrip().splitlines()
+    indent = more[0][: len(more[0]) - len(more[0].lstrip())] if more else None
+    separators = None if indent is not None or ": " in first else (",", ":")
+    written = json.dumps(document, indent=indent, separators=separators, ensure_ascii=text.isascii())
+    return written + text[len(text.rstrip()) :]
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        return str(json.loads(_read(file) or "").get("description", "")).endswith(MARK)
+    except (ValueError, AttributeError):
+        return False
+
+
+def _read(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError:
+        return ""
+
+
+def _replace(file: Path, text: str) -> None:
+    """Put a text in the place of a file, with the file's mode and owner; through a link, to where it leads."""
+    with _explained(file):
+        place = file.resolve()
+        before = place.stat() if place.exists() else None
+        descriptor, beside = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as written:
+                written.write(text)
+                written.flush()
+                os.fsync(descriptor)
+            Path(beside).chmod(FILE_MODE if before is None else before.st_mode & 0o7777)
+            if before is not None and (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+                os.chown(beside, before.st_uid, before.st_gid)
+            Path(beside).replace(place)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _explained(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeError as error:
+        raise UsageError(f"{place} is not UTF-8 text") from error
+    except OSError as error:
+        raise UsageError(f"{place}: {(error.strerror or str(error)).lower()}") from error

@@ -1,0 +1,192 @@
+"""Owns the merge: our Manufacturing Overview row in a market dashboard that someone has already.
+
+Works on the dashboard as a tree of JSON and changes nothing that is not ours. Reads and writes no file.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from copy import deepcopy
+from enum import StrEnum
+from typing import Any
+
+from mfg_notify.dashboards.shipped import every_panel
+from mfg_notify.errors import UsageError
+
+Json = dict[str, Any]
+
+ROW = "Manufacturing Overview"
+VARIABLES = ("market_job", "manufacturing_job", "player_id")
+"""What the row's queries use. One that is there already serves as it is."""
+
+
+class Outcome(StrEnum):
+    """What a merge did."""
+
+    APPENDED = "appended"
+    REFRESHED = "refreshed"
+    UNCHANGED = "unchanged"
+
+
+def merge(document: Json, ours: Json) -> Outcome:
+    """Append the row of `ours` to a dashboard, or refresh it where it is; change `document` in place.
+
+    A refreshed panel keeps its id and its place. Raises UsageError for what is no classic dashboard.
+    """
+    dashboard = _classic(document)
+    before = deepcopy(dashboard)
+    template = _section(ours["panels"], _find_row(ours["panels"]))
+    row = _find_row(dashboard["panels"])
+    titles = {panel["title"] for panel in template}
+    own = [panel for panel in _section(dashboard["panels"], row) if panel.get("title") in titles]
+    datasource = _prometheus_of(dashboard, except_for=own)
+    template = [_with_datasource(panel, datasource) for panel in template]
+    if row is None:
+        _append(dashboard["panels"], template)
+    else:
+        _refresh(dashboard["panels"], row, template)
+    _add_variables(dashboard, [_with_datasource(each, datasource) for each in ours["templating"]["list"]])
+    if dashboard == before:
+        return Outcome.UNCHANGED
+    return Outcome.APPENDED if row is None else Outcome.REFRESHED
+
+
+def _classic(document: Json) -> Json:
+    """Return the dashboard itself: Grafana's interfaces wrap it in various ways."""
+    spec = document.get("spec")
+    version = str(document.get("apiVersion", ""))
+    if "/v2" in version or "elements" in document or (isinstance(spec, dict) and "elements" in spec):
+        raise UsageError(
+            "this is a dashboard in Grafana's new schema (v2), which has no rows to append to. Export it once more as "
+            "the classic model: Export → Export as code → Model: Classic"
+        )
+    for inner in (document.get("dashboard"), spec):
+        if isinstance(inner, dict):
+            document = inner
+    if "panels" not in document and "rows" in document:
+        raise UsageError(
+            "this dashboard was saved by a Grafana older than 5. Open it in your Grafana, save it, and export it again"
+        )
+    panels = document.get("panels")
+    if "panels" not in document and "title" in document:
+        document["panels"] = panels = []
+    if not isinstance(panels, list) or not all(isinstance(panel, dict) for panel in panels):
+        raise UsageError("this is no Grafana dashboard: it has no list of panels")
+    return document
+
+
+def _find_row(panels: list[Json]) -> Json | None:
+    return next((panel for panel in panels if panel.get("type") == "row" and panel.get("title") == ROW), None)
+
+
+def _section(panels: list[Json], row: Json | None) -> list[Json]:
+    """Return a row and its panels: those inside a collapsed one, or those from an open one to the next row."""
+    if row is None:
+        return []
+    if row.get("collapsed"):
+        return [row, *(row.get("panels") or [])]
+    start = next(number for number, panel in enumerate(panels) if panel is row)
+    section = [row]
+    for panel in panels[start + 1 :]:
+        if panel.get("type") == "row":
+            break
+        section.append(panel)
+    return section
+
+
+def _append(panels: list[Json], template: list[Json]) -> None:
+    _put(template, _bottom(panels) - template[0]["gridPos"]["y"], _free_ids(panels))
+    panels.extend(template)
+
+
+def _refresh(panels: list[Json], row: Json, template: list[Json]) -> None:
+    section = _section(panels, row)
+    ids = _free_ids(panels)
+    known = {panel.get("title"): panel for panel in reversed(section[1:])}
+    missing = []
+    for new in template[1:]:
+        old = known.get(new["title"])
+        if old is None:
+            missing.append(new)
+            continue
+        kept = {"id": old.get("id") or next(ids), "gridPos": old.get("gridPos", new["gridPos"])}
+        old.clear()
+        old.update(new | kept)
+    if not missing:
+        return
+    # The missing ones go below the rest of the row; whatever is further down moves down by as much.
+    bottom = _bottom(section)
+    _put(missing, bottom - min(panel["gridPos"]["y"] for panel in missing), ids)
+    if row.get("collapsed"):
+        row["panels"] = section[1:] + missing
+        return
+    height = _bottom(missing) - bottom
+    for panel in panels:
+        if panel.get("gridPos", {}).get("y", 0) >= bottom:
+            panel["gridPos"]["y"] += height
+    end = next(number for number, panel in enumerate(panels) if panel is section[-1]) + 1
+    panels[end:end] = missing
+
+
+def _put(new: list[Json], down: int, ids: Iterator[int]) -> None:
+    for panel in new:
+        panel["id"] = next(ids)
+        panel["gridPos"]["y"] += down
+
+
+def _bottom(panels: list[Json]) -> int:
+    places = [panel["gridPos"] for panel in panels if isinstance(panel.get("gridPos"), dict)]
+    return max((place.get("y", 0) + place.get("h", 0) for place in places), default=0)
+
+
+def _free_ids(panels: list[Json]) -> Iterator[int]:
+    taken = [panel["id"] for panel in every_panel(panels) if isinstance(panel.get("id"), int)]
+    number = max(taken, default=0)
+    while True:
+        number += 1
+        yield number
+
+
+def _add_variables(dashboard: Json, ours: list[Json]) -> None:
+    there = _variables(dashboard)
+    names = {variable.get("name") for variable in there}
+    missing = [each for each in ours if each["name"] in VARIABLES and each["name"] not in names]
+    if missing:
+        dashboard["templating"] = (dashboard.get("templating") or {}) | {"list": there + missing}
+
+
+def _variables(dashboard: Json) -> list[Json]:
+    return (dashboard.get("templating") or {}).get("list") or []
+
+
+def _prometheus_of(dashboard: Json, except_for: list[Json]) -> object | None:
+    """Return the Prometheus datasource that most panels of others use, in the form in which they name it."""
+    known = {
+        f"${{{each.get('name')}}}" for each in dashboard.get("__inputs") or [] if each.get("pluginId") == "prometheus"
+    } | {
+        form
+        for each in _variables(dashboard)
+        if each.get("type") == "datasource" and each.get("query") == "prometheus"
+        for form in (f"${{{each.get('name')}}}", f"${each.get('name')}")
+    }
+    used: Counter[str] = Counter()
+    for panel in every_panel(dashboard["panels"]):
+        if any(panel is own for own in except_for):
+            continue
+        for datasource in (panel.get("datasource"), *(each.get("datasource") for each in panel.get("targets") or [])):
+            named = datasource.get("uid") if isinstance(datasource, dict) else datasource
+            # The oldest form is a name; the newest types are such as grafana-azureprometheus-datasource.
+            kind = datasource.get("type") if isinstance(datasource, dict) else None
+            if isinstance(named, str) and ("prometheus" in (kind or named).lower() or named in known):
+                used[json.dumps(datasource)] += 1
+    return json.loads(used.most_common(1)[0][0]) if used else None
+
+
+def _with_datasource(part: Json, datasource: object | None) -> Json:
+    """Return a copy of a panel or variable that asks this datasource."""
+    part = deepcopy(part)
+    if datasource is not None:
+        for holder in (part, *part.get("targets", [])):
+            if "datasource" in holder:
+                holder["datasource"] = deepcopy(datasource)
+    return part

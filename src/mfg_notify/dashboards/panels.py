@@ -1,0 +1,334 @@
+"""Owns how a panel looks: one function a type, each with the conventions that all panels of that type share.
+
+Which panels there are, and what they ask, is `manufacturing` and `market`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from grafana_foundation_sdk.builders import (
+    bargauge,
+    common,
+    dashboard,
+    gauge,
+    piechart,
+    prometheus,
+    stat,
+    statetimeline,
+    table,
+    timeseries,
+)
+from grafana_foundation_sdk.models import common as styles
+from grafana_foundation_sdk.models import piechart as pie_styles
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DashboardLinkType,
+    DataTransformerConfig,
+    DynamicConfigValue,
+    FieldColorModeId,
+    GridPos,
+    Threshold,
+    ThresholdsMode,
+    ValueMap,
+    ValueMapping,
+    ValueMappingResult,
+)
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+from mfg_notify.dashboards.shipped import MARK
+
+DATASOURCE = styles.DataSourceRef(type_val="prometheus", uid="prometheus")
+
+GREEN, YELLOW, ORANGE, RED, BLUE, PURPLE, GREY = "green", "yellow", "orange", "red", "blue", "purple", "#8e8e99"
+LEVEL_COLOURS = {
+    "SCARCE": RED, "LIMITED": ORANGE, "MODERATE": YELLOW, "HIGH": "light-green", "ABUNDANT": GREEN, "UNKNOWN": GREY,
+}  # fmt: skip
+STATUS_COLOURS = {
+    "PLANNING": BLUE, "EXECUTING": YELLOW, "COMPLETED": GREEN, "FAILED": RED, "CANCELLED": GREY,
+}  # fmt: skip
+ACTIVITY_COLOURS = {
+    "WEAK": BLUE, "GROWING": YELLOW, "STRONG": GREEN, "RESTRICTED": RED, "UNKNOWN": GREY,
+}  # fmt: skip
+
+CREDITS = "count:cr"
+CREDITS_PER_HOUR = "count:cr/h"
+PER_MINUTE = "count:/min"
+COUNT = "short"
+TEXT = "string"
+SECONDS = "s"
+PERCENT = "percent"
+"""Of 100."""
+
+Steps = tuple[tuple[float | None, str], ...]
+"""Thresholds: from which value on which colour; the first value is None."""
+
+AnyPanel = TypeVar(
+    "AnyPanel",
+    stat.Panel,
+    gauge.Panel,
+    bargauge.Panel,
+    piechart.Panel,
+    table.Panel,
+    timeseries.Panel,
+    statetimeline.Panel,
+)
+
+
+Panel = (
+    stat.Panel | gauge.Panel | bargauge.Panel | piechart.Panel | table.Panel | timeseries.Panel | statetimeline.Panel
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What every panel has: its place on the 24 columns, its words, its unit, and what it says while it is empty."""
+
+    title: str
+    description: str
+    empty: str
+    at: tuple[int, int, int, int]
+    """x, y, width and height."""
+    unit: str = COUNT
+    steps: Steps = ((None, GREEN),)
+    decimals: int | None = None
+
+
+def ask(expr: str, legend: str = "__auto", *, instant: bool = False, rows: bool = False) -> prometheus.Dataquery:
+    """Return a query: over the range; at its end (`instant`); or at its end, a row a series, for a table (`rows`)."""
+    query = prometheus.Dataquery().datasource(DATASOURCE).expr(expr).legend_format(legend)
+    if rows:
+        query = query.format(PromQueryFormat.TABLE)
+    return query.instant() if instant or rows else query.range()
+
+
+def single(frame: Frame, *queries: prometheus.Dataquery, graph: bool = True) -> stat.Panel:
+    """Return one number, with its course behind it where it has one."""
+    panel = _framed(stat.Panel(), frame, queries)
+    return (
+        panel.reduce_options(_last())
+        .color_mode(styles.BigValueColorMode.VALUE)
+        .graph_mode(styles.BigValueGraphMode.AREA if graph else styles.BigValueGraphMode.NONE)
+        .color_scheme(_by(FieldColorModeId.THRESHOLDS))
+    )
+
+
+def dial(frame: Frame, *queries: prometheus.Dataquery) -> gauge.Panel:
+    """Return a percentage as a gauge from 0 to 100."""
+    panel = _framed(gauge.Panel(), frame, queries).min(0).max(100)
+    return panel.reduce_options(_last()).show_threshold_markers(True).color_scheme(_by(FieldColorModeId.THRESHOLDS))
+
+
+def bars(frame: Frame, *queries: prometheus.Dataquery) -> bargauge.Panel:
+    """Return a horizontal bar a series."""
+    panel = _framed(bargauge.Panel(), frame, queries).min(0).reduce_options(_last())
+    return (
+        panel.orientation(styles.VizOrientation.HORIZONTAL)
+        .display_mode(styles.BarGaugeDisplayMode.BASIC)
+        .value_mode(styles.BarGaugeValueMode.COLOR)
+        .show_unfilled(True)
+        .color_scheme(_by(FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
+    )
+
+
+def pie(frame: Frame, *queries: prometheus.Dataquery) -> piechart.Panel:
+    """Return shares of a whole."""
+    legend = (
+        piechart.PieChartLegendOptions()
+        .display_mode(styles.LegendDisplayMode.TABLE)
+        .placement(styles.LegendPlacement.RIGHT)
+        .show_legend(True)
+        .values([pie_styles.PieChartLegendValues.VALUE])
+    )
+    panel = _framed(piechart.Panel(), frame, queries).reduce_options(_last()).legend(legend)
+    return panel.pie_type(pie_styles.PieChartType.DONUT).display_labels([pie_styles.PieChartLabels.PERCENT])
+
+
+def lines(
+    frame: Frame,
+    *queries: prometheus.Dataquery,
+    legend: tuple[str, ...] = ("lastNotNull", "mean"),
+    stack: styles.StackingMode = styles.StackingMode.NONE,
+) -> timeseries.Panel:
+    """Return a line a series over time, or areas one on the other; a colour belongs to a name."""
+    stacked = stack is not styles.StackingMode.NONE
+    panel = _framed(timeseries.Panel(), frame, queries)
+    return (
+        panel.color_scheme(_by(FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
+        .line_width(1)
+        .fill_opacity(45 if stacked else 8)
+        .stacking(common.StackingConfig().mode(stack).group("A"))
+        .show_points(styles.VisibilityMode.AUTO)
+        .axis_soft_min(0)
+        .tooltip(common.VizTooltipOptions().mode(styles.TooltipDisplayMode.MULTI).sort(styles.SortOrder.DESCENDING))
+        .legend(
+            common.VizLegendOptions()
+            .display_mode(styles.LegendDisplayMode.TABLE)
+            .placement(styles.LegendPlacement.BOTTOM)
+            .show_legend(True)
+            .calcs(list(legend))
+        )
+    )
+
+
+def events(frame: Frame, *queries: prometheus.Dataquery) -> timeseries.Panel:
+    """Return stacked bars: how often something happened in each step of time, which is a minute or more."""
+    panel = lines(frame, *queries, stack=styles.StackingMode.NORMAL).legend(_names())
+    return panel.draw_style(styles.GraphDrawStyle.BARS).fill_opacity(80).interval("1m")
+
+
+def grid(frame: Frame, *queries: prometheus.Dataquery) -> table.Panel:
+    """Return a table."""
+    return _framed(table.Panel(), frame, queries).cell_height(styles.TableCellHeight.SM)
+
+
+def states(frame: Frame, *queries: prometheus.Dataquery) -> statetimeline.Panel:
+    """Return a band a series whose colour is its state."""
+    panel = _framed(statetimeline.Panel(), frame, queries)
+    return (
+        panel.show_value(styles.VisibilityMode.NEVER)
+        .merge_values(True)
+        .row_height(0.85)
+        .fill_opacity(85)
+        .line_width(0)
+        .color_scheme(_by(FieldColorModeId.THRESHOLDS))
+        .tooltip(common.VizTooltipOptions().mode(styles.TooltipDisplayMode.SINGLE))
+        .legend(_names())
+    )
+
+
+def paint(panel: AnyPanel, colours: Mapping[str, str]) -> AnyPanel:
+    """Give the series of these names these colours."""
+    for name, colour in colours.items():
+        panel = panel.override_by_name(name, _properties({"color": fixed(colour)}))
+    return panel
+
+
+def fixed(colour: str) -> dict[str, str]:
+    """Return the property `color` of one colour."""
+    return {"mode": "fixed", "fixedColor": colour}
+
+
+def thresholds(steps: Steps) -> dict[str, object]:
+    """Return the property `thresholds`."""
+    return {"mode": "absolute", "steps": [{"value": value, "color": colour} for value, colour in steps]}
+
+
+def restyle(panel: AnyPanel, pattern: str, properties: Mapping[str, object]) -> AnyPanel:
+    """Give the series whose name fits a regular expression other properties."""
+    return panel.override_by_regexp(pattern, _properties(properties))
+
+
+def columns(
+    panel: table.Panel,
+    titles: Mapping[str, str],
+    cells: Mapping[str, Mapping[str, object]],
+    sort: tuple[str, bool],
+) -> table.Panel:
+    """Lay out a table of one row an object: fields in this order under these titles, without the time.
+
+    `cells` has other properties of a column by its title, `sort` the title of a column and whether it falls.
+    """
+    order = {field: number for number, field in enumerate(titles)}
+    arranged = {"excludeByName": {"Time": True}, "indexByName": order, "renameByName": dict(titles)}
+    panel = (
+        panel.with_transformation(DataTransformerConfig(id_val="merge", options={}))
+        .with_transformation(DataTransformerConfig(id_val="organize", options=arranged))
+        .sort_by([common.TableSortByFieldState().display_name(sort[0]).desc(sort[1])])
+    )
+    for title, properties in cells.items():
+        panel = panel.override_by_name(title, _properties(properties))
+    return panel
+
+
+def words(meanings: Mapping[str, tuple[str, str]]) -> list[ValueMapping]:
+    """Return the mapping of values to a text and a colour."""
+    options = {
+        value: ValueMappingResult(text=text, color=colour, index=index)
+        for index, (value, (text, colour)) in enumerate(meanings.items())
+    }
+    return [ValueMap(options=options)]
+
+
+def blank(title: str, uid: str, purpose: str, tags: list[str]) -> dashboard.Dashboard:
+    """Return a dashboard without panels."""
+    return (
+        dashboard.Dashboard(title)
+        .uid(uid)
+        .description(f"{purpose} {MARK}")
+        .tags(tags)
+        .time("now-6h", "now")
+        .refresh("30s")
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+    )
+
+
+def with_rows(made: dashboard.Dashboard, *rows: tuple[str, int, Iterable[Panel]]) -> dashboard.Dashboard:
+    """Add rows, each by its title, where it begins, and its panels."""
+    for title, y, panels in rows:
+        made = made.with_row(row(title, y))
+        for panel in panels:
+            made = made.with_panel(panel)
+    return made
+
+
+def row(title: str, y: int) -> dashboard.Row:
+    """Return the header of a row."""
+    return dashboard.Row(title).grid_pos(GridPos(h=1, w=24, x=0, y=y))
+
+
+def link(title: str, url: str) -> dashboard.DashboardLink:
+    """Return a link to another dashboard that keeps the time range; the variables are in the URL."""
+    return (
+        dashboard.DashboardLink(title)
+        .type(DashboardLinkType.LINK)
+        .url(url)
+        .icon("dashboard")
+        .keep_time(True)
+        .tooltip(title)
+    )
+
+
+def mark(name: str, expr: str, colour: str, text: str) -> dashboard.AnnotationQuery:
+    """Return an annotation wherever an expression has a value."""
+    query = dashboard.AnnotationQuery().name(name).datasource(DATASOURCE).enable(True).icon_color(colour)
+    return query.expr(expr).title_format(name).text_format(text)
+
+
+def _framed(panel: AnyPanel, frame: Frame, queries: Iterable[prometheus.Dataquery]) -> AnyPanel:
+    x, y, width, height = frame.at
+    panel = (
+        panel.title(frame.title)
+        .description(frame.description)
+        .datasource(DATASOURCE)
+        .grid_pos(GridPos(h=height, w=width, x=x, y=y))
+        .unit(frame.unit)
+        .no_value(frame.empty)
+        .thresholds(
+            dashboard.ThresholdsConfig()
+            .mode(ThresholdsMode.ABSOLUTE)
+            .steps([Threshold(value=value, color=colour) for value, colour in frame.steps])
+        )
+    )
+    if frame.decimals is not None:
+        panel = panel.decimals(frame.decimals)
+    for query in queries:
+        panel = panel.with_target(query)
+    return panel
+
+
+def _last() -> common.ReduceDataOptions:
+    return common.ReduceDataOptions().calcs(["lastNotNull"])
+
+
+def _names() -> common.VizLegendOptions:
+    legend = common.VizLegendOptions().display_mode(styles.LegendDisplayMode.LIST)
+    return legend.placement(styles.LegendPlacement.BOTTOM).show_legend(True).calcs([])
+
+
+def _by(mode: FieldColorModeId) -> dashboard.FieldColor:
+    return dashboard.FieldColor().mode(mode)
+
+
+def _properties(properties: Mapping[str, object]) -> list[DynamicConfigValue]:
+    return [DynamicConfigValue(id_val=key, value=value) for key, value in properties.items()]

@@ -1,0 +1,68 @@
+"""Owns the dashboards as shipped: reads the JSON that was made from the builders, and lists what it asks Prometheus."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+MARK = "Made by mfg-notify."
+"""Ends the description of every dashboard of ours, so that an older one is known."""
+NAMES = ("manufacturing.json", "market-dynamics.json")
+_VARIABLE_QUERY = re.compile(r"label_values\((?P<selector>.+), *(?P<label>\w+)\)")
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One query of a dashboard, its variables still in it.
+
+    `place` is a panel's title, `variable NAME` or `annotation NAME`. `label` is given for a variable, whose values are
+    that label's values over the series of `expr`.
+    """
+
+    dashboard: str
+    place: str
+    expr: str
+    instant: bool
+    label: str | None = None
+
+
+def read_dashboard(name: str) -> str:
+    """Return the JSON of a dashboard by its file name."""
+    return _folder().joinpath(name).read_text(encoding="utf-8")
+
+
+def shipped_queries() -> Iterator[Query]:
+    """Yield every query of every dashboard: of panels, variables and annotations."""
+    for name in NAMES:
+        yield from queries_of(name, json.loads(read_dashboard(name)))
+
+
+def queries_of(name: str, document: dict[str, Any]) -> Iterator[Query]:
+    """Yield the queries of a dashboard of ours."""
+    for panel in every_panel(document["panels"]):
+        for target in panel.get("targets", ()):
+            yield Query(name, panel["title"], target["expr"], bool(target.get("instant")))
+    for variable in document["templating"]["list"]:
+        query = _VARIABLE_QUERY.fullmatch(variable["query"]["query"])
+        if query is None:
+            raise ValueError(f"{name}: variable {variable['name']} is not label_values(selector, label)")
+        yield Query(name, f"variable {variable['name']}", query["selector"], True, query["label"])
+    for annotation in document["annotations"]["list"]:
+        yield Query(name, f"annotation {annotation['name']}", annotation["expr"], False)
+
+
+def every_panel(panels: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield rows and panels, those inside collapsed rows too."""
+    for panel in panels:
+        yield panel
+        yield from every_panel(panel.get("panels") or [])
+
+
+def _folder() -> Traversable:
+    # A wheel carries them beside this module, a checkout has them at its top.
+    packaged = files(__package__).joinpath("json")
+    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "grafana" / "dashboards"

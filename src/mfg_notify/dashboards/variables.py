@@ -1,0 +1,34 @@
+"""Owns the variables of the dashboards: jobs, players, and what narrows the panels further."""
+
+from grafana_foundation_sdk.builders.dashboard import QueryVariable
+from grafana_foundation_sdk.models.dashboard import VariableOption, VariableRefresh, VariableSort
+
+from mfg_notify.core.catalogue import PIPELINE_QUEUE_DEPTH
+from mfg_notify.dashboards.panels import DATASOURCE
+from mfg_notify.dashboards.selectors import Scope
+
+EVERYTHING = VariableOption(selected=True, text=["All"], value=["$__all"])
+
+
+def job_variable(name: str, label: str, metric: str) -> QueryVariable:
+    """Return a variable with one of the jobs that export a metric: the sum over two would double what both export."""
+    return _variable(name, label, f"label_values({metric}, job)").multi(False).sort(VariableSort.ALPHABETICAL_ASC)
+
+
+def player_variable(job: str) -> QueryVariable:
+    """Return the variable of the players: several or all; at first the newest, which has the highest id."""
+    known = Scope(job, {}).of(PIPELINE_QUEUE_DEPTH)
+    variable = _variable("player_id", "Player", f"label_values({known}, player_id)").multi(True).include_all(True)
+    # Without a current value Grafana takes the first one.
+    return variable.sort(VariableSort.NUMERICAL_DESC)
+
+
+def narrowing_variable(name: str, label: str, selector: str, of_label: str) -> QueryVariable:
+    """Return a variable of the values of a label: several or, at first, all."""
+    variable = _variable(name, label, f"label_values({selector}, {of_label})").multi(True).include_all(True)
+    return variable.all_value(".*").current(EVERYTHING).sort(VariableSort.ALPHABETICAL_ASC)
+
+
+def _variable(name: str, label: str, query: str) -> QueryVariable:
+    variable = QueryVariable(name).label(label).datasource(DATASOURCE).definition(query)
+    return variable.query({"query": query, "refId": f"variable {name}"}).refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)

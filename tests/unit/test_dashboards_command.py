@@ -1,0 +1,189 @@
+"""`mfg-notify dashboards`: what it says, and what it does to files."""
+
+import json
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from tests.unit.test_dashboard_merge import ROW, the_games_own
+
+from mfg_notify.cli import main
+from mfg_notify.dashboards import shipped
+
+
+def dashboards(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["dashboards", *map(str, arguments)])
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    file = tmp_path / "market-dynamics.json"
+    file.write_text(json.dumps(the_games_own(), indent=4) + "\n", encoding="utf-8")
+    return file
+
+
+# ---------------------------------------------------------------------------------------------------- write --
+
+
+def test_write_makes_the_folder_and_both_files(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "dashboards"
+    result = dashboards("write", folder)
+    assert result.exit_code == 0
+    assert result.output.count("wrote") == 2
+    assert {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()} == {
+        name: shipped.read_dashboard(name) for name in shipped.NAMES
+    }
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o644}
+    again = dashboards("write", folder)
+    assert (again.exit_code, "nothing to do" in again.output) == (0, True)
+
+
+def test_write_replaces_an_older_one_of_ours(tmp_path: Path) -> None:
+    older = tmp_path / "manufacturing.json"
+    older.write_text(json.dumps({"title": "x", "description": "Something. Made by mfg-notify."}), encoding="utf-8")
+    assert dashboards("write", tmp_path).exit_code == 0
+    assert older.read_text(encoding="utf-8") == shipped.read_dashboard("manufacturing.json")
+
+
+@pytest.mark.parametrize("content", [b'{"title": "Market Dynamics"}', b"not JSON", b"[]", b"\xff\xfe"])
+def test_write_does_not_replace_what_others_made(tmp_path: Path, content: bytes) -> None:
+    theirs = tmp_path / "market-dynamics.json"
+    theirs.write_bytes(content)
+    result = dashboards("write", tmp_path)
+    assert result.exit_code == 1
+    assert f"dashboards merge {theirs}" in result.output
+    assert theirs.read_bytes() == content
+    assert [file.name for file in tmp_path.iterdir()] == ["market-dynamics.json"]
+    assert dashboards("write", tmp_path, "--force").exit_code == 0
+    assert theirs.read_text(encoding="utf-8") == shipped.read_dashboard("market-dynamics.json")
+
+
+def test_write_into_a_file_says_so(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("", encoding="utf-8")
+    result = dashboards("write", tmp_path / "x")
+    assert result.exit_code == 1
+    assert "file exists" in result.output
+
+
+# ---------------------------------------------------------------------------------------------------- merge --
+
+
+def test_merge_says_what_it_did(foreign: Path) -> None:
+    said = [dashboards("merge", foreign) for _ in range(2)]
+    assert [result.exit_code for result in said] == [0, 0]
+    assert "appended" in said[0].output
+    assert "nothing to do" in said[1].output
+    document = json.loads(foreign.read_text(encoding="utf-8"))
+    document["panels"][-1]["targets"] = []
+    foreign.write_text(json.dumps(document), encoding="utf-8")
+    assert "refreshed" in dashboards("merge", foreign).output
+    assert json.loads(foreign.read_text(encoding="utf-8"))["panels"][-1]["targets"]
+
+
+@pytest.mark.parametrize(
+    ("text", "beginning", "end"),
+    [
+        (json.dumps(the_games_own(), indent=4) + "\n", '{\n    "uid"', "\n}\n"),
+        (json.dumps(the_games_own(), indent="\t"), '{\n\t"uid"', "\n}"),
+        (json.dumps(the_games_own()), '{"uid": "market-dynamics", ', "}}"),
+        (json.dumps(the_games_own(), separators=(",", ":")), '{"uid":"market-dynamics",', "}"),
+    ],
+    ids=["4 spaces", "tabs", "one line", "compact"],
+)
+def test_merge_keeps_the_style_of_the_file(foreign: Path, text: str, beginning: str, end: str) -> None:
+    foreign.write_text(text, encoding="utf-8")
+    assert dashboards("merge", foreign).exit_code == 0
+    after = foreign.read_text(encoding="utf-8")
+    assert ROW in after
+    assert after.startswith(beginning)
+    assert after.endswith(end)
+    # The lines before the row are the very same.
+    kept = text.rindex("targets")
+    assert after[:kept] == text[:kept]
+
+
+@pytest.mark.parametrize("escaped", [True, False])
+def test_merge_keeps_the_way_of_writing_letters(foreign: Path, *, escaped: bool) -> None:
+    document = the_games_own() | {"title": "Märkte"}
+    foreign.write_text(json.dumps(document, ensure_ascii=escaped), encoding="utf-8")
+    assert dashboards("merge", foreign).exit_code == 0
+    assert foreign.read_text(encoding="utf-8").isascii() is escaped
+
+
+def test_merge_leaves_a_file_alone_that_has_the_row(foreign: Path) -> None:
+    dashboards("merge", foreign)
+    untidy = foreign.read_text(encoding="utf-8").replace("    ", " ") + "\n\n"
+    foreign.write_text(untidy, encoding="utf-8")
+    before = foreign.stat()
+    assert dashboards("merge", foreign).exit_code == 0
+    assert foreign.read_text(encoding="utf-8") == untidy
+    assert foreign.stat().st_ino == before.st_ino
+
+
+def test_merge_keeps_the_mode_and_follows_a_link(foreign: Path) -> None:
+    foreign.chmod(0o640)
+    link = foreign.with_name("link.json")
+    link.symlink_to(foreign.name)
+    assert dashboards("merge", link).exit_code == 0
+    assert link.is_symlink()
+    assert ROW in foreign.read_text(encoding="utf-8")
+    assert stat.S_IMODE(foreign.stat().st_mode) == 0o640
+    assert {file.name for file in foreign.parent.iterdir()} == {"link.json", "market-dynamics.json"}
+
+
+def test_merge_that_fails_while_writing_leaves_the_file_as_it_was(
+    foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = foreign.read_bytes()
+    monkeypatch.setattr("os.fsync", full)
+    result = dashboards("merge", foreign)
+    assert result.exit_code == 1
+    assert "no space left on device" in result.output
+    assert foreign.read_bytes() == before
+    assert [file.name for file in foreign.parent.iterdir()] == [foreign.name]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "is not JSON"),
+        (b"[1]", "no JSON object"),
+        (b"\xff{}", "is not UTF-8"),
+        (b'{"elements": {}, "layout": {}}', "new schema"),
+        (b"{}", "no list of panels"),
+        (b'{"panels": [{"title": "x", "gridPos": {"x": 0, "y": null}}]}', "no dashboard that Grafana has written"),
+    ],
+)
+def test_merge_refuses_what_is_no_dashboard(foreign: Path, content: bytes, words: str) -> None:
+    foreign.write_bytes(content)
+    result = dashboards("merge", foreign)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert words in result.output
+    assert str(foreign) in result.output
+    assert foreign.read_bytes() == content
+
+
+def test_merge_of_a_missing_file_or_a_folder(tmp_path: Path) -> None:
+    assert "no such file" in dashboards("merge", tmp_path / "absent.json").output
+    result = dashboards("merge", tmp_path)
+    assert (result.exit_code, "is a directory" in result.output) == (1, True)
+
+
+# --------------------------------------------------------------------------------------------- without the SDK --
+
+
+def test_the_command_works_without_the_sdk(foreign: Path) -> None:
+    script = (
+        "import sys; sys.modules['grafana_foundation_sdk'] = None\nfrom mfg_notify.cli import main; main(sys.argv[1:])"
+    )
+    for arguments in (["merge", foreign], ["write", foreign.parent / "new"]):
+        command = [sys.executable, "-c", script, "dashboards", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
