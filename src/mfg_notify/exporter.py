@@ -332,7 +332,7 @@ class Exporter:
                 self._market = await _in_time(MARKET_PATIENCE, reading)
                 self._market_trouble = None
             except DatabaseError as error:
-                # What cannot be read is not shown; that the families are gone is what an alert can see.
+                # What cannot be read is not shown: old numbers would look like the markets of now.
                 self._market = None
                 if self._market_trouble != error.reason:
                     log.warning("no metrics of the markets", reason=error.reason, error=str(error))
