@@ -367,7 +367,8 @@ def demo(
                 say(f"  metrics   http://{web.address_of(listening)}{telemetry_path}")
             say(f'  database  psql "{dsn}"')
             say("\nCtrl-C ends it and removes everything.\n")
-            settings = Settings(dsn, telemetry_path=_checked_path(telemetry_path), market_interval=MARKET_INTERVAL)
+            # Nobody waits a minute in a demo.
+            settings = Settings(dsn, telemetry_path=_checked_path(telemetry_path), market_interval=5.0)
             anyio.run(_demonstrate, Exporter(settings), sockets, dsn, options)
     except KeyboardInterrupt:
         say("stopped")
