@@ -11,6 +11,7 @@ from pathlib import Path
 from mfg_notify.core.catalogue import (
     EXPORTER_METRICS,
     EXTENSIONS,
+    MARKET,
     PREFIX,
     SELF_PREFIX,
     SPECIFIED,
@@ -41,6 +42,7 @@ def exporter_table() -> str:
 PARTS = {
     "specified metrics": f"All names begin with `{PREFIX}`.\n\n" + metric_table(SPECIFIED),
     "further metrics": metric_table(EXTENSIONS),
+    "market metrics": metric_table(MARKET),
     "exporter metrics": exporter_table(),
 }
 

@@ -26,7 +26,7 @@ from mfg_notify.dashboards.merge import Outcome
 from mfg_notify.demo import game
 from mfg_notify.demo.world import GameOptions
 from mfg_notify.errors import MfgNotifyError, UsageError
-from mfg_notify.exporter import Exporter, Settings
+from mfg_notify.exporter import MARKET_INTERVAL, Exporter, Settings
 from mfg_notify.postgres import migrations
 from mfg_notify.postgres.connection import complete_conninfo, describe, translated_errors
 
@@ -168,6 +168,13 @@ def main() -> None:
     show_default=True,
     help="Series of the game shown at most; totals past it are summed under the label value 'other'.",
 )
+@click.option(
+    "--collect-market",
+    envvar="MFG_NOTIFY_COLLECT_MARKET",
+    show_envvar=True,
+    is_flag=True,
+    help="Also read market_data once a minute; leave it off where the bot exports its own market metrics.",
+)
 @log_options
 def run(
     dsn: str,
@@ -178,6 +185,8 @@ def run(
     series_maximum: int,
     log_level: str,
     log_format: logs.Format | None,
+    *,
+    collect_market: bool,
 ) -> None:
     """Run the exporter: listen, fold, reconcile, serve.
 
@@ -185,7 +194,10 @@ def run(
     end it.
     """
     _configure_logs(log_level, log_format)
-    settings = Settings(dsn, game_schema, reconcile_interval, _checked_path(telemetry_path), series_maximum)
+    market_interval = MARKET_INTERVAL if collect_market else None
+    settings = Settings(
+        dsn, game_schema, reconcile_interval, _checked_path(telemetry_path), series_maximum, market_interval
+    )
     sockets = web.bind(listen_addresses)
     exporter = Exporter(settings)
     anyio.run(partial(exporter.run, sockets, handle_signals=True))
@@ -358,7 +370,8 @@ def demo(
                 say(f"  metrics   http://{web.address_of(listening)}{telemetry_path}")
             say(f'  database  psql "{dsn}"')
             say("\nCtrl-C ends it and removes everything.\n")
-            settings = Settings(dsn, telemetry_path=_checked_path(telemetry_path))
+            # Nobody waits a minute in a demo.
+            settings = Settings(dsn, telemetry_path=_checked_path(telemetry_path), market_interval=5.0)
             anyio.run(_demonstrate, Exporter(settings), sockets, dsn, options)
     except KeyboardInterrupt:
         say("stopped")

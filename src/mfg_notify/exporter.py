@@ -25,7 +25,7 @@ from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
 from mfg_notify.core.counters import Arrival, Counters, settle
 from mfg_notify.core.events import Event, decode_payload
 from mfg_notify.core.factory_floor import FactoryFloor, Memory
-from mfg_notify.core.series import SERIES_MAXIMUM, View
+from mfg_notify.core.series import SERIES_MAXIMUM, Market, View
 from mfg_notify.errors import (
     DatabaseError,
     DatabaseUnavailable,
@@ -35,7 +35,7 @@ from mfg_notify.errors import (
     SchemaTooNew,
 )
 from mfg_notify.exposition import Page
-from mfg_notify.postgres import journal, migrations, snapshot
+from mfg_notify.postgres import journal, market, migrations, snapshot
 from mfg_notify.postgres.connection import Connection, complete_conninfo, connect, describe, translated_errors
 from mfg_notify.postgres.listener import FOLD, PING, Listener
 from mfg_notify.postgres.queries import QUERY
@@ -56,6 +56,10 @@ SNAPSHOT_PATIENCE = 25.0
 """Seconds that the first snapshot of a connection may take, and reading all totals."""
 LAST_FOLD_PATIENCE = 3.0
 """Seconds that stopping waits for the database."""
+MARKET_INTERVAL = 60.0
+"""Seconds between two readings of the markets, where they are asked for."""
+MARKET_PATIENCE = 20.0
+"""Seconds that one may take."""
 RETRY_CAP = 2.0
 """Seconds between two tries to connect, at most."""
 
@@ -72,11 +76,13 @@ class Settings:
     reconcile_interval: float = 30.0
     telemetry_path: str = "/metrics"
     series_maximum: int = SERIES_MAXIMUM
+    market_interval: float | None = None
+    """None: the markets are not read."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How the exporter is. `folds` and `reconciles` count those that succeeded."""
+    """How the exporter is. `folds` and `reconciles` count those that succeeded, `market_looks` all."""
 
     connected: bool = False
     leader: bool = False
@@ -87,6 +93,7 @@ class State:
     problem: str | None = None
     folds: int = 0
     reconciles: int = 0
+    market_looks: int = 0
 
     @property
     def ready(self) -> bool:
@@ -162,6 +169,8 @@ class Exporter:
         self._counters = Counters()
         self._memory = Memory()
         self._floor = FactoryFloor()
+        self._market: Market | None = None
+        self._market_trouble: str | None = None
         self._presentable = False
         self._database_ahead = time.time_ns() // 1000 - round(clock() * MICROSECONDS_PER_SECOND)
 
@@ -302,6 +311,8 @@ class Exporter:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(session.listener.pump)
             tasks.start_soon(self._watch_pings, session)
+            if self._settings.market_interval is not None:
+                tasks.start_soon(self._watch_markets, self._settings.market_interval)
             await self._work(session)
             tasks.cancel_scope.cancel()
 
@@ -314,6 +325,23 @@ class Exporter:
                     f"an own notification did not come back within {SILENCE:.0f} s: the network stalls, or a pooler "
                     "in transaction mode (PgBouncer) is in the way; connect to PostgreSQL itself"
                 )
+
+    async def _watch_markets(self, interval: float) -> None:
+        """Read the markets while this exporter is the active one. However slow that is, nothing else waits for it."""
+        while True:
+            await self.wait_until(lambda state: state.leader)
+            try:
+                reading = market.read_market(self._conninfo, self._settings.schema)
+                self._market = await _in_time(MARKET_PATIENCE, reading)
+                self._market_trouble = None
+            except DatabaseError as error:
+                # What cannot be read is not shown: old numbers would look like the markets of now.
+                self._market = None
+                if self._market_trouble != error.reason:
+                    log.warning("no metrics of the markets", reason=error.reason, error=str(error))
+                self._market_trouble = error.reason
+            await self._change(market_looks=self.state.market_looks + 1)
+            await anyio.sleep(interval)
 
     # ---------------------------------------------------------------------------------------------- work --
 
@@ -536,7 +564,7 @@ class Exporter:
     def _read_view(self) -> View | None:
         if not self._presentable:
             return None
-        return View(self._counters.exposed(), self._floor.survey(), self._memory.copy())
+        return View(self._counters.exposed(), self._floor.survey(), self._memory.copy(), self._market)
 
     async def _finish(self, session: _Session) -> None:
         """Fold what is there and hand the lease on, if the database answers soon."""

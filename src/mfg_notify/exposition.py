@@ -135,6 +135,8 @@ class Page:
         self._shown = series
         number = 0
         for metric in catalogue.CATALOGUE:
+            if view.market is None and metric in catalogue.MARKET:
+                continue
             values = series.of(metric)
             number += len(values) * (len(metric.buckets) + 3 if metric.buckets else 1)
             place = (content_type, metric.name)

@@ -1,11 +1,15 @@
-"""What Prometheus's own tool says of the page; needs promtool (Debian: apt-get install prometheus)."""
+"""What Prometheus's own tool says of the page, and of its configuration, rules and their tests.
+
+Needs promtool (Debian: apt-get install prometheus).
+"""
 
 import shutil
+import subprocess
 
 import anyio
 import pytest
 from tests.conftest import Database
-from tests.support import exporting, page_of, settled
+from tests.support import ROOT, exporting, page_of, settled
 
 from mfg_notify.core import catalogue
 from mfg_notify.demo.game import play
@@ -42,3 +46,17 @@ async def test_promtool_objects_to_the_prescribed_names_only(promtool: str, inst
     objections = (checked.stdout + checked.stderr).decode().splitlines()
     assert {line.split()[0] for line in objections} == NAMED_BY_THE_SPECIFICATION
     assert len(NAMED_BY_THE_SPECIFICATION) == 7
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("check", "config", "prometheus.yml"), ("check", "rules", "rules/*.yml"), ("test", "rules", "tests/*.yml")],
+    ids=" ".join,
+)
+def test_promtool_accepts_the_configuration_and_the_rules(promtool: str, arguments: tuple[str, str, str]) -> None:
+    *command, pattern = arguments
+    files = sorted(map(str, (ROOT / "prometheus").glob(pattern)))
+    assert files
+    done = subprocess.run([promtool, *command, *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SUCCESS" in done.stdout

@@ -46,6 +46,8 @@ BEYOND = [
     ("manufacturing_task_wait_seconds", "histogram", TASK, WAIT),
     ("manufacturing_task_starvation_seconds", "gauge", TASK, ""),
     ("manufacturing_factory_supply_ordinal", "gauge", FACTORY, ""),
+    ("market_supply_distribution", "gauge", "player_id good_symbol supply_level", ""),
+    ("market_activity_distribution", "gauge", "player_id good_symbol activity_level", ""),
 ]
 EXPORTER = [
     ("build_info", "gauge", "version python_version"),

@@ -64,6 +64,7 @@ IDLE = View(
         )
     ),
     Memory(),
+    {"market_supply_distribution": {("1", "IRON", "HIGH"): 2}, "market_activity_distribution": {}},
 )
 BUSY = View(
     samples("""
@@ -216,6 +217,11 @@ def test_a_loss_shows_as_a_negative_sum() -> None:
     product = {"player_id": "1", "product_good": "RIFLES"}
     assert found[sample("pipeline_profit_credits_sum", **product)] == -700
     assert found[sample("pipeline_profit_credits_count", **product)] == 1
+
+
+def test_without_a_reading_of_the_markets_their_families_are_absent() -> None:
+    assert 'market_supply_distribution{good_symbol="IRON",player_id="1",supply_level="HIGH"} 2.0' in page(IDLE)
+    assert "market" not in page(BUSY)
 
 
 def test_without_a_view_nothing_is_shown() -> None:

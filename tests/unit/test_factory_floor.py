@@ -284,10 +284,11 @@ def test_a_gauge(case: Case) -> None:
     assert gauges_of(case.rows, case.memory)["manufacturing_" + case.metric] == gauge(case.expected)
 
 
-def test_every_gauge_but_the_margin_is_in_the_table() -> None:
-    """The margin is a function of counters: see the series."""
+def test_every_gauge_but_the_margin_and_the_markets_is_in_the_table() -> None:
+    """The margin is a function of counters: see the series, for the markets too."""
     named = {"manufacturing_" + case.metric for case in CASES if case.expected}
-    assert {metric.name for metric in catalogue.GAUGES} - named == {"manufacturing_margin_percent"}
+    elsewhere = {catalogue.MARGIN, *catalogue.MARKET}
+    assert {metric.name for metric in catalogue.GAUGES} - named == {metric.name for metric in elsewhere}
 
 
 def test_nothing_waits_nothing_starves() -> None:

@@ -11,7 +11,7 @@ from tests.unit.builders import NOW, SECOND, factory, gauge, pipeline, samples, 
 from mfg_notify.core import catalogue
 from mfg_notify.core.factory_floor import HOUR, Labels, LiveRows, Memory, survey
 from mfg_notify.core.rules import SampleKey
-from mfg_notify.core.series import Series, View, lay_out, never_fall
+from mfg_notify.core.series import SERIES_MAXIMUM, Market, Series, View, lay_out, never_fall
 
 
 def series_of(rows: LiveRows | None = None, totals: str = "", memory: Memory | None = None) -> Series:
@@ -224,6 +224,31 @@ def test_a_view_is_left_as_it_was() -> None:
     assert lay_out(view, NOW) == lay_out(view, NOW)
     assert view.totals == samples("revenue_total 1 5")
     assert view.floor.gauges["manufacturing_pipeline_queue_depth"] == {("2",): 1}
+
+
+# ------------------------------------------------------------------------------------------------ the markets --
+
+
+def markets_of(market: Market, maximum: int = SERIES_MAXIMUM) -> dict[Labels, float]:
+    """Lay out the distributions of supply for player 1, known by a pipeline, and player 9, silent for two days."""
+    memory = Memory(latest={("player", 9, ""): NOW - 48 * HOUR})
+    view = View({}, survey(LiveRows({"p": pipeline()})), memory, market)
+    return lay_out(view, NOW, maximum).gauges[catalogue.MARKET_SUPPLY.name]
+
+
+def test_markets_are_shown_of_every_player_who_is_not_silent() -> None:
+    market: Market = {catalogue.MARKET_SUPPLY.name: {(player, "IRON", "HIGH"): 3.0 for player in ("1", "2", "9")}}
+    assert markets_of(market) == {("1", "IRON", "HIGH"): 3, ("2", "IRON", "HIGH"): 3}
+
+
+def test_markets_without_a_player_are_those_of_each() -> None:
+    assert markets_of({catalogue.MARKET_SUPPLY.name: {("", "IRON", "HIGH"): 3.0}}) == {("1", "IRON", "HIGH"): 3}
+
+
+def test_the_cap_drops_markets_first() -> None:
+    market: Market = {catalogue.MARKET_SUPPLY.name: {("1", "IRON", str(n)): 1.0 for n in range(100)}}
+    whole = number_of(lay_out(View({}, survey(LiveRows({"p": pipeline()})), Memory()), NOW))
+    assert len(markets_of(market, whole + 30)) == 30
 
 
 # ---------------------------------------------------------------------------------------------------- the cap --

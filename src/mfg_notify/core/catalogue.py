@@ -264,6 +264,20 @@ MARGIN = Metric(
     "Profit in percent of revenue over all completed pipelines",
     "pipelines.total_revenue, total_cost",
 )
+MARKET_SUPPLY = Metric(
+    "market_supply_distribution",
+    Kind.GAUGE,
+    ("player_id", "good_symbol", "supply_level"),
+    "Number of markets at each supply level",
+    "market_data.supply",
+)
+MARKET_ACTIVITY = Metric(
+    "market_activity_distribution",
+    Kind.GAUGE,
+    ("player_id", "good_symbol", "activity_level"),
+    "Number of markets at each activity level",
+    "market_data.activity",
+)
 
 SPECIFIED = (
     PIPELINE_RUNNING,
@@ -304,7 +318,10 @@ EXTENSIONS = (
 )
 """What the dashboards need beyond the specification."""
 
-CATALOGUE = SPECIFIED + EXTENSIONS
+MARKET = (MARKET_SUPPLY, MARKET_ACTIVITY)
+"""Shown only when asked for: the daemon exports the same names."""
+
+CATALOGUE = SPECIFIED + EXTENSIONS + MARKET
 
 COUNTERS = tuple(metric for metric in CATALOGUE if metric.kind is Kind.COUNTER)
 HISTOGRAMS = tuple(metric for metric in CATALOGUE if metric.kind is Kind.HISTOGRAM)

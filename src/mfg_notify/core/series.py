@@ -20,6 +20,9 @@ SILENT_AFTER = 24 * HOUR
 """Microseconds without an event after which a player without a live row is not shown."""
 ADJACENT_LEVELS = (*pairwise(SUPPLY_LEVELS), *pairwise(reversed(SUPPLY_LEVELS)))
 
+Market = Mapping[str, Samples]
+"""The two distributions of markets by metric name; the player is '' where the game's cache belongs to all of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -28,6 +31,7 @@ class View:
     totals: Mapping[SampleKey, int]
     floor: Floor
     memory: Memory
+    market: Market | None = None
 
 
 @dataclass(slots=True)
@@ -104,6 +108,7 @@ def lay_out(view: View, now: int, maximum: int = SERIES_MAXIMUM) -> Series:
     players = _add_zeros(view, silent, elsewhere, now, budget, counters, histograms)
     gauges = {**view.floor.gauges, **moving_gauges(view.floor, view.memory, players, now)}
     gauges[catalogue.MARGIN.name] = _margins(counters)
+    gauges |= _of_players(view.market or {}, players, silent)
     shown = {
         metric.name: {
             labels: value for labels, value in sorted(gauges[metric.name].items()) if budget.allows_or_drops(1)
@@ -269,6 +274,19 @@ def _margins(counters: Mapping[str, dict[Labels, int]]) -> Samples:
         labels: 100 * (revenue - costs.get(labels, 0)) / revenue
         for labels, revenue in counters[catalogue.PIPELINE_REVENUE.name].items()
         if revenue
+    }
+
+
+def _of_players(market: Market, players: frozenset[int], silent: frozenset[str]) -> dict[str, Samples]:
+    everyone = [str(player) for player in players]
+    return {
+        name: {
+            (player, *rest): markets
+            for (owner, *rest), markets in distribution.items()
+            for player in ([owner] if owner else everyone)
+            if player not in silent
+        }
+        for name, distribution in market.items()
     }
 
 

@@ -134,6 +134,16 @@ GROUP BY c.relname
 -- name: ships
 SELECT player_id, ship_symbol::text, {status} = 'idle' FROM {ships} WHERE ship_symbol <> ''
 
+-- name: market_columns
+-- The table of markets is optional, and in older databases all players share it.
+SELECT a.attname FROM pg_attribute a
+WHERE a.attrelid = to_regclass(format('%%I.market_data', %(schema)s::text)) AND a.attnum > 0 AND NOT a.attisdropped
+
+-- name: market
+-- Rows of one good at one level are as many markets. Both levels in one pass, since the table may be large.
+SELECT {player}::text, left(good_symbol::text, 128), left(supply::text, 128), left(activity::text, 128), count(*)
+FROM {market} WHERE good_symbol <> '' GROUP BY 1, 2, 3, 4
+
 -- name: health
 -- The exporter about the database, at every reconciliation.
 SELECT (SELECT count(*) FROM mfg_notify.event),

@@ -76,7 +76,7 @@ BEGIN
              ' ready_for_collection'),
             ('ships', 'player_id ship_symbol assignment_status'),
             ('ship_assignments', 'player_id ship_symbol status'),
-            ('market_data', 'player_id waypoint_symbol good_symbol supply activity')) AS read (tab, cols)
+            ('market_data', 'player_id good_symbol supply activity')) AS read (tab, cols)
         CROSS JOIN LATERAL string_to_table(read.cols, ' ') AS col
         JOIN pg_class c ON c.relname = tab
         JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = game

@@ -1,0 +1,69 @@
+"""compose.yaml and the Dockerfile against the code: no unknown name, no path that is not there, no open door."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+from tests.support import ROOT
+
+from mfg_notify.cli import main
+
+COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+every_service = pytest.mark.parametrize("service", COMPOSE["services"].values(), ids=COMPOSE["services"])
+
+
+@every_service
+def test_a_service_has_no_right_that_it_does_not_need(service: dict[str, Any]) -> None:
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+@every_service
+def test_a_service_is_reached_from_this_machine_alone(service: dict[str, Any]) -> None:
+    for port in service.get("ports", []):
+        assert port.startswith("127.0.0.1:")
+
+
+@every_service
+def test_an_image_has_a_version(service: dict[str, Any]) -> None:
+    assert "build" in service or re.search(r":v?\d+(\.\d+)+$", service["image"])
+
+
+def test_the_images_of_the_build_have_a_version() -> None:
+    assert len(set(re.findall(r"^FROM (\S+:\d+\.\d+\.\d+-slim)", DOCKERFILE, re.MULTILINE))) == 1
+
+
+@every_service
+def test_what_a_service_mounts_is_there(service: dict[str, Any]) -> None:
+    for mount in service.get("volumes", []):
+        source, _, *mode = mount.split(":")
+        if source.startswith("."):
+            # The dashboards' own tests are about their files.
+            assert (ROOT / source).exists(), source
+            assert mode == ["ro"]
+        else:
+            assert source in COMPOSE["volumes"]
+
+
+@every_service
+def test_the_command_and_its_variables_are_known(service: dict[str, Any]) -> None:
+    if "build" not in service:
+        return
+    words = [word for word in service["command"] if not word.startswith("-")]
+    command: Any = main
+    for word in words:
+        command = command.commands[word]
+    assert set(service["command"]) - set(words) <= {option for one in command.params for option in one.opts}
+    given = {name for name in service["environment"] if name.startswith("MFG_NOTIFY_")}
+    assert given <= {one.envvar for one in command.params}
+
+
+def test_the_image_serves_where_its_health_is_asked_for() -> None:
+    [address] = re.findall(r"MFG_NOTIFY_WEB_LISTEN_ADDRESS=(\S+)", DOCKERFILE)
+    assert address == "0.0.0.0:9810"
+    assert "'127.0.0.1', 9810" in DOCKERFILE
+    assert "EXPOSE 9810" in DOCKERFILE
+    assert COMPOSE["services"]["exporter"]["ports"] == ["127.0.0.1:9810:9810"]
