@@ -136,6 +136,47 @@ class ExporterProcess:
         return self.process.wait(PATIENCE)
 
 
+def number(page: str, name: str, **labels: str) -> float:
+    """Return one of the exporter's own numbers, 0 where it is absent."""
+    given = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
+    found = re.search(rf"^{re.escape(name + (f'{{{given}}}' if given else ''))} (\S+)$", page, re.MULTILINE)
+    return float(found.group(1)) if found else 0.0
+
+
+def applied(page: str) -> float:
+    """Return how many events an exporter has counted since it started."""
+    return sum(map(float, re.findall(r"^mfg_notify_events_applied_total\S+ (\S+)$", page, re.MULTILINE)))
+
+
+def reconnects(page: str) -> float:
+    """Return how many connections an exporter has given up since it started."""
+    return sum(map(float, re.findall(r"^mfg_notify_reconnects_total\S+ (\S+)$", page, re.MULTILINE)))
+
+
+def settled_page(exporter: ExporterProcess) -> str:
+    """Wait until the gauges have been read anew, and return the page."""
+    exporter.wait_ready()
+    read = "mfg_notify_reconcile_duration_seconds_count"
+    before = number(exporter.page(), read)
+    # The reading that is under way may have begun too early.
+    return eventually(exporter.page, lambda page: number(page, read) > before + 1)
+
+
+def stop_backend(connection: psycopg.Connection) -> int:
+    """Freeze the backend that the active exporter works with, between two transactions; return its process id."""
+
+    def freeze() -> int:
+        [(pid,)] = connection.execute("SELECT backend_pid FROM mfg_notify.owner").fetchall()
+        os.kill(pid, signal.SIGSTOP)
+        states = connection.execute("SELECT state FROM pg_stat_activity WHERE pid = %s", (pid,)).fetchall()
+        if states == [("idle",)]:
+            return int(pid)
+        os.kill(pid, signal.SIGCONT)
+        return 0
+
+    return eventually(freeze)
+
+
 @asynccontextmanager
 async def exporting(dsn: str, reconcile_interval: float = 30.0) -> AsyncIterator[Exporter]:
     """Run an exporter in this loop until the block ends; ready when the block begins."""

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.faults.proxy import Proxy
-from tests.faults.rig import Rig, fault, number, reconnects
-from tests.support import ROOT, ExporterProcess, eventually
+from tests.faults.rig import Rig, fault
+from tests.support import ROOT, ExporterProcess, eventually, number, reconnects
 
 
 def socket_of(dsn: str) -> str:

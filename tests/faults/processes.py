@@ -1,14 +1,17 @@
 """The exporter dies, stops, or is there twice."""
 
+import os
 import signal
 import time
 from contextlib import ExitStack
 
 from tests.faults.dying import STEPS
 from tests.faults.network import through
-from tests.faults.rig import Rig, fault, number, reconnects
-from tests.support import ExporterProcess, eventually
+from tests.faults.rig import Rig, fault
+from tests.support import ExporterProcess, eventually, number, reconnects, stop_backend
 
+GENTLE = 0.2
+"""Share of the exporters that are asked to end instead of being killed."""
 PAUSE = 60
 """Seconds of the long pause in the soak."""
 FLOOD = 0.2
@@ -22,7 +25,11 @@ def exporter_killed(rig: Rig) -> None:
             with rig.exporter() as exporter:
                 exporter.wait_ready()
                 rig.some_more(exporter, rig.chance.randrange(1, 300))
-                rig.harm("kills")
+                if rig.chance.random() < GENTLE:
+                    assert exporter.terminate() == 0, exporter.read_log()
+                    rig.harm("ends by SIGTERM")
+                else:
+                    rig.harm("kills")
         with rig.exporter() as exporter:
             exporter.wait_ready()
             rig.some_more(exporter, 50)
@@ -114,6 +121,27 @@ def split_brain(rig: Rig) -> None:
             rig.check(active)
 
 
+@fault("a backend of the exporter hangs")
+def backend_hangs(rig: Rig) -> None:
+    with rig.exporter() as exporter:
+        exporter.wait_ready()
+        with rig.game():
+            for _ in range(rig.rounds(1, 6)):
+                rig.some_more(exporter, rig.chance.randrange(1, 100))
+                with rig.connect() as connection:
+                    hanging = stop_backend(connection)
+                rig.harm("backends frozen")
+                try:
+                    with rig.timed("another backend in s"):
+                        working = "SELECT backend_pid FROM mfg_notify.owner"
+                        eventually(lambda hanging=hanging, working=working: rig.ask(working) != [(hanging,)])  # type: ignore[misc]
+                    exporter.wait_ready()
+                    rig.some_more(exporter, 20)
+                finally:
+                    os.kill(hanging, signal.SIGCONT)
+        rig.check(exporter)
+
+
 # By TCP, where the server notices by itself that nobody reads any more; a queue of 8 MB, so that its filling is seen.
 @fault("long pause under a flood", settings={"listen_addresses": "127.0.0.1", "max_notify_queue_pages": "1024"})
 def long_pause(rig: Rig) -> None:
@@ -139,14 +167,17 @@ def long_pause(rig: Rig) -> None:
 
 
 def flood_until_dropped(rig: Rig) -> None:
-    """Notify more than the listener's sockets can hold, until the server has given the listener up."""
+    """Notify more than the listener's sockets can hold, until the server has given the listener up.
+
+    A fence of a stranger is passed over: what is left of the flood changes no number.
+    """
     [(channel,)] = rig.ask("SELECT channel FROM mfg_notify.settings")
     with rig.connect() as connection, rig.timed("listener dropped in s"):
 
         def flood_and_look() -> bool:
             if queue_usage(rig) < FLOOD:
                 connection.execute(
-                    "SELECT count(pg_notify(%s, i || repeat(' ', 7000))) FROM generate_series(1, 50) i", (channel,)
+                    "SELECT count(pg_notify(%s, 'fence ' || i || repeat(' ', 7000))) FROM generate_series(1, 50) i", (channel,)
                 )
             rig.report.figure("notification queue in %", 100 * queue_usage(rig))
             listening = rig.ask("SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")

@@ -22,7 +22,7 @@ import psycopg
 from tests import truth
 from tests.conftest import Server, create_game_tables
 from tests.faults.watch import Watch
-from tests.support import PATIENCE, ROOT, ExporterProcess, eventually
+from tests.support import PATIENCE, ROOT, ExporterProcess, applied, eventually, number, settled_page
 
 from mfg_notify.demo.embedded import EmbeddedPostgres
 from mfg_notify.postgres import migrations
@@ -266,32 +266,6 @@ class Rig:
         self.report.violations += [f"{invariant}: {text}" for text in found[:10]]
         if len(found) > 10:
             self.violation(f"{invariant}: and {len(found) - 10} more")
-
-
-def number(page: str, name: str, **labels: str) -> float:
-    """Return one of the exporter's own numbers, 0 where it is absent."""
-    given = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
-    found = re.search(rf"^{re.escape(name + (f'{{{given}}}' if given else ''))} (\S+)$", page, re.MULTILINE)
-    return float(found.group(1)) if found else 0.0
-
-
-def applied(page: str) -> float:
-    """Return how many events an exporter has counted since it started."""
-    return sum(map(float, re.findall(r"^mfg_notify_events_applied_total\S+ (\S+)$", page, re.MULTILINE)))
-
-
-def reconnects(page: str) -> float:
-    """Return how many connections an exporter has given up since it started."""
-    return sum(map(float, re.findall(r"^mfg_notify_reconnects_total\S+ (\S+)$", page, re.MULTILINE)))
-
-
-def settled_page(exporter: ExporterProcess) -> str:
-    """Wait until the gauges have been read anew, and return the page."""
-    exporter.wait_ready()
-    read = "mfg_notify_reconcile_duration_seconds_count"
-    before = number(exporter.page(), read)
-    # The reading that is under way may have begun too early.
-    return eventually(exporter.page, lambda page: number(page, read) > before + 1)
 
 
 # ---------------------------------------------------------------------------------------------------- faults --

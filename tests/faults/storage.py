@@ -4,16 +4,21 @@ import shutil
 import subprocess
 
 from tests import truth
-from tests.faults.rig import Rig, fault, number, settled_page
+from tests.faults.rig import Rig, fault
 from tests.faults.watch import names_that_rise
-from tests.support import ExporterProcess, samples
+from tests.support import ExporterProcess, eventually, number, samples, settled_page
 
 
 def crash(rig: Rig, exporter: ExporterProcess) -> None:
     """Restart the server as after a crash, at some moment of the game."""
     rig.some_more(exporter, rig.chance.randrange(50, 300))
-    rig.server.restart("immediate")
+    rig.server.stop("immediate")
     rig.harm("crashes of the server")
+    eventually(lambda: exporter.get("/-/ready").status_code == 503)
+    # It answers while the database is down, with the numbers of before: what falls, the watch sees.
+    if "spacetraders_daemon_manufacturing_tasks_completed_total{" not in exporter.page():
+        rig.violation("the page is empty while the database is down")
+    rig.server.start()
 
 
 @fault("database crash", settings={})
