@@ -153,6 +153,16 @@ def reconnects(page: str) -> float:
     return sum(map(float, re.findall(r"^mfg_notify_reconnects_total\S+ (\S+)$", page, re.MULTILINE)))
 
 
+def leads(exporter: ExporterProcess) -> bool:
+    """Tell whether this exporter is the active one, by its own word."""
+    return number(exporter.page(), "mfg_notify_leader") == 1
+
+
+def stands_by(exporter: ExporterProcess) -> bool:
+    """Tell whether this exporter stands by, by its own word."""
+    return number(exporter.page(), "mfg_notify_standby") == 1
+
+
 def settled_page(exporter: ExporterProcess) -> str:
     """Wait until the gauges have been read anew, and return the page."""
     exporter.wait_ready()

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from tests.faults.dying import STEPS
 from tests.faults.network import through
 from tests.faults.rig import Rig, fault
-from tests.support import ExporterProcess, eventually, number, reconnects, stop_backend
+from tests.support import eventually, leads, reconnects, stands_by, stop_backend
 
 GENTLE = 0.2
 """Share of the exporters that are asked to end instead of being killed."""
@@ -49,14 +49,6 @@ def exporter_killed_in_a_fold(rig: Rig) -> None:
                     rig.harm("kills")
     with rig.exporter() as exporter:
         rig.check(exporter)
-
-
-def leads(exporter: ExporterProcess) -> bool:
-    return number(exporter.page(), "mfg_notify_leader") == 1
-
-
-def stands_by(exporter: ExporterProcess) -> bool:
-    return number(exporter.page(), "mfg_notify_standby") == 1
 
 
 @fault("standby takes over after a kill")
@@ -177,7 +169,8 @@ def flood_until_dropped(rig: Rig) -> None:
         def flood_and_look() -> bool:
             if queue_usage(rig) < FLOOD:
                 connection.execute(
-                    "SELECT count(pg_notify(%s, 'fence ' || i || repeat(' ', 7000))) FROM generate_series(1, 50) i", (channel,)
+                    "SELECT count(pg_notify(%s, 'fence ' || i || repeat(' ', 7000))) FROM generate_series(1, 50) i",
+                    (channel,),
                 )
             rig.report.figure("notification queue in %", 100 * queue_usage(rig))
             listening = rig.ask("SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")

@@ -43,6 +43,8 @@ class Ratchet:
         for line in fresh:
             place, _, text = line.rpartition(" ")
             name = place.partition("{")[0]
+            if "_seconds" in name and text.startswith("-"):
+                self.falls.append(f"{place} is {text}: a time that is negative")
             if name not in self._rising:
                 continue
             value, before = float(text), self.highest.get(place, 0.0)

@@ -29,9 +29,10 @@ SELECT pg_notify(%(channel)s, %(ping)s), EXISTS (SELECT FROM beat),
 
 -- name: acquire_lease
 -- Free, mine, silent for 5 s, or its backend is gone (a stopped process keeps its backend, so both are needed). The
--- clock is the database's.
+-- clock is the database's; when that was set back, a beat from the future is no sign of life either.
 UPDATE mfg_notify.owner SET who = %(who)s, backend_pid = pg_backend_pid(), beat = clock_timestamp()
-WHERE who IS NULL OR who = %(who)s OR beat < clock_timestamp() - interval '5 seconds'
+WHERE who IS NULL OR who = %(who)s
+   OR beat NOT BETWEEN clock_timestamp() - interval '5 seconds' AND clock_timestamp() + interval '5 seconds'
    OR NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = owner.backend_pid)
 RETURNING generation
 
@@ -147,7 +148,7 @@ FROM {market} WHERE good_symbol <> '' GROUP BY 1, 2, 3, 4
 -- name: health
 -- The exporter about the database, at every reconciliation.
 SELECT (SELECT count(*) FROM mfg_notify.event),
-       (SELECT coalesce(date_part('epoch', clock_timestamp() - min(at)), 0) FROM mfg_notify.event),
+       (SELECT greatest(date_part('epoch', clock_timestamp() - min(at)), 0) FROM mfg_notify.event),
        (SELECT count(*) FROM mfg_notify.event WHERE version <> %(version)s),
        pg_notification_queue_usage(),
        (SELECT CASE WHEN is_called THEN last_value + 1 ELSE 0 END FROM mfg_notify.lost),
