@@ -221,13 +221,20 @@ $$;
 -- waits longer than 10 ms; and after one failure the rest of that transaction only counts (the breaker), so that a
 -- locked journal is paid for once a transaction and not once a statement.
 
--- Sends what the calling statement has just written, unless that could hurt the game.
+-- Sends what the calling statement has just written, unless that could hurt the game: a full notification queue fails
+-- the COMMIT of whoever notifies, where nothing can be caught any more. So nothing is sent from a quarter full on. And
+-- what this very transaction is about to send is not in the queue yet, so a transaction sends at most 100 payloads of
+-- less than 2,000 bytes, and beyond that one 'fold': that fits into what is left of the smallest queue there can be.
 CREATE OR REPLACE FUNCTION mfg_notify.announce(written bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    channel text;
-    notify  boolean;
-    backlog bigint;
+    channel   text;
+    notify    boolean;
+    backlog   bigint;
+    -- How many events this transaction has announced, in a setting that ends with it: its number, ':', that many.
+    me        text := pg_current_xact_id()::text || ':';
+    setting   text := current_setting('mfg_notify.announced', true);
+    announced bigint := written;
 BEGIN
     SELECT s.channel, s.notify, e.last_value - f.last_value INTO channel, notify, backlog
     FROM mfg_notify.settings s, mfg_notify.event_id_seq e, mfg_notify.folded f;
@@ -235,16 +242,19 @@ BEGIN
     IF backlog > 5000000 THEN
         RAISE EXCEPTION 'the journal holds % events that no exporter has folded', backlog;
     END IF;
-    -- A full notification queue fails the COMMIT of whoever notifies, so stop long before.
     IF NOT notify OR pg_notification_queue_usage() >= 0.25 THEN
         RETURN;
     END IF;
-    IF written > 100 THEN
+    IF starts_with(setting, me) THEN
+        announced := announced + substr(setting, length(me) + 1)::bigint;
+    END IF;
+    PERFORM set_config('mfg_notify.announced', me || announced, true);
+    IF announced > 100 THEN
         PERFORM pg_notify(channel, 'fold');
         RETURN;
     END IF;
-    -- My last rows by id are those of this statement. A payload is ASCII and under 7,900 bytes, or just says 'fold'.
-    PERFORM pg_notify(channel, CASE WHEN octet_length(payload) < 7900 AND payload !~ '[^[:ascii:]]'
+    -- My last rows by id are those of this statement. A payload is ASCII and short, or just says 'fold'.
+    PERFORM pg_notify(channel, CASE WHEN octet_length(payload) < 2000 AND payload !~ '[^[:ascii:]]'
                                     THEN payload ELSE 'fold' END)
     FROM (SELECT e.id, '[' || e.version || ',' || e.id || ',' || e.xid::text || ','
                  || mfg_notify.microseconds(e.at) || ',' || e.body || ']' AS payload

@@ -138,14 +138,52 @@ def test_many_rows_are_one_notification(bench: Bench) -> None:
     assert bench.notified() == ["fold"]
 
 
+def test_many_statements_in_a_transaction_are_one_notification_more(bench: Bench) -> None:
+    bench.write(TASKS, 60)
+    bench.notified()
+
+    def save(status: str) -> None:
+        bench.game.execute("UPDATE manufacturing_tasks SET status = %s", (status,))
+
+    with bench.game.transaction():
+        save("READY")
+        with bench.game.transaction(force_rollback=True):
+            save("PENDING")  # what was not done is not announced, and takes no place
+        bench.game.execute("UPDATE manufacturing_tasks SET status = 'PENDING' WHERE id = 't1'")
+        for status in ("ASSIGNED", "EXECUTING", "READY"):
+            save(status)
+    payloads = bench.notified()
+    assert payloads.count("fold") == 1
+    assert len(payloads) == 62
+    save("PENDING")
+    assert len(bench.notified()) == 60
+    assert len(bench.journal()) == 360 + 1
+
+
+def test_the_games_own_settings_do_no_harm(bench: Bench) -> None:
+    bench.game.execute("SET mfg_notify.announced = 'rubbish'; SET mfg_notify.skip = 'rubbish'")
+    assert len(bench.write(TASK, "t", "PENDING")) == 1
+    assert len(bench.notified()) == 1
+    assert bench.lost() == 0
+
+
 def test_payload_that_cannot_travel_says_fold(bench: Bench) -> None:
     bench.game.execute("ALTER TABLE manufacturing_tasks ALTER assigned_ship TYPE text")
+    bench.game.execute(
+        "ALTER TABLE manufacturing_tasks ALTER task_type TYPE text, DROP CONSTRAINT manufacturing_tasks_type"
+    )
     bench.write(TASK, "t", "PENDING")
     [event] = bench.write("UPDATE manufacturing_tasks SET assigned_ship = 'Ümläut'")
     assert images(event)[1].assigned_ship == "Ümläut"
     assert bench.notified() == ["fold"]
     [event] = bench.write("UPDATE manufacturing_tasks SET assigned_ship = repeat('x', 100000)")
     assert images(event)[1].assigned_ship == "x" * 128
+    # JSON writes each of these as six characters: many such payloads would fill the queue.
+    controls = "UPDATE manufacturing_tasks SET assigned_ship = repeat(chr(%s), 128), task_type = repeat(chr(%s), 128)"
+    bench.write(controls, 1, 1)
+    [event] = bench.write(controls, 2, 2)
+    assert images(event)[1].task_type == "\2" * 128
+    assert bench.notified() == ["fold"]
     [event] = bench.write("UPDATE manufacturing_tasks SET assigned_ship = ''")
     assert images(event)[1].assigned_ship is None
 
