@@ -2,7 +2,7 @@
 
 import pytest
 from tests.conftest import Server
-from tests.faults import processes  # noqa: F401 - they register their faults
+from tests.faults import processes, schema  # noqa: F401 - they register their faults
 from tests.faults.rig import FAULTS, Fault
 
 SEED = 4
