@@ -272,6 +272,8 @@ def migrate_status(dsn: str, game_schema: str) -> None:
         say(f"triggers  the game's tables are not in schema {game_schema}; see --game-schema")
     if status.notify is not None:
         say(f"notify    {'on' if status.notify else 'off'}")
+    if status.missing:
+        say(f"missing   {', '.join(status.missing)}")
     if not status.complete:
         say("[yellow]not complete[/]: run mfg-notify migrate up")
         sys.exit(1)

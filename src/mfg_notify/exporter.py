@@ -514,6 +514,10 @@ class Exporter:
         schema = self._settings.schema
         self._floor.record()
         patience = session.snapshot_patience
+        # The game may have changed its tables, somebody may have upgraded or removed ours: say so in plain words.
+        channel, notify, _ = await _in_time(SILENCE, self._check_schema(session.working))
+        if (channel, notify) != (session.channel, session.notify):
+            raise SchemaNotReady("mfg_notify.settings has changed; connecting again")
         session.taken = await _in_time(patience, snapshot.read_snapshot(session.working, schema))
         session.taken_fence = None
         session.ships_query = session.taken.ships_query

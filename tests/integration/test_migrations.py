@@ -2,13 +2,15 @@
 
 import re
 import threading
+from contextlib import suppress
 
+import anyio
 import psycopg
 import pytest
 from click.testing import CliRunner
 from psycopg import sql
 from tests.conftest import Database
-from tests.support import exporting, page_of, settled, value
+from tests.support import PATIENCE, exporting, page_of, settled, value
 
 from mfg_notify.cli import main
 from mfg_notify.core.catalogue import PIPELINE_COST, PIPELINE_REVENUE
@@ -137,6 +139,52 @@ def test_dropped_trigger_comes_back(database: Database) -> None:
         assert not migrations.read_status(connection, "public").complete
         migrations.up(connection, "public", print)
         assert objects(connection) == installed
+
+
+def names(connection: psycopg.Connection) -> set[str]:
+    """Return the names of everything in our schema that a migration makes by name."""
+    return {
+        name
+        for (name,) in connection.execute(
+            """SELECT relname FROM pg_class WHERE relnamespace = 'mfg_notify'::regnamespace AND relkind IN ('r', 'S')
+               UNION SELECT proname FROM pg_proc WHERE pronamespace = 'mfg_notify'::regnamespace"""
+        )
+    } - {"total_arrival_seq", "event_id_seq"}  # which go with their tables
+
+
+def test_whatever_was_dropped_comes_back(database: Database) -> None:
+    with database.connect() as connection:
+        migrations.up(connection, "public", print)
+        installed = objects(connection)
+        for name in sorted(names(connection)):
+            with connection.transaction(force_rollback=True):
+                for kind in ("TABLE", "SEQUENCE", "FUNCTION"):
+                    # It is one of these, and the others complain.
+                    with suppress(psycopg.errors.ProgrammingError), connection.transaction():
+                        connection.execute(f"DROP {kind} mfg_notify.{name} CASCADE".encode())
+                assert not migrations.read_status(connection, "public").complete, name
+        for dropped in ("FUNCTION mfg_notify.announce", "TABLE mfg_notify.event", "SEQUENCE mfg_notify.lost"):
+            connection.execute(f"DROP {dropped}".encode())
+            assert migrations.up(connection, "public", print)
+            assert migrations.read_status(connection, "public").complete
+        assert objects(connection) == installed
+
+
+@pytest.mark.anyio
+async def test_settings_made_anew_are_noticed(installed: Database) -> None:
+    """Their channel is another one: who goes on listening to the old one is late from then on."""
+    with installed.connect() as connection:
+        async with exporting(installed.dsn, reconcile_interval=0.1) as exporter:
+            connection.execute("DROP TABLE mfg_notify.settings")
+            with anyio.fail_after(PATIENCE):
+                await exporter.wait_until(lambda state: not state.ready and state.problem is not None)
+                migrations.up(connection, "public", print)
+                await exporter.wait_until(lambda state: state.ready)
+            [(channel,)] = connection.execute("SELECT channel FROM mfg_notify.settings").fetchall()
+            listening = connection.execute(
+                "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'"
+            ).fetchall()
+            assert [query for (query,) in listening] == [f'LISTEN "{channel}"']
 
 
 def test_newer_schema_is_left_alone(database: Database) -> None:

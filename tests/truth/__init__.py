@@ -16,6 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 PREFIX = "spacetraders_daemon_"
 WAIT = "manufacturing_task_wait_seconds"
 
+FED_BY_EVENTS = frozenset({"manufacturing_profit_rate", "manufacturing_margin_percent"})
+"""Gauges that no look at the live rows can mend."""
+
 Labels = frozenset[tuple[str, str]]
 Series = tuple[str, Labels]
 Connection = psycopg.Connection[Any]
@@ -27,6 +30,12 @@ def install(connection: Connection) -> None:
     with connection.transaction():
         for script in ("audit.sql", "truth.sql"):
             connection.execute((here / script).read_bytes())
+
+
+def copy_journal(connection: Connection) -> None:
+    """Copy what reaches the journal, so that what was lost can be told. As a superuser, before the game begins."""
+    with connection.transaction():
+        connection.execute((Path(__file__).parent / "journal.sql").read_bytes())
 
 
 def read_counters(connection: Connection) -> dict[Series, int]:
@@ -112,19 +121,55 @@ def read_history(connection: Connection) -> dict[Series, list[tuple[int, float]]
 def compare_totals(connection: Connection) -> list[str]:
     """Return every difference between `mfg_notify.total` and the truth, in plain words."""
     counted = {place: n for place, n in read_counters(connection).items() if n}
-    settled = {
-        (metric, _labels(labels)): n
-        for metric, labels, n in _read(
-            connection,
-            "SELECT metric, labels, n FROM mfg_notify.total"
-            " WHERE n <> 0 AND NOT starts_with(metric, 'manufacturing_task_wait_seconds')",
-        )
-    }
+    settled = _read_settled(connection)
     return sorted(
         f"{_written(place)} is settled as {settled.get(place, 0)} and must be {counted.get(place, 0)}"
         for place in counted.keys() | settled.keys()
         if counted.get(place) != settled.get(place)
     )
+
+
+def _read_settled(connection: Connection) -> dict[Series, int]:
+    rows = _read(
+        connection,
+        "SELECT metric, labels, n FROM mfg_notify.total"
+        " WHERE n <> 0 AND NOT starts_with(metric, 'manufacturing_task_wait_seconds')",
+    )
+    return {(metric, _labels(labels)): n for metric, labels, n in rows}
+
+
+def count_given_up(connection: Connection) -> int:
+    """Return how many transactions of the game have lost events because a trigger gave up: statements at least.
+
+    Needs `copy_journal`.
+    """
+    return int(_read(connection, "SELECT count(*) FROM audit.missed WHERE given_up")[0][0])
+
+
+def compare_bounds(connection: Connection) -> list[str]:
+    """Return every total that lies outside of what the lost events leave open, in plain words.
+
+    Needs `copy_journal`.
+    """
+    bounds = {
+        (metric, _labels(labels)): (least or 0, most or 0)
+        for metric, labels, least, most in _read(connection, "SELECT metric, labels, least, most FROM audit.bound")
+    }
+    settled = _read_settled(connection)
+    return sorted(
+        f"{_written(place)} is settled as {settled.get(place, 0)} and must be {least} to {most}"
+        for place in bounds.keys() | settled.keys()
+        for least, most in [bounds.get(place, (0, 0))]
+        if not least <= settled.get(place, 0) <= most
+    )
+
+
+def compare_gauges(page_text: str, connection: Connection) -> list[str]:
+    """Return every difference in those gauges that are functions of the live rows alone, in plain words."""
+    names = {name for (name,) in _read(connection, "SELECT metric FROM audit.family WHERE kind = 'gauge'")}
+    names -= FED_BY_EVENTS
+    found = compare(page_text, connection)
+    return [text for text in found if text.partition("{")[0].removeprefix(PREFIX) in names]
 
 
 def compare(page_text: str, connection: Connection) -> list[str]:

@@ -26,6 +26,12 @@ PATIENCE = 60.0
 """Seconds for which a migration tries to get its locks."""
 TRIGGERS = 12
 """Four on each of three tables."""
+RELATIONS = ("event", "event_id_seq", "total", "recent", "latest", "owner", "settings", "lost", "folded")
+FUNCTIONS = (
+    *("missing_columns", "microseconds", "pipeline_image", "task_image", "factory_image", "speaks", "announce"),
+    *("pipeline_changed", "task_changed", "factory_changed"),
+)
+"""Without one of these the installation is not complete."""
 NAME_BYTES = 63
 """PostgreSQL cuts longer names."""
 
@@ -42,16 +48,25 @@ class Migration:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What is installed: `version` None where nothing is; triggers of ours that are enabled."""
+    """What is installed: `version` None where nothing is; triggers of ours that are enabled.
+
+    `missing` are tables, sequences and functions of our schema that somebody has dropped.
+    """
 
     version: int | None
     notify: bool | None
     triggers: dict[str, int]
+    missing: tuple[str, ...] = ()
+
+    @property
+    def intact(self) -> bool:
+        """Tell whether everything of the version that is installed is there, and every trigger enabled."""
+        return self.version is not None and not self.missing and sum(self.triggers.values()) == TRIGGERS
 
     @property
     def complete(self) -> bool:
-        """Newest version, every trigger there and enabled."""
-        return self.version == latest_version() and sum(self.triggers.values()) == TRIGGERS
+        """Tell whether that is the newest version, too."""
+        return self.intact and self.version == latest_version()
 
 
 def _directory() -> Traversable:
@@ -103,8 +118,10 @@ def read_status(connection: psycopg.Connection, schema: str) -> Status:
         if exists is None or not exists[0]:
             return Status(None, None, dict(counted))
         row = connection.execute(QUERY["settings"]).fetchone()
+        names = {"relations": list(RELATIONS), "functions": list(FUNCTIONS)}
+        missing = connection.execute(QUERY["missing_objects"], names).fetchall()
     version, _, notify, _ = row if row is not None else (None, None, None, None)
-    return Status(version, notify, dict(counted))
+    return Status(version, notify, dict(counted), tuple(name for (name,) in missing))
 
 
 def up(connection: psycopg.Connection, schema: str, on_wait: Callable[[str], None]) -> list[Migration]:
@@ -125,9 +142,9 @@ def up(connection: psycopg.Connection, schema: str, on_wait: Callable[[str], Non
             f"the database has schema version {status.version}, this mfg-notify knows {everything[-1].number}: "
             "upgrade mfg-notify"
         )
-    # Triggers that someone dropped come back by applying all again: every file is safe to repeat.
-    intact = sum(status.triggers.values()) == TRIGGERS
-    pending = [m for m in everything if not (intact and status.version is not None and m.number <= status.version)]
+    # What someone dropped comes back by applying all again: every file is safe to repeat.
+    installed = status.version if status.intact and status.version is not None else 0
+    pending = [m for m in everything if m.number > installed]
     for migration in pending:
         _apply(connection, render(migration.up, schema), on_wait)
     return pending

@@ -16,6 +16,13 @@ SELECT to_regclass('mfg_notify.settings') IS NOT NULL
 -- With the backend that a notification of mine will name as its sender: a pooler tells the client another number.
 SELECT version, channel, notify, pg_backend_pid() FROM mfg_notify.settings
 
+-- name: missing_objects
+-- What a migration makes and is not there; its triggers are counted by themselves.
+SELECT name FROM unnest(%(relations)s::text[]) name WHERE to_regclass('mfg_notify.' || name) IS NULL
+UNION ALL
+SELECT name FROM unnest(%(functions)s::text[]) name
+WHERE NOT EXISTS (SELECT FROM pg_proc WHERE proname = name AND pronamespace = to_regnamespace('mfg_notify'))
+
 -- name: missing_columns
 SELECT * FROM mfg_notify.missing_columns()
 

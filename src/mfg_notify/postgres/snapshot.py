@@ -33,7 +33,6 @@ class Health:
     clock: int
     triggers: dict[str, int]
     """Enabled triggers of ours by table of the game."""
-    missing_columns: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,6 @@ async def read_health(connection: Connection, schema: str) -> Health:
         cursor = await connection.execute(QUERY["health"], {"version": events.VERSION})
         rows, oldest_age, unknown, queue_usage, lost, clock = (await cursor.fetchall())[0]
         triggers = await (await connection.execute(QUERY["triggers"], {"schema": schema})).fetchall()
-        missing = await (await connection.execute(QUERY["missing_columns"])).fetchall()
     return Health(
         journal_rows=rows,
         journal_oldest_age=oldest_age,
@@ -107,5 +105,4 @@ async def read_health(connection: Connection, schema: str) -> Health:
         lost_statements=lost,
         clock=clock,
         triggers=dict(triggers),
-        missing_columns=tuple(column for (column,) in missing),
     )
