@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import ssl
 import subprocess
@@ -115,9 +116,9 @@ class ExporterProcess:
         assert found is not None
         return f"http://{found.group(1)}"
 
-    def get(self, path: str) -> httpx.Response:
+    def get(self, path: str, accept: str = "*/*") -> httpx.Response:
         """Ask for a page."""
-        return httpx.get(self.address + path, verify=_NO_TRUST)
+        return httpx.get(self.address + path, verify=_NO_TRUST, headers={"accept": accept})
 
     def page(self) -> str:
         """Return the metrics as text."""
@@ -221,6 +222,14 @@ def assert_exact(page: str, connection: psycopg.Connection) -> None:
     """Compare every metric of the game on the page with the recount of the audit."""
     differences = truth.compare(page, connection)
     assert not differences, "\n".join(differences[:20])
+
+
+def check_with_promtool(page: str) -> list[str]:
+    """Return what promtool objects to, a line each; nothing where there is no promtool."""
+    if (promtool := shutil.which("promtool")) is None:
+        return []
+    done = subprocess.run([promtool, "check", "metrics"], input=page, capture_output=True, text=True, check=False)
+    return (done.stdout + done.stderr).splitlines()
 
 
 @contextmanager

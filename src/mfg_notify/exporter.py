@@ -46,6 +46,10 @@ CONFIRM_DELAY = 2.0
 """Seconds from a payload that was counted to the fold that settles it."""
 FOLD_INTERVAL_WITHOUT_NOTIFY = 1.0
 """Seconds between folds where the triggers may not notify."""
+EMPTY_REST = 0.25
+"""Seconds of rest after a fold that found nothing: whoever knows the channel may ask for folds without end."""
+SNAPSHOT_REST = 1.0
+"""Seconds of rest after a snapshot that events have asked for, at least."""
 TICK_INTERVAL = 1.0
 """Seconds between pings, which are also the beats of the lease."""
 SILENCE = 5.0
@@ -136,6 +140,10 @@ class _Session:
     """What was pending when the draining of the journal began that is under way."""
     snapshot_patience: float = SNAPSHOT_PATIENCE
     """Seconds that the next snapshot may take: much at first, then a few times what they do take."""
+    rest_until: float = 0.0
+    """When payloads may have a fold again; 0 where the last one had something to do."""
+    snapshot_rest_until: float = 0.0
+    """When events may have a snapshot again."""
     ships_query: snapshot.ShipsQuery | None = None
     taken: snapshot.Snapshot | None = None
     """Live rows that wait until everything that they show has been heard of."""
@@ -351,9 +359,9 @@ class Exporter:
         while not self._stopping:
             self._wake = anyio.Event()
             now = self._clock()
-            fold_due = min(fold_due, now + self._receive(session))
+            fold_due = min(fold_due, max(now + self._receive(session), session.rest_until))
             if self._floor.wants_snapshot and session.taken is None:
-                reconcile_due = now
+                reconcile_due = min(reconcile_due, session.snapshot_rest_until)
             if now >= tick_due:
                 was_leader = self.state.leader
                 await self._tick(session)
@@ -404,7 +412,7 @@ class Exporter:
             event = decode_payload(payload)
         except MalformedEvent:
             self.telemetry.events_rejected.labels("malformed").inc()
-            return FOLD_DELAY
+            return CONFIRM_DELAY
         match self._counters.receive(event):
             case Arrival.COUNTED:
                 self._memory.add(settle((event,)))
@@ -483,6 +491,7 @@ class Exporter:
         for event in fold.events:
             self._floor.apply(event)
         self._account(news)
+        session.rest_until = 0.0 if fold.events else self._clock() + EMPTY_REST
         if fold.malformed:
             self.telemetry.events_rejected.labels("malformed").inc(fold.malformed)
         if fold.drained:
@@ -490,6 +499,9 @@ class Exporter:
             if ghosts:
                 log.warning("notifications without an event: forged, or lost in a crash of the server", events=ghosts)
                 self.telemetry.events_rejected.labels("ghost").inc(ghosts)
+                # What they have touched is read anew.
+                self._memory = await _in_time(SNAPSHOT_PATIENCE, journal.read_memory(session.working))
+                self._floor.doubt()
             session.suspects = None
             if session.taken is not None and session.taken_fence is None:
                 session.taken_fence = fold.generation
@@ -525,6 +537,7 @@ class Exporter:
         self._watch_over(session, await _in_time(patience, snapshot.read_health(session.working, schema)))
         took = self._clock() - started
         session.snapshot_patience = max(SILENCE, 5 * took)
+        session.snapshot_rest_until = self._clock() + max(SNAPSHOT_REST, 5 * took)
         self.telemetry.reconcile_duration.observe(took)
 
     async def _reconcile(self, session: _Session) -> None:

@@ -6,10 +6,9 @@ Needs promtool (Debian: apt-get install prometheus).
 import shutil
 import subprocess
 
-import anyio
 import pytest
 from tests.conftest import Database
-from tests.support import ROOT, exporting, page_of, settled
+from tests.support import ROOT, check_with_promtool, exporting, page_of, settled
 
 from mfg_notify.core import catalogue
 from mfg_notify.demo.game import play
@@ -29,7 +28,8 @@ def promtool() -> str:
     return found
 
 
-async def test_promtool_objects_to_the_prescribed_names_only(promtool: str, installed: Database) -> None:
+@pytest.mark.usefixtures("promtool")
+async def test_promtool_objects_to_the_prescribed_names_only(installed: Database) -> None:
     with installed.connect() as connection:
         async with exporting(installed.dsn, reconcile_interval=0.2) as exporter:
             await play(installed.dsn, GameOptions(seed=4, rate=0), statements=1500)
@@ -42,9 +42,7 @@ async def test_promtool_objects_to_the_prescribed_names_only(promtool: str, inst
             )
             await settled(exporter, connection)
             page = page_of(exporter)
-    checked = await anyio.run_process([promtool, "check", "metrics"], input=page.encode(), check=False)
-    objections = (checked.stdout + checked.stderr).decode().splitlines()
-    assert {line.split()[0] for line in objections} == NAMED_BY_THE_SPECIFICATION
+    assert {line.split()[0] for line in check_with_promtool(page)} == NAMED_BY_THE_SPECIFICATION
     assert len(NAMED_BY_THE_SPECIFICATION) == 7
 
 

@@ -1,16 +1,19 @@
 """Our own schema is locked, dropped, revoked; its disk is full; its triggers are off; the game changes its tables."""
 
 import re
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import LiteralString
 
 import psycopg
-from psycopg import errors
+from psycopg import errors, sql
 from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 from tests.faults.rig import Rig, fault
-from tests.support import eventually
+from tests.support import ExporterProcess, eventually, number
 
 from mfg_notify.postgres import migrations
 
@@ -161,3 +164,263 @@ def check_warnings(rig: Rig) -> None:
     rig.report.figure("warnings of one transaction", max(warnings.values(), default=0))
     if any(count > 2 for count in warnings.values()):
         rig.violation(f"I4: {max(warnings.values())} warnings in one transaction")
+
+
+# ------------------------------------------------------------------------------------------- disk full --
+
+DISK = 4 << 20
+"""Bytes of the disk that the journal is on while it gets full."""
+
+
+@contextmanager
+def small_disk(rig: Rig) -> Iterator[Path]:
+    """Mount a small disk that the server may write to."""
+    folder = rig.server.folder / "small"
+    folder.mkdir()
+    user = rig.server.folder.stat().st_uid
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK},uid={user},mode=0700", "mfg-notify-test", folder], check=True
+    )
+    try:
+        yield folder
+    finally:
+        # The server may still have files open there.
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(folder: Path) -> None:
+    """Write until the disk is full."""
+    with (folder / "ballast").open("ab", buffering=0) as ballast, suppress(OSError):
+        while True:
+            ballast.write(bytes(4096))
+
+
+@fault("disk full", settings={"log_line_prefix": "%x "}, needs=("root", "mount"))
+def disk_full(rig: Rig) -> None:
+    rig.copy_journal()
+    with small_disk(rig) as folder, rig.exporter() as exporter:
+        place = folder / "journal"
+        place.mkdir()
+        shutil.chown(place, user=rig.server.folder.stat().st_uid)
+        with rig.connect() as connection:
+            connection.execute(sql.SQL("CREATE TABLESPACE small LOCATION {}").format(str(place)))
+            connection.execute("ALTER TABLE mfg_notify.event SET TABLESPACE small")
+            connection.execute("ALTER INDEX mfg_notify.event_pkey SET TABLESPACE small")
+        exporter.wait_ready()
+        with rig.game():
+            rig.some_more(exporter, 20)
+            for _ in range(rig.rounds(2, 20)):
+                before = rig.lost()
+
+                def suffers(before: int = before) -> bool:
+                    # What vacuum gives back is taken, too.
+                    fill(folder)
+                    return rig.lost() >= before + SUFFERING
+
+                eventually(suffers)
+                rig.harm("full disks")
+                (folder / "ballast").unlink()
+                rig.some_more(exporter, SUFFERING)
+        rig.check(exporter, missed=True)
+        rig.ask("ALTER TABLE mfg_notify.event SET TABLESPACE pg_default")
+    check_warnings(rig)
+
+
+# -------------------------------------------------------------------------------------- triggers are off --
+
+
+def switch_triggers(rig: Rig, verb: LiteralString) -> None:
+    def switch(connection: psycopg.Connection) -> None:
+        for table in GAME.split(", "):
+            for operation in ("insert", "update", "delete", "truncate"):
+                connection.execute(f"ALTER TABLE {table} {verb} TRIGGER mfg_notify_{operation}".encode())
+
+    patiently(rig, switch)
+
+
+def corrections(page: str) -> float:
+    """Return how many series of gauges a reconciliation had to correct."""
+    return sum(map(float, re.findall(r"^mfg_notify_reconcile_corrections_total\S+ (\S+)$", page, re.MULTILINE)))
+
+
+@contextmanager
+def corrected(exporter: ExporterProcess) -> Iterator[None]:
+    """Let the block do what makes no event, and wait until the exporter says that it missed some."""
+    before = corrections(exporter.page())
+    yield
+    eventually(lambda: corrections(exporter.page()) > before)
+
+
+INSERT = """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
+SELECT %s || n, (SELECT min(id) FROM players), 'LIQUIDATE', 'PENDING', 'G' FROM generate_series(1, 20) n"""
+
+
+@fault("triggers disabled, replica role, data-only restore")
+def triggers_off(rig: Rig) -> None:
+    rig.copy_journal()
+    with rig.exporter() as exporter:
+        exporter.wait_ready()
+        with rig.game():
+            rig.some_more(exporter, 20)
+            for round_ in range(rig.rounds(1, 10)):
+                with corrected(exporter):
+                    switch_triggers(rig, "DISABLE")
+                    rig.harm("triggers disabled")
+                    wait_for_triggers(exporter, 0)
+                    play_on(rig)
+                    switch_triggers(rig, "ENABLE")
+                    wait_for_triggers(exporter, 4)
+                with corrected(exporter), rig.connect() as connection:
+                    connection.execute("SET session_replication_role = replica")
+                    connection.execute(INSERT, (f"replica {round_} ",))
+                    connection.execute(
+                        "UPDATE manufacturing_tasks SET status = 'READY' WHERE starts_with(id, 'replica')"
+                    )
+                    rig.harm("writes of a replica")
+                rig.some_more(exporter, 10)
+                restore(rig, exporter, f"restored {round_} ")
+                rig.harm("data-only restores")
+                rig.some_more(exporter, 10)
+        rig.check(exporter, missed=True, known=False)
+        log = exporter.read_log()
+    for said in ("triggers are missing or disabled", "the gauges were wrong: events were missed"):
+        if said not in log:
+            rig.violation(f"the log does not say that {said}")
+
+
+def wait_for_triggers(exporter: ExporterProcess, count: int) -> None:
+    """Wait until the exporter says that each table has so many triggers enabled."""
+    tables = [table.removeprefix("public.") for table in GAME.split(", ")]
+    eventually(
+        lambda: {number(exporter.page(), "mfg_notify_triggers_installed", table=table) for table in tables} == {count}
+    )
+
+
+def restore(rig: Rig, exporter: ExporterProcess, prefix: str) -> None:
+    """Bring back rows as `pg_restore --data-only --disable-triggers` does."""
+    table = "public.manufacturing_tasks"
+    with rig.connect() as connection:
+        connection.execute(INSERT, (prefix,))
+        rows = sql.SQL("SELECT * FROM manufacturing_tasks WHERE starts_with(id, {})").format(prefix)
+        with connection.cursor().copy(sql.SQL("COPY ({}) TO STDOUT").format(rows)) as copy:
+            dump = b"".join(bytes(piece) for piece in copy)
+        connection.execute("DELETE FROM manufacturing_tasks WHERE starts_with(id, %s)", (prefix,))
+    rig.some_more(exporter, 1)
+
+    def load(connection: psycopg.Connection) -> None:
+        for switch in ("DISABLE", "ENABLE"):
+            connection.execute(f"ALTER TABLE {table} {switch} TRIGGER ALL".encode())
+            # The audit sees everything.
+            connection.execute(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER audit_change".encode())
+            if switch == "DISABLE":
+                with connection.cursor().copy("COPY public.manufacturing_tasks FROM STDIN") as copy:
+                    copy.write(dump)
+
+    with corrected(exporter):
+        patiently(rig, load)
+
+
+# -------------------------------------------------------------------------------- the game changes its tables --
+
+MIGRATION = (
+    "ALTER TABLE manufacturing_tasks ADD COLUMN IF NOT EXISTS era_id integer",
+    "ALTER TABLE manufacturing_pipelines ADD COLUMN IF NOT EXISTS era_id integer DEFAULT 7 NOT NULL",
+    "CREATE INDEX IF NOT EXISTS idx_manufacturing_tasks_era ON manufacturing_tasks (era_id)",
+    "ALTER TABLE manufacturing_factory_states ADD COLUMN IF NOT EXISTS note text",
+    "ALTER TABLE manufacturing_tasks ALTER COLUMN priority SET DEFAULT 1",
+    "ALTER TABLE manufacturing_tasks ALTER COLUMN priority TYPE bigint",
+)
+"""What GORM does at boot when its structs have grown: additive."""
+ALTERATIONS = (
+    "ALTER TABLE manufacturing_pipelines ALTER COLUMN status TYPE text",
+    "ALTER TABLE manufacturing_pipelines ALTER COLUMN total_cost TYPE bigint",
+    "ALTER TABLE manufacturing_tasks ALTER COLUMN assigned_ship TYPE text",
+    "ALTER TABLE manufacturing_tasks ALTER COLUMN total_revenue TYPE bigint",
+    "ALTER TABLE manufacturing_tasks ALTER COLUMN good TYPE text",
+    "ALTER TABLE manufacturing_factory_states ALTER COLUMN current_supply TYPE text",
+    "ALTER TABLE manufacturing_factory_states ALTER COLUMN inputs_completed_at TYPE timestamptz(3)",
+    "ALTER TABLE manufacturing_tasks DROP COLUMN era_id",
+    "ALTER TABLE manufacturing_pipelines DROP COLUMN era_id",
+    "ALTER TABLE manufacturing_factory_states RENAME COLUMN note TO remark",
+    "VACUUM FULL manufacturing_tasks",
+    "VACUUM FULL manufacturing_pipelines",
+)
+"""None of a column that the simulated game selects: those it could not survive without our triggers either."""
+MUTILATIONS = (
+    (
+        "ALTER TABLE manufacturing_tasks RENAME COLUMN ready_at TO was_ready_at",
+        "ALTER TABLE manufacturing_tasks RENAME COLUMN was_ready_at TO ready_at",
+        "public.manufacturing_tasks.ready_at",
+    ),
+    (
+        "ALTER TABLE manufacturing_pipelines DROP COLUMN net_profit",
+        "ALTER TABLE manufacturing_pipelines ADD COLUMN net_profit integer DEFAULT 0",
+        "public.manufacturing_pipelines.net_profit",
+    ),
+)
+"""Harm to a watched column, what mends it, and its name."""
+
+
+@fault("DDL by the game")
+def game_changes_tables(rig: Rig) -> None:
+    rig.copy_journal()
+    with rig.exporter() as exporter, rig.connect() as quiet:
+        exporter.wait_ready()
+        with rig.game():
+            rig.some_more(exporter, 20)
+            quiet.execute(INSERT, ("quiet ",))
+            for statement in (*MIGRATION, *rig.chance.sample(ALTERATIONS, len(ALTERATIONS))):
+                alter(rig, statement)
+                rig.harm("changes of the game's tables")
+                save_quietly(rig, quiet)
+            play_on(rig)
+            before = rig.lost()
+            rig.some_more(exporter, SUFFERING)
+            save_quietly(rig, quiet)
+            if rig.lost() > before:
+                rig.violation("I6: the triggers go on losing after the game has changed its tables")
+        for harm, mend, name in MUTILATIONS * rig.rounds(1, 3):
+            mutilate(rig, exporter, quiet, harm, mend, name)
+        with rig.game():
+            rig.some_more(exporter, 50)
+        rig.check(exporter, missed=True)
+
+
+def alter(rig: Rig, statement: LiteralString) -> None:
+    if statement.startswith("VACUUM"):
+        rig.ask(statement)
+    else:
+        patiently(rig, lambda connection: connection.execute("SET search_path = public; " + statement))  # type: ignore[arg-type]
+
+
+def save_quietly(rig: Rig, quiet: psycopg.Connection) -> None:
+    """Write in a session that has been open all the while, with statements that it keeps prepared."""
+    try:
+        for status in ("READY", "PENDING"):
+            quiet.execute("UPDATE manufacturing_tasks SET status = %s WHERE starts_with(id, 'quiet')", (status,))
+    except psycopg.Error as error:
+        rig.violation(f"I4: the game was refused: {error}")
+
+
+def mutilate(
+    rig: Rig, exporter: ExporterProcess, quiet: psycopg.Connection, harm: LiteralString, mend: LiteralString, name: str
+) -> None:
+    """Take a watched column away, look whether that is said, and bring it back."""
+
+    def gave_up(page: str) -> float:
+        return number(page, "mfg_notify_reconnects_total", reason="schema_not_ready")
+
+    before = gave_up(exporter.page())
+    alter(rig, harm)
+    rig.harm("watched columns taken away")
+    answer = eventually(lambda: exporter.get("/-/ready"), lambda answer: answer.status_code == 503)
+    eventually(lambda: exporter.get("/-/ready").text, lambda text: name in text)
+    save_quietly(rig, quiet)
+    page = eventually(exporter.page, lambda page: gave_up(page) > before)
+    if number(page, "mfg_notify_ready") != 0:
+        rig.violation(f"ready without a column that is needed: {answer.text}")
+    if name not in exporter.read_log():
+        rig.violation(f"the log does not name {name}")
+    alter(rig, mend)
+    exporter.wait_ready()
+    save_quietly(rig, quiet)

@@ -162,13 +162,13 @@ class FactoryFloor:
         self._truncated: dict[type, int] = {}
         self._recorded: list[Event] | None = None
         self._known = False
-        self._revived = False
+        self._unsure = False
         self._survey: Floor | None = None
 
     @property
     def wants_snapshot(self) -> bool:
         """Tell whether something happened that only another snapshot can settle."""
-        return bool(self._truncated) or self._revived
+        return bool(self._truncated) or self._unsure
 
     def apply(self, event: Event) -> None:
         """Bring the row of an event up to date; events may come late, twice, and out of order."""
@@ -197,7 +197,7 @@ class FactoryFloor:
             stays = change.new is not None and change.new.status in live
             # The factory rows of a finished pipeline are not kept: one that comes back to life needs them read again.
             if isinstance(change, PipelineChange) and stays and change.old and change.old.status not in live:
-                self._revived = True
+                self._unsure = True
         if stays:
             self._rows(table)[key] = change.new
         else:
@@ -207,6 +207,10 @@ class FactoryFloor:
         if table is PipelineChange:
             return self._pipelines
         return self._factories if table is FactoryChange else self._tasks
+
+    def doubt(self) -> None:
+        """Ask for another snapshot: events were applied that never were. What it corrects was not missed."""
+        self._unsure = True
 
     def distrust(self) -> None:
         """Take the next snapshot as it is: someone else was active, so a difference is no event that was missed."""
@@ -236,8 +240,8 @@ class FactoryFloor:
         for event in recorded:
             if not sees(event.xid):
                 self.apply(event)
-        known, self._known = self._known and not self._revived, True
-        self._revived = False
+        known, self._known = self._known and not self._unsure, True
+        self._unsure = False
         return _differences(before, self.survey()) if known else Counter()
 
     def survey(self) -> Floor:
