@@ -221,6 +221,9 @@ $$;
 -- waits longer than 10 ms; and after one failure the rest of that transaction only counts (the breaker), so that a
 -- locked journal is paid for once a transaction and not once a statement.
 
+-- One error is not ours to hide: a serialization failure, which only SERIALIZABLE transactions meet, is meant for them,
+-- may have come at any statement of theirs, and says that they must try again.
+
 -- Sends what the calling statement has just written, unless that could hurt the game: a full notification queue fails
 -- the COMMIT of whoever notifies, where nothing can be caught any more. So nothing is sent from a quarter full on. And
 -- what this very transaction is about to send is not in the queue yet, so a transaction sends at most 100 payloads of
@@ -316,7 +319,9 @@ BEGIN
         PERFORM mfg_notify.announce(written);
     END IF;
     RETURN NULL;
-EXCEPTION WHEN OTHERS THEN
+EXCEPTION WHEN serialization_failure THEN
+    RAISE;
+WHEN OTHERS THEN
     PERFORM set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
     RAISE WARNING 'mfg-notify did not record a change of %: %', TG_TABLE_NAME, SQLERRM;
     BEGIN
@@ -378,7 +383,9 @@ BEGIN
         PERFORM mfg_notify.announce(written);
     END IF;
     RETURN NULL;
-EXCEPTION WHEN OTHERS THEN
+EXCEPTION WHEN serialization_failure THEN
+    RAISE;
+WHEN OTHERS THEN
     PERFORM set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
     RAISE WARNING 'mfg-notify did not record a change of %: %', TG_TABLE_NAME, SQLERRM;
     BEGIN
@@ -445,7 +452,9 @@ BEGIN
         PERFORM mfg_notify.announce(written);
     END IF;
     RETURN NULL;
-EXCEPTION WHEN OTHERS THEN
+EXCEPTION WHEN serialization_failure THEN
+    RAISE;
+WHEN OTHERS THEN
     PERFORM set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
     RAISE WARNING 'mfg-notify did not record a change of %: %', TG_TABLE_NAME, SQLERRM;
     BEGIN
