@@ -112,7 +112,9 @@ class ExporterProcess:
     def address(self) -> str:
         """Where it serves, from its own log."""
         assert self.process.poll() is None or "serving" in self.read_log(), self.read_log()
-        found = eventually(lambda: re.search(r"address=(\S+)", self.read_log()), lambda match: match is not None)
+        found = eventually(
+            lambda: re.search(r'address"?[=:] ?"?([^\s",}]+)', self.read_log()), lambda match: match is not None
+        )
         assert found is not None
         return f"http://{found.group(1)}"
 

@@ -18,6 +18,7 @@ import psycopg
 import psycopg.sql
 from rich.console import Console
 from rich.markup import escape
+from setproctitle import setproctitle
 
 from mfg_notify import __version__, logs, web
 from mfg_notify.core.series import SERIES_MAXIMUM
@@ -76,13 +77,22 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return add
 
 
+def _hide_dsn(_: click.Context, __: click.Parameter, dsn: str) -> str:
+    """Take the DSN out of the process title, where everyone on the machine could read its password."""
+    if dsn and any(dsn in argument for argument in sys.argv):
+        setproctitle(" ".join(argument.replace(dsn, "…") for argument in sys.argv))
+    return dsn
+
+
 connection_options = _options(
     click.option(
         "--dsn",
+        callback=_hide_dsn,
         envvar="MFG_NOTIFY_DSN",
         show_envvar=True,
         default="",
-        help="Connection string or URI. Without it libpq's own PG* variables, service and password file decide.",
+        help="Connection string or URI. Without it libpq's own PG* variables, service and password file decide. A "
+        "password is better off in PGPASSWORD or ~/.pgpass.",
     ),
     click.option(
         "--game-schema",

@@ -1,0 +1,147 @@
+"""A password never shows: not in logs, errors and pages, nor in the titles of processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from itertools import cycle
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+from tests.conftest import Database
+from tests.support import ROOT, ExporterProcess, eventually
+
+SECRET = "Tr0ub4dor&3 'is' @home/secret"  # noqa: S105 - of nobody
+FORMS = {SECRET, quote(SECRET, safe=""), SECRET.replace("'", "\\'"), "Tr0ub4dor", "@home", "secret"}
+"""None of these may be found, whole or in part."""
+
+Way = tuple[str, dict[str, str]]
+"""A DSN, and what the environment adds to it."""
+
+
+def uri(user: str, given: Mapping[str, object], more: str = "") -> str:
+    return (
+        f"postgresql://{user}@/{given['dbname']}?host={quote(str(given['host']), safe='')}&port={given['port']}{more}"
+    )
+
+
+def keywords(given: Mapping[str, object]) -> str:
+    return " ".join(f"{name}={given[name]}" for name in ("host", "port", "user", "dbname"))
+
+
+def in_file(folder: Path, name: str, text: str) -> str:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o600)
+    return str(path)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+WAYS: dict[str, Callable[[Mapping[str, object], Path], Way]] = {
+    "URI, user": lambda given, _: (uri(f"{given['user']}:{quote(SECRET, safe='')}", given), {}),
+    "URI, parameter": lambda given, _: (uri(str(given["user"]), given, f"&password={quote(SECRET, safe='')}"), {}),
+    "keyword": lambda given, _: (f"{keywords(given)} password={_quoted(SECRET)}", {}),
+    "PGPASSWORD": lambda given, _: (keywords(given), {"PGPASSWORD": SECRET}),
+    "passfile in the DSN": lambda given, folder: (
+        f"{keywords(given)} passfile={in_file(folder, 'pass', f'*:*:*:*:{SECRET}')}",
+        {},
+    ),
+    "PGPASSFILE": lambda given, folder: (
+        keywords(given),
+        {"PGPASSFILE": in_file(folder, "pass", f"*:*:*:*:{SECRET}")},
+    ),
+    "service": lambda given, folder: (
+        "service=game",
+        {
+            "PGSERVICEFILE": in_file(
+                folder, "service", "[game]\n" + keywords(given).replace(" ", "\n") + f"\npassword={SECRET}\n"
+            )
+        },
+    ),
+}
+WRONG = (
+    f"postgresql://game:{SECRET}@db/game",
+    f"postgresql://game:{quote(SECRET, safe='')}@db:port/game",
+    f"postgresql://game:{quote(SECRET, safe='')}@[db/game",
+    f"postgresql://game@db/game?password={quote(SECRET, safe='')}&nonsense=1",
+    f"postgresql://game@db/game?port={quote(SECRET, safe='')}",
+    f"host=/nowhere password={_quoted(SECRET)} connect_timeout=soon",
+    f"host=/nowhere password={_quoted(SECRET)} sslmode=never",
+    f"host=/nowhere port={_quoted(SECRET)}",
+    f"password={SECRET}",
+    f"password='{SECRET}",
+    SECRET,
+)
+"""DSNs that cannot work, some with the password in the wrong place."""
+
+
+def assert_hidden(text: str) -> None:
+    found = [form for form in FORMS if form in text]
+    assert not found, f"{found} in {text[:2000]}"
+
+
+def environment(more: Mapping[str, str]) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "MFG_NOTIFY_"))}
+    return kept | dict(more)
+
+
+def title(process: int) -> str:
+    return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
+
+
+@pytest.mark.parametrize(("way", "log_format"), list(zip(WAYS, cycle(["logfmt", "json", "console"]), strict=False)))
+def test_a_running_exporter(way: str, log_format: str, installed: Database, tmp_path: Path) -> None:
+    dsn, more = WAYS[way](conninfo_to_dict(installed.dsn), tmp_path)
+    with ExporterProcess(dsn, "--log.level", "debug", "--log.format", log_format, environment=more) as exporter:
+        exporter.wait_ready()
+        with installed.connect() as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'mfg-notify'"
+            )
+        eventually(lambda: "waiting for the database" in exporter.read_log())
+        exporter.wait_ready()
+        assert_hidden(title(exporter.process.pid))
+        for page in ("/", "/metrics", "/-/ready", "/-/healthy"):
+            assert_hidden(exporter.get(page).text)
+        assert exporter.terminate() == 0
+        assert_hidden(exporter.read_log())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_migrate_and_simulate(way: str, database: Database, tmp_path: Path) -> None:
+    dsn, more = WAYS[way](conninfo_to_dict(database.dsn), tmp_path)
+    for command in (["migrate", "up"], ["migrate", "status"], ["simulate"], ["migrate", "down"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "mfg_notify", *command, "--dsn", dsn],
+            env=environment(more), cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        # The game is not a simulated one, so that command refuses: in words, too.
+        assert done.returncode == (1 if command == ["simulate"] else 0), done.stderr
+        assert_hidden(done.stdout + done.stderr)
+
+
+@pytest.mark.parametrize("dsn", WRONG)
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_a_dsn_that_cannot_work(dsn: str, by: str) -> None:
+    options, more = (["--dsn", dsn], {}) if by == "option" else ([], {"MFG_NOTIFY_DSN": dsn})
+    done = subprocess.run(
+        [sys.executable, "-m", "mfg_notify", "migrate", "status", *options],
+        env=environment(more), cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Error: " in done.stderr
+    assert_hidden(done.stdout + done.stderr)
+
+
+def test_the_title_of_an_exporter_that_waits() -> None:
+    with ExporterProcess(f"host=/nowhere dbname=game password={_quoted(SECRET)}") as exporter:
+        eventually(lambda: "waiting for the database" in exporter.read_log())
+        assert "mfg_notify" in title(exporter.process.pid)
+        assert_hidden(title(exporter.process.pid))
+        assert_hidden(exporter.get("/-/ready").text)
+        assert_hidden(exporter.read_log())
