@@ -2,7 +2,7 @@
 
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, LiteralString
 
@@ -256,17 +256,42 @@ FORBIDDEN: tuple[LiteralString, ...] = (
 )
 
 
+def allowed_of(statements: Sequence[LiteralString], connection: Connection) -> list[str]:
+    """Return those of the statements that are not refused for want of a right."""
+    allowed: list[str] = []
+    for statement in statements:
+        try:
+            with connection.transaction(force_rollback=True):
+                connection.execute(statement)
+            allowed.append(statement)
+        except errors.InsufficientPrivilege:
+            pass
+    return allowed
+
+
+def test_an_ordinary_role_can_neither_read_nor_forge(roles: Roles, installed: Database) -> None:
+    ordinary = roles.name("ordinary")
+    with installed.connect() as connection:
+        execute(connection, "CREATE ROLE {ordinary} LOGIN", ordinary=ordinary)
+        # Even one that may make tables and triggers of its own, and use the schema.
+        execute(connection, "GRANT CREATE, USAGE ON SCHEMA public TO {ordinary}", ordinary=ordinary)
+    try:
+        with installed.connect(user=ordinary) as connection:
+            everything = (*FORBIDDEN, "SELECT * FROM mfg_notify.settings", "SELECT * FROM mfg_notify.event",
+                          "SELECT * FROM mfg_notify.total", "DELETE FROM mfg_notify.event",
+                          "UPDATE mfg_notify.owner SET who = 'me'", "SELECT setval('mfg_notify.folded', 1)",
+                          "SELECT nextval('mfg_notify.folded')",
+                          "SET ROLE mfg_notify_owner")  # fmt: skip
+            assert allowed_of(everything, connection) == []
+    finally:
+        with installed.connect() as connection:
+            execute(connection, "DROP OWNED BY {ordinary}", ordinary=ordinary)
+            execute(connection, "DROP ROLE {ordinary}", ordinary=ordinary)
+
+
 def test_it_may_do_nothing_else(exporter_role: str, installed: Database) -> None:
     with installed.connect(user=exporter_role) as connection:
-        allowed = []
-        for statement in FORBIDDEN:
-            try:
-                with connection.transaction(force_rollback=True):
-                    connection.execute(statement)
-                allowed.append(statement)
-            except errors.InsufficientPrivilege:
-                pass
-        assert allowed == []
+        assert allowed_of(FORBIDDEN, connection) == []
         attributes = "rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls OR NOT rolcanlogin"
         assert connection.execute(
             f"SELECT {attributes} FROM pg_roles WHERE rolname = current_user"  # noqa: S608
