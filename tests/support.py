@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -45,6 +46,12 @@ def eventually(
     answer: Answer = asking(ask)()
     assert satisfied(answer), f"still {answer!r} after {patience:.0f} s"
     return answer
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody has at the moment."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def samples(page: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

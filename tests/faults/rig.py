@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ import psycopg
 from tests import truth
 from tests.conftest import Server, create_game_tables
 from tests.faults.watch import Watch
-from tests.support import PATIENCE, ROOT, ExporterProcess, applied, eventually, number, settled_page
+from tests.support import PATIENCE, ROOT, ExporterProcess, applied, eventually, free_port, number, settled_page
 
 from mfg_notify.demo.embedded import EmbeddedPostgres
 from mfg_notify.postgres import migrations
@@ -119,8 +118,7 @@ class Rig:
     ) -> Iterator[ExporterProcess]:
         """Run an exporter; those of one seat follow each other on one port, and are watched as one."""
         if seat not in self._watches:
-            with socket.create_server(("127.0.0.1", 0)) as probe:
-                self._ports[seat] = probe.getsockname()[1]
+            self._ports[seat] = free_port()
             self._watches[seat] = self._stack.enter_context(Watch(self._ports[seat]))
         options = ("--reconcile-interval", RECONCILE, *options)
         with ExporterProcess(
@@ -315,8 +313,7 @@ class Fault:
                     stack.enter_context(contextmanager(server.clone)(server.installed)).dsn, None, report, long=long
                 )
             else:
-                with socket.create_server(("127.0.0.1", 0)) as probe:
-                    port = {"port": str(probe.getsockname()[1])}
+                port = {"port": str(free_port())}
                 own = stack.enter_context(EmbeddedPostgres(settings={**SERVER, **port, **(self.settings or {})}))
                 _install(own.dsn())
                 rig = Rig(own.dsn(), own, report, long=long)

@@ -6,7 +6,7 @@ Declares what the game's daemon exports, as far as a dashboard shows it. Knows n
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mfg_notify.core.catalogue import EXPORTER_METRICS, PREFIX, SELF_PREFIX, Kind, Metric
+from mfg_notify.core.catalogue import EXPORTER_METRICS, MARKET, PREFIX, SELF_PREFIX, Kind, Metric
 
 HISTOGRAM_PARTS = ("bucket", "sum", "count")
 
@@ -40,11 +40,8 @@ MARKET_EFFICIENCY = DaemonMetric("market_efficiency_percent", Kind.HISTOGRAM, _G
 MARKET_LIQUIDITY = DaemonMetric("market_liquidity", Kind.GAUGE, ("player_id", "waypoint_symbol", "good_symbol"))
 MARKET_BEST_PRICE = DaemonMetric("market_best_price", Kind.GAUGE, (*_GOOD, "system_symbol", "type"))
 TRADE_OPPORTUNITIES = DaemonMetric("trade_opportunities_total", Kind.GAUGE, (*_SYSTEM, "min_margin"))
-MARKET_SUPPLY = DaemonMetric("market_supply_distribution", Kind.GAUGE, (*_GOOD, "supply_level"))
-MARKET_ACTIVITY = DaemonMetric("market_activity_distribution", Kind.GAUGE, (*_GOOD, "activity_level"))
-"""This one and the one above are also what the exporter's `--collect-market` shows."""
 
-DAEMON_METRICS = (
+DAEMON_METRICS: tuple[DaemonMetric | Metric, ...] = (
     MARKET_SCANS,
     MARKET_SCAN_DURATION,
     MARKET_SCANNER_ERRORS,
@@ -57,8 +54,8 @@ DAEMON_METRICS = (
     MARKET_LIQUIDITY,
     MARKET_BEST_PRICE,
     TRADE_OPPORTUNITIES,
-    MARKET_SUPPLY,
-    MARKET_ACTIVITY,
+    # Also what the exporter's `--collect-market` shows.
+    *MARKET,
 )
 
 ACTIVITY_LEVELS = ("WEAK", "GROWING", "STRONG", "RESTRICTED")
