@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 from mfg_notify import __version__
 from mfg_notify.core import catalogue
 from mfg_notify.core.catalogue import EXPORTER_METRICS, SELF_PREFIX, Kind, Metric
-from mfg_notify.core.series import SERIES_MAXIMUM, Distribution, Series, Values, View, lay_out, never_fall
+from mfg_notify.core.series import SERIES_MAXIMUM, Distribution, Series, Values, View, lay_out, never_fall, with_silent
 
 LOST = "lost_statements_total"
 """Kept by the database, so it is shown as read there and never counted here."""
@@ -132,7 +132,7 @@ class Page:
         series = lay_out(view, self._now(), self._series_maximum)
         if self._shown is not None:
             never_fall(self._shown, series)
-        self._shown = series
+        self._shown = series if self._shown is None else with_silent(self._shown, series)
         number = 0
         for metric in catalogue.CATALOGUE:
             if view.market is None and metric in catalogue.MARKET:

@@ -17,6 +17,7 @@ from random import Random
 from types import MappingProxyType
 from typing import Any, LiteralString
 
+import httpx
 import psycopg
 from tests import truth
 from tests.conftest import Server, create_game_tables
@@ -320,7 +321,7 @@ class Fault:
             stack.callback(rig.close)
             try:
                 self.do(rig)
-            except (AssertionError, psycopg.Error, OSError, subprocess.SubprocessError):
+            except (AssertionError, psycopg.Error, httpx.HTTPError, OSError, subprocess.SubprocessError):
                 rig.violation(f"it could not be played to its end: {traceback.format_exc()}")
         report.seconds = time.monotonic() - started
         return report

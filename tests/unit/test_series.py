@@ -11,7 +11,7 @@ from tests.unit.builders import NOW, SECOND, factory, gauge, pipeline, samples, 
 from mfg_notify.core import catalogue
 from mfg_notify.core.factory_floor import HOUR, Labels, LiveRows, Memory, survey
 from mfg_notify.core.rules import SampleKey
-from mfg_notify.core.series import SERIES_MAXIMUM, Market, Series, View, lay_out, never_fall
+from mfg_notify.core.series import SERIES_MAXIMUM, Market, Series, View, lay_out, never_fall, with_silent
 
 
 def series_of(rows: LiveRows | None = None, totals: str = "", memory: Memory | None = None) -> Series:
@@ -468,6 +468,16 @@ def test_a_silent_player_is_not_resurrected_and_comes_back_whole() -> None:
     back = series_of(LiveRows({"p": pipeline()}), TWO_PLAYERS, Memory(latest=LAST_WORD))
     never_fall(silent, back)
     assert counted(back) == samples(TWO_PLAYERS)
+
+
+def test_what_was_shown_of_a_silent_player_does_not_fall_when_it_comes_back() -> None:
+    # A ghost was shown as 9, then its player fell silent, and the truth is 5.
+    shown = series_of(None, TWO_PLAYERS.replace("revenue_total 1 5", "revenue_total 1 9"))
+    silent = series_of(None, TWO_PLAYERS, Memory(latest=LAST_WORD))
+    never_fall(shown, silent)
+    back = series_of(None, TWO_PLAYERS)
+    never_fall(with_silent(shown, silent), back)
+    assert back.counters[catalogue.REVENUE.name]["1",] == 9
 
 
 @pytest.mark.parametrize("maximum", [1, 2, 15], ids=str)

@@ -5,9 +5,10 @@ their player, product, task type, good or factory is known: labels of the totals
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from operator import sub
+from typing import TypeVar
 
 from mfg_notify.core import catalogue
 from mfg_notify.core.catalogue import COST_TYPES, SUPPLY_LEVELS, TASK_OUTCOMES, TERMINAL, Kind, Metric
@@ -18,6 +19,7 @@ SERIES_MAXIMUM = 50_000
 """Series shown at most, unless the user says otherwise."""
 SILENT_AFTER = 24 * HOUR
 """Microseconds without an event after which a player without a live row is not shown."""
+Value = TypeVar("Value")
 ADJACENT_LEVELS = (*pairwise(SUPPLY_LEVELS), *pairwise(reversed(SUPPLY_LEVELS)))
 
 Market = Mapping[str, Samples]
@@ -136,6 +138,21 @@ def never_fall(before: Series, series: Series) -> None:
             if labels[0] in series.silent or old == (new := observed.get(labels)):
                 continue
             observed[labels] = old if new is None else _at_least(metric, old, new)
+
+
+def with_silent(before: Series, series: Series) -> Series:
+    """Return the series, and of `before` those whose players are silent now: they may come back, and must not fall."""
+    if not series.silent:
+        return series
+
+    def kept(old: Mapping[Labels, Value], new: dict[Labels, Value]) -> dict[Labels, Value]:
+        return {labels: value for labels, value in old.items() if labels[0] in series.silent} | new
+
+    return replace(
+        series,
+        counters={name: kept(before.counters[name], new) for name, new in series.counters.items()},
+        histograms={name: kept(before.histograms[name], new) for name, new in series.histograms.items()},
+    )
 
 
 def _at_least(metric: Metric, old: Distribution, new: Distribution) -> Distribution:

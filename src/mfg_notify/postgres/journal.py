@@ -50,9 +50,15 @@ class Settled:
 
 
 async def acquire_lease(connection: Connection, who: str) -> bool:
-    """Try to become the one who folds; True if `who` holds the lease now."""
+    """Try to become the one who folds; True if `who` holds the lease now.
+
+    A holder that is silent and keeps the lease locked is disconnected, for the next try.
+    """
     with translated_errors():
-        return await (await connection.execute(QUERY["acquire_lease"], {"who": who})).fetchone() is not None
+        if await (await connection.execute(QUERY["acquire_lease"], {"who": who})).fetchone() is not None:
+            return True
+        await connection.execute(QUERY["dislodge"])
+        return False
 
 
 async def release_lease(connection: Connection, who: str) -> None:

@@ -38,10 +38,23 @@ SELECT pg_notify(%(channel)s, %(ping)s), EXISTS (SELECT FROM beat),
 -- Free, mine, silent for 5 s, or its backend is gone (a stopped process keeps its backend, so both are needed). The
 -- clock is the database's; when that was set back, a beat from the future is no sign of life either.
 UPDATE mfg_notify.owner SET who = %(who)s, backend_pid = pg_backend_pid(), beat = clock_timestamp()
-WHERE who IS NULL OR who = %(who)s
-   OR beat NOT BETWEEN clock_timestamp() - interval '5 seconds' AND clock_timestamp() + interval '5 seconds'
-   OR NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = owner.backend_pid)
+WHERE only_row IN (
+    SELECT o.only_row FROM mfg_notify.owner o
+    WHERE who IS NULL OR who = %(who)s
+       OR beat NOT BETWEEN clock_timestamp() - interval '5 seconds' AND clock_timestamp() + interval '5 seconds'
+       OR NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = o.backend_pid)
+    FOR UPDATE SKIP LOCKED)
 RETURNING generation
+
+-- name: dislodge
+-- The holder is silent and keeps the row locked: its process was stopped in the middle of a fold, which the next fold
+-- does again. The server's own time-out would end it, but not while its clock is set back. Nobody else locks this table.
+SELECT pg_terminate_backend(a.pid)
+FROM mfg_notify.owner o JOIN pg_stat_activity a ON a.pid = o.backend_pid
+WHERE o.beat NOT BETWEEN clock_timestamp() - interval '5 seconds' AND clock_timestamp() + interval '5 seconds'
+  AND a.pid <> pg_backend_pid() AND pg_has_role(a.usesysid, 'MEMBER')
+  AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.granted AND l.mode = 'RowExclusiveLock'
+                                       AND l.relation = 'mfg_notify.owner'::regclass)
 
 -- name: release_lease
 UPDATE mfg_notify.owner SET who = NULL WHERE who = %(who)s
