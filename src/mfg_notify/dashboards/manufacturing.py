@@ -11,7 +11,7 @@ from grafana_foundation_sdk.models import common as styles
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from mfg_notify.core import catalogue as game
-from mfg_notify.dashboards import panels, selectors
+from mfg_notify.dashboards import panels
 from mfg_notify.dashboards.panels import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, YELLOW, Frame, Panel, ask
 from mfg_notify.dashboards.selectors import Scope
 from mfg_notify.dashboards.variables import job_variable, narrowing_variable, player_variable
@@ -65,7 +65,7 @@ def manufacturing_dashboard() -> Dashboard:
         player_variable("job"),
         narrowing_variable("product", "Product", PLAYERS.of(game.PIPELINE_COMPLETED), "product_good"),
         narrowing_variable("good", "Good", PLAYERS.of(game.SUPPLY_TRANSITIONS), "good_symbol"),
-        job_variable("market_job", "Market data from", selectors.MARKET_ACTIVITY.full_name),
+        job_variable("market_job", "Market data from", game.MARKET_ACTIVITY.full_name),
     ):
         made = made.with_variable(variable)
     made = panels.with_rows(
@@ -405,7 +405,7 @@ def _changes() -> Iterator[Panel]:
             at=(12, 56, 12, 8),
         ),
         ask(
-            f"sum by (good_symbol) (changes({MARKET_IN.of(selectors.MARKET_ACTIVITY)}{RATE})) > 0",
+            f"sum by (good_symbol) (changes({MARKET_IN.of(game.MARKET_ACTIVITY)}{RATE})) > 0",
             "{{good_symbol}}",
         ),
     )

@@ -46,11 +46,11 @@ def market_dashboard() -> Dashboard:
         )
     )
     for variable in (
-        job_variable("market_job", "Market data from", selectors.MARKET_SUPPLY.full_name),
+        job_variable("market_job", "Market data from", game.MARKET_SUPPLY.full_name),
         job_variable("manufacturing_job", "Exporter", "mfg_notify_build_info"),
         player_variable("manufacturing_job"),
         narrowing_variable("system", "System", PLAYERS.of(selectors.MARKET_COVERAGE), "system_symbol"),
-        narrowing_variable("good", "Good", PLAYERS.of(selectors.MARKET_SUPPLY), "good_symbol"),
+        narrowing_variable("good", "Good", PLAYERS.of(game.MARKET_SUPPLY), "good_symbol"),
     ):
         made = made.with_variable(variable)
     return panels.with_rows(
@@ -163,8 +163,8 @@ def _prices() -> Iterator[Panel]:
 
 
 def _supply() -> Iterator[Panel]:
-    supply = f"sum by (supply_level) ({MARKETS.of(selectors.MARKET_SUPPLY)})"
-    activity = f"sum by (activity_level) ({MARKETS.of(selectors.MARKET_ACTIVITY)})"
+    supply = f"sum by (supply_level) ({MARKETS.of(game.MARKET_SUPPLY)})"
+    activity = f"sum by (activity_level) ({MARKETS.of(game.MARKET_ACTIVITY)})"
     yield panels.paint(
         panels.pie(
             Frame(
@@ -327,8 +327,8 @@ def _opportunities() -> Iterator[Panel]:
 
 
 def _overview() -> Iterator[Panel]:
-    high = PLAYERS.of(selectors.MARKET_SUPPLY, supply_level="HIGH")
-    any_level = PLAYERS.of(selectors.MARKET_SUPPLY)
+    high = PLAYERS.of(game.MARKET_SUPPLY, supply_level="HIGH")
+    any_level = PLAYERS.of(game.MARKET_SUPPLY)
     more = panels.link("Manufacturing Pipeline", TO_MANUFACTURING)
     yield panels.single(
         Frame(

@@ -40,9 +40,6 @@ MARKET_EFFICIENCY = DaemonMetric("market_efficiency_percent", Kind.HISTOGRAM, _G
 MARKET_LIQUIDITY = DaemonMetric("market_liquidity", Kind.GAUGE, ("player_id", "waypoint_symbol", "good_symbol"))
 MARKET_BEST_PRICE = DaemonMetric("market_best_price", Kind.GAUGE, (*_GOOD, "system_symbol", "type"))
 TRADE_OPPORTUNITIES = DaemonMetric("trade_opportunities_total", Kind.GAUGE, (*_SYSTEM, "min_margin"))
-MARKET_SUPPLY = DaemonMetric("market_supply_distribution", Kind.GAUGE, (*_GOOD, "supply_level"))
-MARKET_ACTIVITY = DaemonMetric("market_activity_distribution", Kind.GAUGE, (*_GOOD, "activity_level"))
-"""This one and the one above are also what the exporter's `--collect-market` shows."""
 
 DAEMON_METRICS = (
     MARKET_SCANS,
@@ -57,11 +54,8 @@ DAEMON_METRICS = (
     MARKET_LIQUIDITY,
     MARKET_BEST_PRICE,
     TRADE_OPPORTUNITIES,
-    MARKET_SUPPLY,
-    MARKET_ACTIVITY,
 )
-
-ACTIVITY_LEVELS = ("WEAK", "GROWING", "STRONG", "RESTRICTED")
+"""Those that the daemon alone exports: `catalogue.MARKET` comes from it or from the exporter's `--collect-market`."""
 
 
 @dataclass(frozen=True, slots=True)
