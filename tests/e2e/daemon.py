@@ -7,7 +7,7 @@ declared names and labels; the numbers mean nothing, they only rise from scrape 
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 from threading import Thread
@@ -84,7 +84,9 @@ def serving(daemon: Daemon, exporter: str) -> Iterator[str]:
             self.send_response(200)
             self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
             self.end_headers()
-            self.wfile.write(page.encode())
+            # Prometheus hangs up where a busy machine was too slow.
+            with suppress(ConnectionError):
+                self.wfile.write(page.encode())
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""

@@ -1,7 +1,6 @@
 """A real Prometheus with the shipped configuration and rules, and questions to it."""
 
 import copy
-import json
 import os
 import re
 import subprocess
@@ -111,21 +110,19 @@ class Prometheus:
         found = re.search(r'msg="Listening on" address=(\S+)', self._log)
         return found.group(1) if found else ""
 
-    def ask(self, path: str, **parameters: Any) -> Any:
+    def ask(self, path: str, **parameters: str) -> Any:  # noqa: ANN401
         """Ask the API; an error of a query fails the test with its words."""
-        answer = json.loads(self._client.post(path, data=parameters).content if parameters else self._get(path))
+        if path.startswith("query"):
+            answer = self._client.post(path, data=parameters).json()
+        else:
+            answer = self._client.get(path, params=parameters).json()
         assert answer["status"] == "success", f"{parameters}: {answer['error']}"
         assert not answer.get("warnings"), answer["warnings"]
         return answer["data"]
 
-    def _get(self, path: str) -> bytes:
-        return self._client.get(path).content
-
     def values_of(self, label: str, selector: str) -> list[str]:
         """Return the values of a label over the series of a selector."""
-        answer = self._client.get(f"label/{label}/values", params={"match[]": selector}).json()
-        assert answer["status"] == "success", answer
-        values: list[str] = answer["data"]
+        values: list[str] = self.ask(f"label/{label}/values", **{"match[]": selector})
         return values
 
     def at(self, expr: str, time: float | None = None) -> dict[Labels, float]:

@@ -25,7 +25,7 @@ from tests.support import ExporterProcess, eventually, simulated_game
 from mfg_notify.core.catalogue import PREFIX
 
 GAME = ("--players", "3", "--rate", "250")
-ACT = 900
+ACT = 600
 """Changes of the game that an act waits for."""
 EAGER = ("--reconcile-interval", "500ms")
 GONE = f'absent_over_time({PREFIX}manufacturing_revenue_total{{job="{JOB}"}}[1s])'
@@ -123,7 +123,10 @@ def told(server: Server, folder: Path) -> Iterator[Story]:
             story.some_more()
             with _paused(game):
                 story.pause = story.recount()
+                # The first sample after the pause began is to be as the last one before it.
+                prometheus.wait_for_scrape(time.time())
             bot.restart()
+            story.some_more(ACT // 4)
             with _gone(story, signal.SIGKILL):
                 story.exporter = exporter(*EAGER)
             story.some_more()
@@ -231,21 +234,21 @@ def forgery(story: Story) -> None:
 
 def no_database(story: Story) -> None:
     """Let nobody in for a while, twice."""
+    name = psycopg.sql.Identifier(story.database.name)
+    allow = psycopg.sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS {}")
     for _ in range(2):
         before = story.prometheus.number("sum(mfg_notify_reconnects_total)") or 0.0
-        with story.database.connect() as other:
-            name = psycopg.sql.Identifier(story.database.name)
-            allow = psycopg.sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS {}")
-            other.execute(allow.format(name, psycopg.sql.SQL("false")))
-            other.execute(
+        with story.database.connect(dbname="postgres") as elsewhere:
+            elsewhere.execute(allow.format(name, psycopg.sql.SQL("false")))
+            elsewhere.execute(
                 """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                   WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = 'mfg-notify'"""
+                   WHERE datname = %s AND application_name = 'mfg-notify'""",
+                (story.database.name,),
             )
             story.prometheus.wait_for("mfg_notify_connected == 0")
-            other.execute(allow.format(name, psycopg.sql.SQL("true")))
-        story.exporter.wait_ready()
-        story.prometheus.wait_for(f"sum(mfg_notify_reconnects_total) > {before}")
-        story.prometheus.wait_for("mfg_notify_connected == 1")
+            elsewhere.execute(allow.format(name, psycopg.sql.SQL("true")))
+        story.prometheus.wait_for("mfg_notify_ready == 1")
+        assert story.prometheus.number("sum(mfg_notify_reconnects_total)") == before + 1
 
 
 def rewind(story: Story) -> None:
