@@ -152,5 +152,7 @@ class Prometheus:
 
     def wait_for_scrape(self, since: float) -> None:
         """Wait until the exporter has answered a scrape that began after this moment."""
-        # The time of a scrape may be some milliseconds off: Prometheus aligns it.
-        eventually(lambda: self.number(f'timestamp(up{{job="{JOB}"}} == 1)'), lambda at: (at or 0.0) > since + 0.01)
+        # timestamp() is that of a sample only where it stands around a bare selector. Prometheus aligns the times of
+        # scrapes, so they may be off by some milliseconds.
+        answered = f'timestamp(up{{job="{JOB}"}}) and up{{job="{JOB}"}} == 1'
+        eventually(lambda: self.number(answered), lambda at: (at or 0.0) > since + 0.01)

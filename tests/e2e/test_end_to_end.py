@@ -1,7 +1,7 @@
 """End to end: the game's moves, PostgreSQL, the exporter, a real Prometheus, and every query of the dashboards.
 
-One story is told for all tests (see story.py), and each test asks about it. Run by several workers, each worker that has
-one of these tests tells its own story; as they are among the first tests of all, it is one worker in practice.
+One story is told for all tests (see story.py), and each test asks about it. Run by several workers, each worker that
+has one of these tests tells its own story; as they are among the first tests of all, it is one worker in practice.
 
 Needs prometheus (Debian: apt-get install prometheus).
 """
@@ -44,7 +44,7 @@ NEVER_TRUE_HERE = {
     "MfgNotifyQueueFilling": "needs 50 MB of notifications that nobody fetches; the faults do that",
     "ManufacturingShipsIdleWhileTasksWait": "needs a quarter of an hour without an assignment, after one",
 }
-"""Alerts that find nothing in this story, and why; that they fire is for promtool to test. All other alerts find something."""
+"""Alerts that find nothing in this story, and why; that they fire is for promtool to test. All others find it."""
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_without_a_daemon_the_markets_come_from_the_exporter(story: Story) -> No
         shown = story.prometheus.at(f'sum by ({metric.labels[-1]}) ({metric.full_name}{{job="{JOB}"}})')
         assert {dict(labels)[metric.labels[-1]] for labels in shown} <= {
             level
-            for (level,) in story.execute(f"SELECT DISTINCT {column} FROM market_data")  # type: ignore[arg-type]  # noqa: S608
+            for (level,) in story.execute(f"SELECT DISTINCT {column} FROM market_data")  # noqa: S608
         }
 
 
