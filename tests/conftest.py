@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import anyio
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -15,6 +16,10 @@ from tests import truth
 from mfg_notify.demo.embedded import EmbeddedPostgres
 from mfg_notify.demo.game import create_tables
 from mfg_notify.postgres import migrations
+
+# How long an example takes says nothing about it.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 TEST_DSN = "MFG_NOTIFY_TEST_DSN"
 SETTINGS = {"fsync": "off", "max_connections": "200", "track_commit_timestamp": "on"}

@@ -634,6 +634,20 @@ def test_a_fence_of_the_connection_before_proves_nothing(script: _Script) -> Non
     assert script.one.counters.fence == -1
 
 
+def test_a_fence_of_before_the_database_was_set_back_proves_nothing(script: _Script) -> None:
+    for _ in range(5):
+        script.one.fold()
+    script.one.deliver_all()
+    script.database.generation = 0
+    script.one.fold()
+    script.one.deliver_all()
+    script.earn(5)
+    # The fold is quicker than the payload: that comes late, and must not count again.
+    script.one.fold()
+    assert script.one.deliver_all() == [DUPLICATE]
+    assert script.revenue() == 5
+
+
 def test_too_much_is_left_to_the_fold(script: _Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane, "PENDING_MAXIMUM", 2)
     for _ in range(3):

@@ -99,6 +99,9 @@ class Counters:
         journal is drained.
         """
         self._base = dict(totals)
+        if self.went_back(generation):
+            # Fences bear the numbers of generations: those seen so far prove nothing of these.
+            self._fence = -1
         if generation == self._latest + 1:
             for event in folded:
                 self._pending.pop(event.id, None)

@@ -48,7 +48,7 @@ def manufacturing_dashboard() -> Dashboard:
     made = made.annotation(
         panels.mark(
             "Exporter restarted",
-            f"changes({IN.process('process_start_time_seconds')}{RATE}) > 0",
+            panels.started(IN.process("process_start_time_seconds")),
             BLUE,
             "{{instance}} started anew; its counters go on where they were",
         )

@@ -40,7 +40,7 @@ def market_dashboard() -> Dashboard:
     made = made.link(panels.link("Manufacturing Pipeline", TO_MANUFACTURING)).annotation(
         panels.mark(
             "Daemon restarted",
-            f"changes({MARKETS.process('process_start_time_seconds')}{RATE}) > 0",
+            panels.started(MARKETS.process("process_start_time_seconds")),
             BLUE,
             "{{instance}} started anew",
         )

@@ -102,6 +102,12 @@ def ask(expr: str, legend: str = "__auto", *, instant: bool = False, rows: bool 
     return query.instant() if instant or rows else query.range()
 
 
+def started(start_time: str) -> str:
+    """Return an expression that finds the starts of a process by its start time, after however long an absence."""
+    # After a long one there is nothing within the interval that it could have changed from.
+    return f"changes({start_time}[$__rate_interval]) > 0 or {start_time} unless {start_time} offset $__rate_interval"
+
+
 def single(frame: Frame, *queries: prometheus.Dataquery, graph: bool = True) -> stat.Panel:
     """Return one number, with its course behind it where it has one."""
     panel = _framed(stat.Panel(), frame, queries)

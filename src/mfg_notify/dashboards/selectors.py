@@ -6,7 +6,7 @@ Declares what the game's daemon exports, as far as a dashboard shows it. Knows n
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mfg_notify.core.catalogue import EXPORTER_METRICS, MARKET, PREFIX, SELF_PREFIX, Kind, Metric
+from mfg_notify.core.catalogue import EXPORTER_METRICS, PREFIX, SELF_PREFIX, Kind, Metric
 
 HISTOGRAM_PARTS = ("bucket", "sum", "count")
 
@@ -41,7 +41,7 @@ MARKET_LIQUIDITY = DaemonMetric("market_liquidity", Kind.GAUGE, ("player_id", "w
 MARKET_BEST_PRICE = DaemonMetric("market_best_price", Kind.GAUGE, (*_GOOD, "system_symbol", "type"))
 TRADE_OPPORTUNITIES = DaemonMetric("trade_opportunities_total", Kind.GAUGE, (*_SYSTEM, "min_margin"))
 
-DAEMON_METRICS: tuple[DaemonMetric | Metric, ...] = (
+DAEMON_METRICS = (
     MARKET_SCANS,
     MARKET_SCAN_DURATION,
     MARKET_SCANNER_ERRORS,
@@ -54,11 +54,8 @@ DAEMON_METRICS: tuple[DaemonMetric | Metric, ...] = (
     MARKET_LIQUIDITY,
     MARKET_BEST_PRICE,
     TRADE_OPPORTUNITIES,
-    # Also what the exporter's `--collect-market` shows.
-    *MARKET,
 )
-
-ACTIVITY_LEVELS = ("WEAK", "GROWING", "STRONG", "RESTRICTED")
+"""Those that the daemon alone exports: `catalogue.MARKET` comes from it or from the exporter's `--collect-market`."""
 
 
 @dataclass(frozen=True, slots=True)

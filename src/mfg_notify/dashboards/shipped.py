@@ -20,7 +20,7 @@ class Query:
     """One query of a dashboard, its variables still in it.
 
     `place` is a panel's title, `variable NAME` or `annotation NAME`. `label` is given for a variable, whose values are
-    that label's values over the series of `expr`.
+    that label's values over the series of `expr`; `interval` where a panel asks for no smaller step of time.
     """
 
     dashboard: str
@@ -28,6 +28,7 @@ class Query:
     expr: str
     instant: bool
     label: str | None = None
+    interval: str | None = None
 
 
 def read_dashboard(name: str) -> str:
@@ -45,7 +46,8 @@ def queries_of(name: str, document: dict[str, Any]) -> Iterator[Query]:
     """Yield the queries of a dashboard of ours."""
     for panel in every_panel(document["panels"]):
         for target in panel.get("targets", ()):
-            yield Query(name, panel["title"], target["expr"], bool(target.get("instant")))
+            instant = bool(target.get("instant"))
+            yield Query(name, panel["title"], target["expr"], instant, interval=panel.get("interval"))
     for variable in document["templating"]["list"]:
         query = _VARIABLE_QUERY.fullmatch(variable["query"]["query"])
         if query is None:
