@@ -478,8 +478,10 @@ class Exporter:
                 "installed anew; counters stand still until the truth has caught up"
             )
             self.telemetry.rewinds.inc()
-            # The fence that it waits for may never come; the next reading does.
-            session.taken = session.taken_fence = None
+            if session.taken_fence is not None:
+                # The fence that the snapshot waits for may never come: take another.
+                session.taken = session.taken_fence = None
+                self._floor.doubt()
         followed = self._counters.follows(fold.generation)
         if followed:
             news = self._counters.confirm(fold.events, fold.settlement, fold.generation)
