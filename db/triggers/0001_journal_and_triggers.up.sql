@@ -72,7 +72,9 @@ CREATE TABLE IF NOT EXISTS mfg_notify.event (
     -- Rows live for milliseconds; vacuum by count of dead rows, whatever the table's size is at the moment.
     autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
     autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000,
-    autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000
+    autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000,
+    -- To give room back at the end of the file, vacuum would lock the triggers out; and it is needed again.
+    vacuum_truncate = false
 );
 
 -- Settled counters: every event that has left the journal is in here, once. Labels are {"name": "value"}. A
