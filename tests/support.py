@@ -201,9 +201,11 @@ def stop_backend(connection: psycopg.Connection) -> int:
 
 
 @asynccontextmanager
-async def exporting(dsn: str, reconcile_interval: float = 30.0) -> AsyncIterator[Exporter]:
+async def exporting(
+    dsn: str, reconcile_interval: float = 30.0, market_interval: float | None = None
+) -> AsyncIterator[Exporter]:
     """Run an exporter in this loop until the block ends; ready when the block begins."""
-    exporter = Exporter(Settings(dsn, reconcile_interval=reconcile_interval))
+    exporter = Exporter(Settings(dsn, reconcile_interval=reconcile_interval, market_interval=market_interval))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(exporter.run)
         with anyio.fail_after(PATIENCE):

@@ -3,8 +3,9 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.faults.proxy import Proxy
@@ -78,19 +79,24 @@ def wait_until_noticed(rig: Rig, exporter: ExporterProcess) -> None:
     rig.report.figure("slowest scrape while the database was away in ms", 1000 * watch.slowest_seconds)
 
 
+def lose_and_find(rig: Rig, exporter: ExporterProcess, lose: Callable[[], None], find: Callable[[], None]) -> None:
+    """Take the network away and give it back, again and again, while the game goes on."""
+    exporter.wait_ready()
+    with rig.game():
+        for _ in range(rig.rounds(1, 6)):
+            rig.some_more(exporter, rig.chance.randrange(1, 100))
+            lose()
+            rig.harm("networks lost")
+            wait_until_noticed(rig, exporter)
+            find()
+            exporter.wait_ready()
+    rig.check(exporter)
+
+
 @fault("stall: nothing is relayed, the connection stays open")
 def stall(rig: Rig) -> None:
     with Proxy(socket_of(rig.dsn)) as proxy, rig.exporter(dsn=through(rig.dsn, "127.0.0.1", proxy.port)) as exporter:
-        exporter.wait_ready()
-        with rig.game():
-            for _ in range(rig.rounds(1, 6)):
-                rig.some_more(exporter, rig.chance.randrange(1, 100))
-                proxy.stalled.set()
-                rig.harm("stalls")
-                wait_until_noticed(rig, exporter)
-                proxy.stalled.clear()
-                exporter.wait_ready()
-        rig.check(exporter)
+        lose_and_find(rig, exporter, proxy.stalled.set, proxy.stalled.clear)
 
 
 class Wire:
@@ -138,13 +144,4 @@ class Wire:
 def half_open(rig: Rig) -> None:
     wire = Wire(socket_of(rig.dsn))
     with wire.plugged_in() as port, rig.exporter(dsn=through(rig.dsn, wire.host, port)) as exporter:
-        exporter.wait_ready()
-        with rig.game():
-            for _ in range(rig.rounds(1, 6)):
-                rig.some_more(exporter, rig.chance.randrange(1, 100))
-                wire.plug("down")
-                rig.harm("times unplugged")
-                wait_until_noticed(rig, exporter)
-                wire.plug("up")
-                exporter.wait_ready()
-        rig.check(exporter)
+        lose_and_find(rig, exporter, partial(wire.plug, "down"), partial(wire.plug, "up"))

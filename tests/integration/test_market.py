@@ -1,19 +1,17 @@
 """The markets, read from the game's cache now and then: what is counted, and what it never disturbs."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from functools import partial
 
-import anyio
 import psycopg
 import pytest
 from psycopg import sql
 from tests.conftest import Database
-from tests.support import PATIENCE, ExporterProcess, eventually, page_of, samples
+from tests.support import ExporterProcess, eventually, exporting, page_of, samples
 
 from mfg_notify.core import catalogue
 from mfg_notify.demo.game import play
 from mfg_notify.demo.world import GameOptions
-from mfg_notify.exporter import Exporter, Settings
+from mfg_notify.exporter import Exporter
 from mfg_notify.postgres import migrations
 
 pytestmark = pytest.mark.anyio
@@ -36,16 +34,8 @@ OF_EACH = {
 }
 
 
-@asynccontextmanager
-async def watching(dsn: str) -> AsyncIterator[Exporter]:
-    """Run an exporter that reads the markets all the time; ready when the block begins."""
-    exporter = Exporter(Settings(dsn, reconcile_interval=0.2, market_interval=0.05))
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(exporter.run)
-        with anyio.fail_after(PATIENCE):
-            await exporter.wait_until(lambda state: state.ready)
-            yield exporter
-        exporter.stop()
+watching = partial(exporting, reconcile_interval=0.2, market_interval=0.05)
+"""Runs an exporter that reads the markets all the time."""
 
 
 async def look(exporter: Exporter) -> dict[tuple[str, ...], float]:

@@ -121,3 +121,11 @@ def test_prepared_transactions_still_work() -> None:
             connection.execute("PREPARE TRANSACTION 'two phases'")
             connection.execute("COMMIT PREPARED 'two phases'")
             assert connection.execute("SELECT count(*) FROM mfg_notify.event").fetchone() == (1,)
+
+
+def test_a_warning_that_the_game_cannot_read(installed: Database, game: psycopg.Connection) -> None:
+    """What its encoding has no letters for is an error to a client, in a warning as well."""
+    game.execute('ALTER TABLE mfg_notify.event ADD CONSTRAINT "журнал" CHECK (false) NOT VALID')
+    with installed.connect(client_encoding="latin1") as old_fashioned:
+        play(old_fashioned)
+    assert lost(game) == 2 * STATEMENTS + 1
