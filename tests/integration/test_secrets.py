@@ -21,6 +21,11 @@ Way = tuple[str, dict[str, str]]
 """A DSN, and what the environment adds to it."""
 
 
+def server_of(database: Database) -> dict[str, object]:
+    """Return what leads to a database, by libpq's names."""
+    return {"port": 5432, **conninfo_to_dict(database.dsn)}
+
+
 def uri(user: str, given: Mapping[str, object], more: str = "") -> str:
     return (
         f"postgresql://{user}@/{given['dbname']}?host={quote(str(given['host']), safe='')}&port={given['port']}{more}"
@@ -96,7 +101,7 @@ def title(process: int) -> str:
 
 @pytest.mark.parametrize(("way", "log_format"), list(zip(WAYS, cycle(["logfmt", "json", "console"]), strict=False)))
 def test_a_running_exporter(way: str, log_format: str, installed: Database, tmp_path: Path) -> None:
-    dsn, more = WAYS[way](conninfo_to_dict(installed.dsn), tmp_path)
+    dsn, more = WAYS[way](server_of(installed), tmp_path)
     with ExporterProcess(dsn, "--log.level", "debug", "--log.format", log_format, environment=more) as exporter:
         exporter.wait_ready()
         with installed.connect() as connection:
@@ -114,7 +119,7 @@ def test_a_running_exporter(way: str, log_format: str, installed: Database, tmp_
 
 @pytest.mark.parametrize("way", WAYS)
 def test_migrate_and_simulate(way: str, database: Database, tmp_path: Path) -> None:
-    dsn, more = WAYS[way](conninfo_to_dict(database.dsn), tmp_path)
+    dsn, more = WAYS[way](server_of(database), tmp_path)
     for command in (["migrate", "up"], ["migrate", "status"], ["simulate"], ["migrate", "down"]):
         done = subprocess.run(
             [sys.executable, "-m", "mfg_notify", *command, "--dsn", dsn],
