@@ -149,8 +149,7 @@ def long_pause(rig: Rig) -> None:
                 rig.harm("pauses")
                 try:
                     flood_until_dropped(rig)
-                    deadline = time.monotonic() + rig.rounds(0, PAUSE)
-                    eventually(lambda deadline=deadline: time.monotonic() >= deadline, patience=2 * PAUSE)  # type: ignore[misc]
+                    rig.wait_until(time.monotonic() + rig.rounds(0, PAUSE))
                 finally:
                     exporter.process.send_signal(signal.SIGCONT)
                 eventually(lambda before=before: reconnects(exporter.page()) > before)  # type: ignore[misc]

@@ -194,6 +194,10 @@ class Rig:
         before = applied(exporter.page())
         eventually(lambda: applied(exporter.page()), lambda n: n >= before + events)
 
+    def wait_until(self, moment: float) -> None:
+        """Let a harm last until a moment of the monotonic clock."""
+        eventually(lambda: time.monotonic() >= moment, patience=moment - time.monotonic() + PATIENCE)
+
     @contextmanager
     def timed(self, figure: str) -> Iterator[None]:
         """Measure what the block takes, as a figure in seconds. Nothing is asserted of it."""

@@ -1,5 +1,6 @@
 """The game's sessions are of an unusual kind: isolation, long and prepared transactions, time-outs, odd settings."""
 
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
@@ -10,6 +11,8 @@ from psycopg import errors
 from tests.faults.rig import Rig, fault
 
 WORKERS = 4
+LONG = 300
+"""Seconds that the long transaction is open in the soak."""
 TASKS = 40
 SETUP = """
 INSERT INTO players (id, agent_symbol, token) VALUES (901, 'ODD', 'x');
@@ -114,6 +117,7 @@ def unusual_sessions(rig: Rig) -> None:
     with rig.exporter() as exporter, rig.connect() as long:
         exporter.wait_ready()
         # Its event has a low id, and is committed when thousands of others have long been folded.
+        opened = time.monotonic()
         long.execute("BEGIN")
         long.execute("INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)"
                      " VALUES ('long', 901, 'SELL', 'FAILED', 'G')")  # fmt: skip
@@ -123,6 +127,7 @@ def unusual_sessions(rig: Rig) -> None:
                     rig.report.counts[f"{sqlstate} in sessions of {kind}"] += n
                 rig.report.counts["transactions of unusual sessions"] += WORKERS * transactions
             rig.some_more(exporter, 20)
+            rig.wait_until(opened + rig.rounds(0, LONG))
         long.execute("COMMIT")
         rig.check(exporter)
     compare_with_control(rig, transactions)
