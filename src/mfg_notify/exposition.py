@@ -129,16 +129,13 @@ class Page:
         if view is None:
             self.telemetry.series.set(0)
             return
-        series = lay_out(view, self._now(), self._series_maximum)
-        if self._shown is not None:
-            never_fall(self._shown, series)
+        series = lay_out(view, self._now(), self._series_maximum, self._shown)
+        left_out = never_fall(self._shown, series, self._series_maximum) if self._shown is not None else 0
         self._shown = series if self._shown is None else with_silent(self._shown, series)
-        number = 0
         for metric in catalogue.CATALOGUE:
             if view.market is None and metric in catalogue.MARKET:
                 continue
             values = series.of(metric)
-            number += len(values) * (len(metric.buckets) + 3 if metric.buckets else 1)
             place = (content_type, metric.name)
             before = self._rendered.get(place)
             # Most families are as they were at the last scrape, and rendering is what costs.
@@ -146,8 +143,8 @@ class Page:
                 before = (values, encoder(_Only(_make_family(metric, values))).removesuffix(b"# EOF\n"))
                 self._rendered[place] = before
             yield before[1]
-        self.telemetry.series.set(number)
-        self.telemetry.series_dropped.set(series.dropped)
+        self.telemetry.series.set(series.number)
+        self.telemetry.series_dropped.set(series.dropped + left_out)
 
 
 class _Only(CollectorRegistry):

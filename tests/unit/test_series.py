@@ -1,5 +1,6 @@
 """Which series a scrape shows: zeros before the first step, totals laid out by metric, and the margin."""
 
+import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -279,13 +280,15 @@ def counted(series: Series) -> dict[SampleKey, int]:
 
 
 def number_of(series: Series) -> int:
-    """Return how many series Prometheus would see."""
+    """Return how many series Prometheus would see, and compare that with what the series say themselves."""
     weights = {metric.name: len(metric.buckets) + 3 for metric in catalogue.HISTOGRAMS}
-    return (
+    counted_here = (
         sum(map(len, series.counters.values()))
         + sum(weights[name] * len(found) for name, found in series.histograms.items())
         + sum(map(len, series.gauges.values()))
     )
+    assert series.number == counted_here
+    return counted_here
 
 
 @pytest.mark.parametrize(
@@ -401,6 +404,21 @@ def test_zeros_come_before_gauges_and_both_are_dropped_and_counted() -> None:
         assert number_of(series) <= maximum
         assert number_of(series) + series.dropped == zeros + gauges
         assert not any(series.gauges.values()) or number_of(series) > zeros
+
+
+@pytest.mark.parametrize("maximum", range(0, 40, 3))
+def test_sums_stay_exact_in_whatever_order_new_series_come(maximum: int) -> None:
+    lines = [
+        f"task_retry_total 1 {word} {n}\n task_wait_seconds_bucket 1 {word} 5 {n}" for n, word in enumerate("ABCDE", 1)
+    ]
+    before: Series | None = None
+    for order in itertools.permutations(lines):
+        totals = samples("\n".join(order))
+        series = lay_out(View(totals, survey(LiveRows()), Memory()), NOW, maximum, before)
+        if before is not None:
+            never_fall(before, series, maximum)
+        assert sums(counters_of(series) | histograms_of(series)) == sums(totals)
+        before = series
 
 
 def test_what_is_summed_under_other_is_not_dropped() -> None:
@@ -528,6 +546,22 @@ def test_never_fall(before: str, now: str, expected: str) -> None:
     series = series_of(None, now)
     never_fall(series_of(None, before), series)
     assert counted(series) == samples(expected)
+
+
+@pytest.mark.parametrize("forged", ["revenue_total {} 5", "task_wait_seconds_bucket {} SELL 5 3"])
+def test_series_that_are_no_more_are_kept_while_there_is_room(forged: str) -> None:
+    real = "task_retry_total 1 SELL 5"
+    room = number_of(series_of(None, real)) + 40
+    shown = capped(real, room)
+    for player in range(2, 30):
+        shown, before = capped(f"{real} \n {forged.format(player)}", room), shown
+        never_fall(before, shown, room)
+        assert number_of(shown) <= room
+    after = capped(real, room)
+    gone = never_fall(shown, after, room)
+    assert counted(after)["manufacturing_task_retry_total", ("1", "SELL")] == 5
+    assert number_of(after) + gone <= number_of(after) + number_of(shown)
+    assert number_of(after) <= room
 
 
 def test_gauges_may_fall() -> None:

@@ -64,6 +64,23 @@ class Series:
     """Series at 0 and gauges that the cap has left out."""
     silent: frozenset[str] = frozenset()
     """Players that are not shown because nothing has been heard of them for a day."""
+    elsewhere: frozenset[SampleKey] = frozenset()
+    """Counters and histograms that are summed under `other`."""
+
+    def counts(self, name: str, labels: Labels) -> bool:
+        """Tell whether this counter or histogram is among them and above 0."""
+        if name in self.counters:
+            return self.counters[name].get(labels, 0) > 0
+        return labels in self.histograms[name] and bool(self.histograms[name][labels].buckets)
+
+    @property
+    def number(self) -> int:
+        """How many there are, with every bucket, sum and count."""
+        return (
+            sum(map(len, self.counters.values()))
+            + sum(len(shown) * _WEIGHT[name] for name, shown in self.histograms.items())
+            + sum(map(len, self.gauges.values()))
+        )
 
     def of(self, metric: Metric) -> Values:
         """Return the series of one metric."""
@@ -95,18 +112,21 @@ class _Budget:
         return allowed
 
 
-def lay_out(view: View, now: int, maximum: int = SERIES_MAXIMUM) -> Series:
+def lay_out(view: View, now: int, maximum: int = SERIES_MAXIMUM, before: Series | None = None) -> Series:
     """Lay out every series of the view; `now` is the database's clock in epoch microseconds.
 
     Totals come first, in order of arrival; those past `maximum` series are summed under the label value `other`, so
-    that a sum over all stays exact. What is left of the maximum goes to series at 0, then to gauges; the rest of those
-    is dropped. Players that have been silent for a day are not shown; their totals stay, and come back with them.
+    that a sum over all stays exact. Payloads and folds may bring new ones in different orders, so a place that a series
+    had `before` is kept. What is left of the maximum goes to series at 0, then to gauges; the rest of those is dropped.
+    Players that have been silent for a day are not shown; their totals stay, and come back with them.
     """
     counters: dict[str, dict[Labels, int]] = {metric.name: {} for metric in catalogue.COUNTERS}
     histograms: dict[str, dict[Labels, Distribution]] = {metric.name: {} for metric in catalogue.HISTOGRAMS}
     budget = _Budget(maximum)
     silent = _silent_players(view, now)
-    elsewhere = _add_totals(view.totals, silent, budget, counters, histograms)
+    places = _places(view.totals, budget, before)
+    elsewhere = frozenset(place for place, labels in places.items() if place[1] != labels)
+    _add_totals(view.totals, places, silent, counters, histograms)
     players = _add_zeros(view, silent, elsewhere, now, budget, counters, histograms)
     gauges = {**view.floor.gauges, **moving_gauges(view.floor, view.memory, players, now)}
     gauges[catalogue.MARGIN.name] = _margins(counters)
@@ -117,27 +137,37 @@ def lay_out(view: View, now: int, maximum: int = SERIES_MAXIMUM) -> Series:
         }
         for metric in catalogue.GAUGES
     }
-    return Series(counters, histograms, shown, budget.dropped, silent)
+    return Series(counters, histograms, shown, budget.dropped, silent, elsewhere)
 
 
-def never_fall(before: Series, series: Series) -> None:
+def never_fall(before: Series, series: Series, maximum: int = SERIES_MAXIMUM) -> int:
     """Keep counters and histograms of `series` from falling below what was shown `before`.
 
     They fall when the database was restored or lost commits, and for a moment after a reconnect: then they stand still
     until the truth has caught up. A histogram does so bucket by bucket, of the cumulative ones, so that no bucket
     falls and they still rise with their bounds; its sum goes with the greater count.
+
+    A series that is no more (its events were forged, say) is kept where the `maximum` has room for it. Return how many
+    had to go.
     """
+    budget = _Budget(maximum - series.number)
     for name, shown in before.counters.items():
         now = series.counters[name]
         for labels, n in shown.items():
-            if n > now.get(labels, 0) and labels[0] not in series.silent:
+            if n <= now.get(labels, 0) or labels[0] in series.silent:
+                continue
+            if labels in now or budget.allows_or_drops(1):
                 now[labels] = n
     for metric in catalogue.HISTOGRAMS:
         observed = series.histograms[metric.name]
         for labels, old in before.histograms[metric.name].items():
             if labels[0] in series.silent or old == (new := observed.get(labels)):
                 continue
-            observed[labels] = old if new is None else _at_least(metric, old, new)
+            if new is not None:
+                observed[labels] = _at_least(metric, old, new)
+            elif old.buckets and budget.allows_or_drops(_WEIGHT[metric.name]):
+                observed[labels] = old
+    return budget.dropped
 
 
 def with_silent(before: Series, series: Series) -> Series:
@@ -177,43 +207,52 @@ def _silent_players(view: View, now: int) -> frozenset[str]:
     )
 
 
+def _places(totals: Mapping[SampleKey, int], budget: _Budget, before: Series | None) -> Mapping[SampleKey, Labels]:
+    """Return under which labels each series of the totals is shown; they differ where it is summed under `other`."""
+    # Silent players keep their places, too.
+    known = dict.fromkeys(map(_series_of, totals))
+    places: dict[SampleKey, Labels] = {}
+    if before is not None:
+        kept = (series for series in known if series not in before.elsewhere and before.counts(*series))
+        places |= {series: series[1] for series in kept if budget.allows(_WEIGHT.get(series[0], 1))}
+    for series in known:
+        if series in places:
+            continue
+        name, labels = series
+        fits = (before is None or series not in before.elsewhere) and budget.allows(_WEIGHT.get(name, 1))
+        places[series] = labels if fits else _other(labels)
+    return places
+
+
+def _series_of(key: SampleKey) -> SampleKey:
+    """Return the metric and labels of what a total is a part of: a counter itself, or a whole histogram."""
+    name, labels = key
+    if name in _PARTS:
+        return _PARTS[name], labels[:-1] if name.endswith("_bucket") else labels
+    return key
+
+
 def _add_totals(
     totals: Mapping[SampleKey, int],
+    places: Mapping[SampleKey, Labels],
     silent: frozenset[str],
-    budget: _Budget,
     counters: dict[str, dict[Labels, int]],
     histograms: dict[str, dict[Labels, Distribution]],
-) -> frozenset[SampleKey]:
-    """Add the totals; return the series that are summed under `other`."""
-    elsewhere: set[SampleKey] = set()
-    places: dict[SampleKey, Labels] = {}
-
-    def place_of(name: str, labels: Labels, weight: int) -> Labels:
-        # By arrival alone, those of silent players too: a place once given never changes.
-        if (name, labels) not in places:
-            fits = budget.allows(weight)
-            places[name, labels] = labels if fits else _other(labels)
-            if not fits:
-                elsewhere.add((name, labels))
-        return places[name, labels]
-
-    for (name, labels), n in totals.items():
-        if name in counters:
-            place = place_of(name, labels, 1)
-            if labels[0] not in silent:
-                counters[name][place] = counters[name].get(place, 0) + n
-            continue
-        part = name.rpartition("_")[2]
-        family = name.removesuffix(f"_{part}")
-        place = place_of(family, labels[:-1] if part == "bucket" else labels, _WEIGHT[family])
+) -> None:
+    for key, n in totals.items():
+        name, labels = key
         if labels[0] in silent:
             continue
+        family, _ = series = _series_of(key)
+        place = places[series]
+        if family in counters:
+            counters[family][place] = counters[family].get(place, 0) + n
+            continue
         distribution = histograms[family].setdefault(place, Distribution())
-        if part == "bucket":
+        if name.endswith("_bucket"):
             distribution.buckets[labels[-1]] = distribution.buckets.get(labels[-1], 0) + n
         else:
             distribution.total += n
-    return frozenset(elsewhere)
 
 
 def _other(labels: Labels) -> Labels:
@@ -313,5 +352,6 @@ def _samples_of(*labels: str) -> frozenset[str]:
 
 _OF_PRODUCT = _samples_of("player_id", "product_good")
 _OF_TASK_TYPE = _samples_of("player_id", "task_type")
+_PARTS = {f"{metric.name}_{part}": metric.name for metric in catalogue.HISTOGRAMS for part in ("bucket", "sum")}
 _WEIGHT = {metric.name: len(metric.buckets) + 3 for metric in catalogue.HISTOGRAMS}
 """Series of one histogram: its buckets, +Inf, sum and count."""
