@@ -22,7 +22,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from mfg_notify import web
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
-from mfg_notify.core.counters import Arrival, Counters, settle
+from mfg_notify.core.counters import Arrival, Counters
 from mfg_notify.core.events import Event, decode_payload
 from mfg_notify.core.factory_floor import FactoryFloor, Memory
 from mfg_notify.core.series import SERIES_MAXIMUM, Market, View
@@ -282,7 +282,7 @@ class Exporter:
             raise
         try:
             channel, notify, backend_pid = await self._check_schema(working)
-            listener = Listener(listening, lambda: self._wake.set())
+            listener = Listener(listening, backend_pid, lambda: self._wake.set())
             await listener.listen(channel)
         except BaseException:
             await listening.close()
@@ -402,6 +402,9 @@ class Exporter:
                 due = min(due, self._receive_payload(payload, events))
         if events:
             self._account(events)
+        if skipped := session.listener.take_skipped():
+            self.telemetry.notifications_received.inc(skipped)
+            due = min(due, FOLD_DELAY)
         return due
 
     def _receive_payload(self, payload: str, counted: list[Event]) -> float:
@@ -415,7 +418,6 @@ class Exporter:
             return CONFIRM_DELAY
         match self._counters.receive(event):
             case Arrival.COUNTED:
-                self._memory.add(settle((event,)))
                 self._floor.apply(event)
                 counted.append(event)
                 return CONFIRM_DELAY
@@ -503,8 +505,6 @@ class Exporter:
             if ghosts:
                 log.warning("notifications without an event: forged, or lost in a crash of the server", events=ghosts)
                 self.telemetry.events_rejected.labels("ghost").inc(ghosts)
-                # What they have touched is read anew.
-                self._memory = await _in_time(SNAPSHOT_PATIENCE, journal.read_memory(session.working))
                 self._floor.doubt()
             session.suspects = None
             if session.taken is not None and session.taken_fence is None:
@@ -585,7 +585,10 @@ class Exporter:
     def _read_view(self) -> View | None:
         if not self._presentable:
             return None
-        return View(self._counters.exposed(), self._floor.survey(), self._memory.copy(), self._market)
+        memory = self._memory.copy()
+        for settlement in self._counters.announced():
+            memory.add(settlement)
+        return View(self._counters.exposed(), self._floor.survey(), memory, self._market)
 
     async def _finish(self, session: _Session) -> None:
         """Fold what is there and hand the lease on, if the database answers soon."""

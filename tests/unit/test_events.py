@@ -299,6 +299,7 @@ BAD_PAYLOADS = {
     "time missing": f"[1,2,3,null,{TRUNCATED}]",
     "a fence": "fence 7",
     "a ping": "ping 7",
+    "a text with the character 0": '[1,2,3,4,["task","T","\\u0000",null,null]]',
     "cut short": f"[1,2,3,4,{TRUNCATED}",
     "two payloads": f"[1,2,3,4,{TRUNCATED}]" * 2,
     "key of a factory is no number": f'[1,2,3,4,["factory","I","X1",null,{FACTORY}]]',

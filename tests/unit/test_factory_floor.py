@@ -461,6 +461,41 @@ def test_a_truncated_table_asks_for_a_snapshot() -> None:
     assert [*asks, floor.wants_snapshot] == [False, True, False]
 
 
+def test_what_is_doubted_asks_for_a_snapshot_that_corrects_nothing() -> None:
+    floor = reconciled()
+    floor.apply(event(None, task(), number=10**15, key="forged"))
+    floor.doubt()
+    asks = [floor.wants_snapshot]
+    floor.record()
+    asks.append(floor.wants_snapshot)
+    assert floor.reconcile(LiveRows(), lambda _: True) == Counter()
+    assert [*asks, floor.wants_snapshot] == [True, False, False]
+    floor.record()
+    assert floor.reconcile(LiveRows(tasks={"a": task()}), lambda _: True) != Counter()
+
+
+def test_a_snapshot_under_way_does_not_settle_a_new_doubt() -> None:
+    floor = reconciled()
+    floor.record()
+    floor.doubt()
+    assert floor.reconcile(LiveRows(tasks={"a": task()}), lambda _: True) == Counter()
+    assert floor.wants_snapshot
+
+
+def test_a_pipeline_revived_after_the_snapshot_needs_another() -> None:
+    floor = reconciled()
+    asks = []
+    for number in (5, 6):
+        floor.apply(event(pipeline("COMPLETED"), pipeline(), number=number))
+        asks.append(floor.wants_snapshot)
+        floor.record()
+        if number == 6:
+            floor.apply(event(pipeline("COMPLETED"), pipeline(), number=7, key="other"))
+        floor.reconcile(LiveRows(), lambda _: False)
+        asks.append(floor.wants_snapshot)
+    assert asks == [True, False, True, True]
+
+
 def test_a_survey_is_left_as_it_was() -> None:
     floor = floor_of(PLANNED)
     before = floor.survey()

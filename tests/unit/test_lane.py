@@ -539,6 +539,28 @@ def test_a_ghost_is_dropped_when_the_journal_is_drained(script: _Script, number:
     assert (script.revenue(), script.one.ghosts, script.one.deliver_all()) == (12, 1, [DUPLICATE])
 
 
+def test_a_payload_with_the_number_of_another_event_is_a_ghost(script: _Script) -> None:
+    script.database.notify(0, event(None, task(total_revenue=1000), number=1))
+    script.one.deliver_all()
+    one = script.earn(5)
+    # The true payload looks like a repetition, and is left to the fold.
+    assert (script.one.deliver_all(), script.revenue()) == ([DUPLICATE], 1000)
+    script.one.begin_fold()
+    assert script.one.reply is not None
+    assert script.one.counters.confirm([one], script.one.reply.settlement, script.one.reply.generation) == [one]
+    assert script.one.counters.drop_ghosts(frozenset({1})) == 1
+    assert (script.revenue(), script.one.counters.drop_ghosts(frozenset())) == (5, 0)
+
+
+def test_what_is_announced_is_forgotten_with_its_ghost(script: _Script) -> None:
+    forged = event(None, task("EXECUTING", assigned_ship="S"), number=99, at=NOW + 10**15)
+    script.database.notify(0, forged)
+    script.one.deliver_all()
+    assert [found.sightings for found in script.one.counters.announced()] == [settle((forged,)).sightings]
+    script.one.fold()
+    assert (list(script.one.counters.announced()), script.one.ghosts) == ([], 1)
+
+
 def test_what_comes_while_the_journal_is_drained_is_no_ghost(script: _Script) -> None:
     script.earn(5)
     script.one.begin_fold(chunk=1)

@@ -3,14 +3,14 @@
 Owns addition and order: what an event adds is `rules`, how totals are stored is `postgres.journal`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from mfg_notify.core.events import Event
-from mfg_notify.core.rules import Completion, Increment, SampleKey, completion, increments, sightings
+from mfg_notify.core.rules import Completion, SampleKey, completion, increments, sightings
 
-PENDING_MAXIMUM = 100_000
+PENDING_MAXIMUM = 20_000
 """Events that may wait for a fold; a bound on memory, whoever floods the channel."""
 
 
@@ -46,6 +46,14 @@ def settle(events: Iterable[Event]) -> Settlement:
     return settlement
 
 
+@dataclass(frozen=True, slots=True)
+class _Announced:
+    """An event that a payload has brought and no fold has confirmed yet, and what it adds."""
+
+    event: Event
+    settlement: Settlement
+
+
 class Arrival(Enum):
     """What became of a payload."""
 
@@ -70,7 +78,8 @@ class Counters:
         self._base: dict[SampleKey, int] = {}
         self._generation: int | None = None
         self._latest = -1
-        self._pending: dict[int, list[Increment]] = {}
+        self._pending: dict[int, _Announced] = {}
+        self._impostors = 0
         self._early: dict[int, int] = {}
         self._fence = -1
         self._resynced_at = 0
@@ -124,7 +133,7 @@ class Counters:
             return Arrival.DUPLICATE
         if not self.synced or len(self._pending) >= PENDING_MAXIMUM:
             return Arrival.LEFT_TO_FOLD
-        self._pending[event.id] = increments(event)
+        self._pending[event.id] = _Announced(event, settle((event,)))
         return Arrival.COUNTED
 
     def receive_fence(self, generation: int) -> None:
@@ -133,10 +142,15 @@ class Counters:
         self._early = {number: at for number, at in self._early.items() if at > generation}
 
     def confirm(self, events: Iterable[Event], settlement: Settlement, generation: int) -> list[Event]:
-        """Settle a committed fold that `follows`; return the events that no payload had brought before."""
+        """Settle a committed fold that `follows`; return the events that no payload had brought before.
+
+        A payload with the number of an event that says something else was forged, and is dropped as a ghost.
+        """
         news = []
         for event in events:
-            if self._pending.pop(event.id, None) is None:
+            announced = self._pending.pop(event.id, None)
+            if announced is None or announced.event != event:
+                self._impostors += announced is not None
                 news.append(event)
                 # Its notification is still on the way, unless the fence has overtaken the reply to the COMMIT.
                 if generation > self._fence:
@@ -151,7 +165,7 @@ class Counters:
         return frozenset(self._pending)
 
     def drop_ghosts(self, suspects: frozenset[int]) -> int:
-        """Drop what was pending before the journal was drained and is so still; return how many there were.
+        """Drop what was pending before the journal was drained and is so still; return how many ghosts there were.
 
         A committed event is in the journal until a fold takes it. What the journal does not have was forged, or its
         transaction was lost in a crash of the server.
@@ -159,12 +173,17 @@ class Counters:
         ghosts = suspects & self._pending.keys()
         for number in ghosts:
             del self._pending[number]
-        return len(ghosts)
+        impostors, self._impostors = self._impostors, 0
+        return len(ghosts) + impostors
+
+    def announced(self) -> Iterator[Settlement]:
+        """Yield what the pending events bring, one by one, in the order in which they came."""
+        return (announced.settlement for announced in self._pending.values())
 
     def exposed(self) -> dict[SampleKey, int]:
         """Return settled and pending together, label sets in order of arrival."""
         totals = dict(self._base)
-        for found in self._pending.values():
-            for key, n in found:
+        for settlement in self.announced():
+            for key, n in settlement.increments.items():
                 totals[key] = totals.get(key, 0) + n
         return totals

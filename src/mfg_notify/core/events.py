@@ -147,7 +147,13 @@ def decode_change(body: str | bytes) -> Change:
 
 
 def decode_payload(payload: str) -> Event:
-    """Decode a notification: `[version, id, xid, at, body]`. Raise `MalformedEvent` where it is not one."""
+    """Decode a notification: `[version, id, xid, at, body]`. Raise `MalformedEvent` where it is not one.
+
+    Anyone may have sent it who knows the channel: no text of the game's can hold the character 0, and none that does
+    may reach a page, which ends there for Prometheus. (Nor does one that spells this escape: the journal has that.)
+    """
+    if "\\u0000" in payload:
+        raise MalformedEvent("a text with the character 0")
     try:
         found = _payload_decoder.decode(payload)
     except _NOT_AN_EVENT as error:

@@ -163,6 +163,8 @@ class FactoryFloor:
         self._recorded: list[Event] | None = None
         self._known = False
         self._unsure = False
+        self._settling = False
+        """The snapshot under way settles what was unsure when it began."""
         self._survey: Floor | None = None
 
     @property
@@ -224,6 +226,7 @@ class FactoryFloor:
     def record(self) -> None:
         """Begin a reconciliation: from before the snapshot is taken, keep the events that come."""
         self._recorded = []
+        self._settling, self._unsure = self._settling or self._unsure, False
 
     def reconcile(self, rows: LiveRows, sees: Callable[[int], bool]) -> Counter[str]:
         """Replace the rows by a snapshot and what it did not see yet; return how many series of which gauge changed.
@@ -237,11 +240,11 @@ class FactoryFloor:
         self._factories, self._ships = dict(rows.factories), rows.ships
         self._last, self._truncated, self._recorded = {}, {}, None
         self._survey = None
+        known, self._known = self._known and not self._settling and not self._unsure, True
+        self._settling = False
         for event in recorded:
             if not sees(event.xid):
                 self.apply(event)
-        known, self._known = self._known and not self._unsure, True
-        self._unsure = False
         return _differences(before, self.survey()) if known else Counter()
 
     def survey(self) -> Floor:

@@ -163,13 +163,6 @@ async def read_settled(connection: Connection) -> Settled:
             return Settled(owner[0], totals, await _read_memory(connection))
 
 
-async def read_memory(connection: Connection) -> Memory:
-    """Read `recent` and `latest` whole."""
-    with translated_errors():
-        async with read_only_snapshot(connection):
-            return await _read_memory(connection)
-
-
 async def _read_memory(connection: Connection) -> Memory:
     recent = await connection.execute(QUERY["recent"])
     completions = {row[0]: Completion(*row) for row in await recent.fetchall()}

@@ -15,15 +15,25 @@ PING = "ping "
 """Payloads of ours that ask for an answer from ourselves: `ping ` and a number. They count from one's own backend."""
 FOLD = "fold"
 """Payload that only says: look into the journal."""
+LONGEST = 2000
+"""Characters of a payload that are kept. What the triggers send is shorter."""
+WAITING_MAXIMUM = 20_000
+"""Notifications that may wait to be taken; a bound on memory, whoever floods the channel."""
 
 
 class Listener:
-    """Notifications of one channel, queued until someone takes them; `on_arrival` is called for each."""
+    """Notifications of one channel, queued until someone takes them; `on_arrival` is called for each.
 
-    def __init__(self, connection: Connection, on_arrival: Callable[[], None]) -> None:
+    When too many are waiting, only those of the backend `own` are queued and the others counted: an event among them is
+    in the journal too.
+    """
+
+    def __init__(self, connection: Connection, own: int, on_arrival: Callable[[], None]) -> None:
         self._connection = connection
+        self._own = own
         self._on_arrival = on_arrival
         self._waiting: deque[Notify] = deque()
+        self._skipped = 0
 
     async def listen(self, channel: str) -> None:
         """Start to listen; from here on nothing is missed."""
@@ -34,10 +44,16 @@ class Listener:
         """Queue notifications until the connection breaks. Raise `DatabaseUnavailable` then."""
         # The generator is read to its end: leaving it early would lose the rest of a packet. So nothing is done in
         # the loop but to append.
+        waiting = self._waiting
         with translated_errors():
             async with aclosing(self._connection.notifies()) as notifications:
                 async for notification in notifications:
-                    self._waiting.append(notification)
+                    if len(waiting) >= WAITING_MAXIMUM and notification.pid != self._own:
+                        self._skipped += 1
+                    elif len(notification.payload) > LONGEST:
+                        waiting.append(notification._replace(payload=notification.payload[:LONGEST]))
+                    else:
+                        waiting.append(notification)
                     self._on_arrival()
 
     def take(self) -> list[Notify]:
@@ -45,3 +61,8 @@ class Listener:
         notifications = list(self._waiting)
         self._waiting.clear()
         return notifications
+
+    def take_skipped(self) -> int:
+        """Return how many were not queued since the last call."""
+        skipped, self._skipped = self._skipped, 0
+        return skipped
