@@ -48,10 +48,27 @@ async def test_what_waits_is_bounded(database: Database, monkeypatch: pytest.Mon
             assert (listener.take_skipped(), listener.take_skipped(), listener.take()) == (3, 0, [])
 
 
-async def test_what_is_too_long_is_cut(database: Database) -> None:
+async def test_what_is_too_long_is_not_kept(database: Database) -> None:
     with database.connect() as stranger:
         async with listening(database, 0) as (listener, last):
             stranger.execute("SELECT pg_notify('c', i || repeat('x', 7990)) FROM generate_series(1, 6) i")
             with anyio.fail_after(PATIENCE):
                 await last.wait()
-            assert {len(one.payload) for one in listener.take()} == {room.LONGEST}
+            assert {one.payload for one in listener.take()} == {room.TOO_LONG}
+
+
+async def test_what_comes_before_it_listens_is_not_kept(database: Database) -> None:
+    with database.connect() as stranger:
+        connection, came = await connect(database.dsn), anyio.Event()
+        await connection.execute("LISTEN c")
+        stranger.execute("SELECT pg_notify('c', 'ab' || i) FROM generate_series(1, 5) i")
+        listener = Listener(connection, 0, lambda: came.set())
+        await listener.listen("c")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.pump)
+            stranger.execute("NOTIFY c, 'now'")
+            with anyio.fail_after(PATIENCE):
+                await came.wait()
+            tasks.cancel_scope.cancel()
+        assert [one.payload for one in listener.take()] == ["now"]
+        await connection.close()

@@ -16,7 +16,9 @@ PING = "ping "
 FOLD = "fold"
 """Payload that only says: look into the journal."""
 LONGEST = 2000
-"""Characters of a payload that are kept. What the triggers send is shorter."""
+"""Characters of a payload that is kept. What the triggers send is shorter."""
+TOO_LONG = "too long"
+"""What is kept of a longer one."""
 WAITING_MAXIMUM = 20_000
 """Notifications that may wait to be taken; a bound on memory, whoever floods the channel."""
 
@@ -36,9 +38,15 @@ class Listener:
         self._skipped = 0
 
     async def listen(self, channel: str) -> None:
-        """Start to listen; from here on nothing is missed."""
+        """Start to listen; from here on nothing is missed.
+
+        What comes before this returns is not kept: its events are in the journal, and the first fold is still to come.
+        (Under a flood the server sends for a long time before it says that it listens.)
+        """
         with translated_errors():
+            self._connection.add_notify_handler(_forget)
             await self._connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+            self._connection.remove_notify_handler(_forget)
 
     async def pump(self) -> None:
         """Queue notifications until the connection breaks. Raise `DatabaseUnavailable` then."""
@@ -51,7 +59,7 @@ class Listener:
                     if len(waiting) >= WAITING_MAXIMUM and notification.pid != self._own:
                         self._skipped += 1
                     elif len(notification.payload) > LONGEST:
-                        waiting.append(notification._replace(payload=notification.payload[:LONGEST]))
+                        waiting.append(notification._replace(payload=TOO_LONG))
                     else:
                         waiting.append(notification)
                     self._on_arrival()
@@ -66,3 +74,7 @@ class Listener:
         """Return how many were not queued since the last call."""
         skipped, self._skipped = self._skipped, 0
         return skipped
+
+
+def _forget(_: Notify) -> None:
+    """Keep psycopg from keeping it."""
