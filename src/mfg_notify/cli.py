@@ -66,6 +66,11 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except MfgNotifyError as error:
             raise click.ClickException(str(error)) from error
+        except click.UsageError as error:
+            # click repeats what it does not understand, and that may be a DSN.
+            if any(text in error.message for text in sys.argv[1:] if "://" in text or "password" in text):
+                raise click.UsageError("an argument looks like a DSN: name it with --dsn", error.ctx) from None
+            raise
 
 
 def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:

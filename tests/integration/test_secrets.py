@@ -78,6 +78,9 @@ WRONG = (
     f"host=/nowhere password={_quoted(SECRET)} connect_timeout=soon",
     f"host=/nowhere password={_quoted(SECRET)} sslmode=never",
     f"host=/nowhere port={_quoted(SECRET)}",
+    f"host=/nowhere sslmode={_quoted(SECRET)}",
+    f"host=/nowhere gssencmode={_quoted(SECRET)}",
+    f"host=/nowhere target_session_attrs={_quoted(SECRET)}",
     f"password={SECRET}",
     f"password='{SECRET}",
     SECRET,
@@ -140,6 +143,16 @@ def test_a_dsn_that_cannot_work(dsn: str, by: str) -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert "Error: " in done.stderr
+    assert_hidden(done.stdout + done.stderr)
+
+
+def test_a_dsn_that_nobody_asked_for() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mfg_notify", "migrate", "status", f"postgresql://game:{quote(SECRET, safe='')}@db/game"],
+        env=environment({}), cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "--dsn" in done.stderr
     assert_hidden(done.stdout + done.stderr)
 
 

@@ -117,7 +117,7 @@ def translated_errors() -> Iterator[None]:
 def translate(error: psycopg.Error) -> DatabaseError:
     """Return our error for one of psycopg's: what kind it is, and what to do about it."""
     # libpq repeats the value of an option that it cannot read; a misplaced password may be in there.
-    text = re.sub(r'(invalid \w* ?value) "[^"]*"', r'\1 "…"', " ".join(str(error).split()))
+    text = re.sub(r'(invalid [\w ]+:?) ".*?"(?=\s|$)', r'\1 "…"', " ".join(str(error).split()))
     match error:
         case errors.InsufficientPrivilege():
             return AccessDenied(f"{text}; `mfg-notify migrate up --create-role NAME` grants a role what it needs")
