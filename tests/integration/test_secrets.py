@@ -147,8 +147,9 @@ def test_a_dsn_that_cannot_work(dsn: str, by: str) -> None:
 
 
 def test_a_dsn_that_nobody_asked_for() -> None:
+    dsn = f"postgresql://game:{quote(SECRET, safe='')}@db/game"
     done = subprocess.run(
-        [sys.executable, "-m", "mfg_notify", "migrate", "status", f"postgresql://game:{quote(SECRET, safe='')}@db/game"],
+        [sys.executable, "-m", "mfg_notify", "migrate", "status", dsn],
         env=environment({}), cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
