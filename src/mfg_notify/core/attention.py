@@ -17,7 +17,7 @@ QUIET_ABOVE = 2500.0
 LOUD_BELOW = 0.6
 """What is left of that rate when they notify again."""
 BUSY_SHARE = 0.5
-"""Part of the time in which a commit that notifies may be under way before the triggers are quiet, whatever the rate."""
+"""Part of the time in which commits that notify may be under way before the triggers are quiet, whatever the rate."""
 WINDOW = 0.25
 """Seconds over which events are counted, at least, before a rate is made of them."""
 POLL_SHORTEST = 0.02
