@@ -55,6 +55,7 @@ EXPORTER = [
     ("leader", "gauge", ""),
     ("standby", "gauge", ""),
     ("ready", "gauge", ""),
+    ("polling", "gauge", ""),
     ("series", "gauge", ""),
     ("series_dropped", "gauge", ""),
     ("events_applied_total", "counter", "table op"),
