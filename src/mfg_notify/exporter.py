@@ -598,6 +598,7 @@ class Exporter:
             log.warning("the gauges were wrong: events were missed", corrections=dict(corrections))
         self._memory.prune(self.database_now())
         self._presentable = True
+        self._known_at = self.database_now()
         self.telemetry.reconcile_last_success.set_to_current_time()
         await self._change(reconciled=True, reconciles=self.state.reconciles + 1, problem=session.problem)
         self._note_that_it_works(session)

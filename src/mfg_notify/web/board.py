@@ -28,6 +28,7 @@ BEAT = 5.0
 """Seconds without a change after which the stream says that it is still there."""
 VIEWERS_MAXIMUM = 20
 
+_BEAT = b"event: beat\ndata: 0\n\n"
 _PATH = "/-/board"
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
@@ -96,16 +97,13 @@ class Board:
         beat_due = 0.0
         while not self._closed.is_set():
             frame = self._look()
-            if frame is not seen:
-                yield frame
-            elif self._clock() >= beat_due:
-                yield b"event: beat\ndata: 0\n\n"
-            else:
+            if frame is seen and self._clock() < beat_due:
                 with anyio.move_on_after(INTERVAL):
                     await self._closed.wait()
                 continue
-            seen = frame
-            beat_due = self._clock() + BEAT
+            news = _BEAT if frame is seen else frame
+            seen, beat_due = frame, self._clock() + BEAT
+            yield news
 
     def _look(self) -> bytes:
         """Return the frame of now, drawn by whoever asks first when it is due; the same object while it is the same."""
