@@ -175,7 +175,8 @@ function showExporter(facts) {
 
 function showState() {
   let state = latest?.state ?? "waiting";
-  let words = latest ? plain(latest.words) : "Connecting to the exporter";
+  let words = latest ? plain(latest.words) : "connecting to the exporter";
+  words = words.charAt(0).toUpperCase() + words.slice(1);
   let at = latest?.known_at ?? null;
   if (state === "live") words = latest.ready ? "Live" : `Live, but: ${words}`;
   if (state === "live" && !latest.ready) state = "waiting";
