@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,7 +106,7 @@ def test_tls_and_passwords(setting: Setting) -> None:
         assert curl(exporter.address + "/-/healthy", setting, user="bob:" + "b" * 100) == (200, 0)
         for wrong in ("alice:", f"alice:{PASSWORD}x", f"carol:{PASSWORD}", f":{PASSWORD}", "alice:\x01"):
             assert curl(exporter.address + "/metrics", setting, user=wrong) == (401, 0)
-        with httpx.Client(verify=str(setting.folder / "ca.crt")) as client:
+        with httpx.Client(verify=ssl.create_default_context(cafile=setting.folder / "ca.crt")) as client:
             refused = client.get(exporter.address + "/metrics")
             assert refused.headers["www-authenticate"] == "Basic"
             assert refused.headers["strict-transport-security"] == "max-age=1"

@@ -31,8 +31,11 @@ function element(name, className, text) {
   return made;
 }
 
+// A name in its own direction. Long ones break at their underscores, if they can.
 function label(text, name = "bdi") {
-  return element(name, "", plain(text));
+  const made = element(name);
+  for (const part of plain(text).split(/(?<=_)/)) made.append(part, element("wbr"));
+  return made;
 }
 
 function moment(microseconds, format) {
@@ -104,9 +107,9 @@ function fill(table, given, keyOf) {
       row.shown[i] = value;
       const look = LOOKS[column.dataset.kind] ?? ((text) => [label(text)]);
       row.cells[i].replaceChildren(...look(values[i]));
-      if (before && !fresh) flash(row.cells[i]);
+      row.cells[i].classList.toggle("none", values[i] === 0 || values[i] === "");
+      if (!fresh) flash(row.cells[i]);
     });
-    if (before && fresh) flash(row);
     now.set(key, row);
   }
   before?.forEach((row, key) => now.has(key) || row.remove());
