@@ -7,12 +7,14 @@ from typing import Any, Self
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from tests.support import PATIENCE
 
 CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
 PHONE = {"width": 360, "height": 740}
-DESK = {"width": 1360, "height": 900}
+expect.set_options(timeout=PATIENCE * 1000)
+DESK = {"width": 1280, "height": 900}
 
 
 @contextmanager

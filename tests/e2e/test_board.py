@@ -118,6 +118,9 @@ def test_it_is_for_everyone(
         expect(page.get_by_role("status")).to_have_text(re.compile("^Live"))
         expect(page.get_by_role("rowheader", name="COLLECT_SELL").first).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        ends = "(element) => Math.floor(element.getBoundingClientRect().right)"
+        for table in page.locator("table").all():
+            assert table.evaluate(ends) <= table.locator("xpath=ancestor::section").evaluate(ends)
         red = page.evaluate("Number(getComputedStyle(document.body).backgroundColor.match(/[0-9]+/)[0])")
         assert (red > 200) == (scheme == "light")
         for landmark in ("banner", "navigation", "main", "contentinfo"):
@@ -184,8 +187,9 @@ def test_without_javascript(browser: Browser, exporter: ExporterProcess) -> None
         expect(visit.page.get_by_role("status")).to_have_text("ready")
         expect(visit.page.get_by_text("The board needs JavaScript")).to_be_visible()
         expect(visit.page.get_by_role("button")).to_have_count(0)
-        visit.page.get_by_role("link", name="Metrics").click()
-        expect(visit.page).to_have_url(f"{exporter.address}/metrics")
+        expect(visit.page.get_by_role("link", name="Metrics")).to_have_attribute("href", "./metrics")
+        visit.page.get_by_role("link", name="Ready").click()
+        expect(visit.page).to_have_url(f"{exporter.address}/-/ready")
 
 
 def test_what_it_says_when_the_exporter_is_no_more(browser: Browser, installed: Database) -> None:

@@ -206,6 +206,7 @@ function receive(message) {
     showGame(latest.game);
     showChanges(latest.changes);
     showExporter(latest.exporter);
+    byId("rest").hidden = false;
   }
   showState();
 }
@@ -248,4 +249,5 @@ setInterval(() => {
   if (stream && heard && Date.now() - heard > SILENCE) lose();
 }, 1000);
 pause.hidden = false;
+byId("scriptless").hidden = true;
 resume();
