@@ -245,6 +245,10 @@ class Exporter:
             board if self._settings.board else None,
             [] if access is None else [Middleware(Gate, access)],
         )
+        if access is not None:
+            access.on_failure = self.telemetry.web_config_failures.inc
+            # Who was let in under the old rules may have no right under the new ones.
+            access.on_change = board.end_streams
         serving = server.Server(application, None if access is None else access.context)
         async with anyio.create_task_group() as tasks:
             if handle_signals:

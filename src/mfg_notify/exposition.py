@@ -75,6 +75,7 @@ class Telemetry:
         self.journal_oldest_age = gauge("journal_oldest_age_seconds")
         self.queue_usage = gauge("notification_queue_usage_ratio")
         self.triggers_installed = gauge("triggers_installed")
+        self.web_config_failures = counter("web_config_failures_total")
         self.lost_statements: int | None = None
         registry.register(_LostStatements(self))
 

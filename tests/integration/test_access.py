@@ -182,6 +182,22 @@ def test_what_changes_is_seen_and_what_is_wrong_is_not_taken(setting: Setting) -
         assert curl(page, setting)[0] == 0
 
 
+@pytest.mark.parametrize("users", [{"bob": hashed("b")}, {}])
+def test_who_watches_the_board_is_asked_again_when_users_change(setting: Setting, users: dict[str, str]) -> None:
+    setting.write(basic_auth_users={"alice": hashed(PASSWORD)})
+    with setting.exporter() as exporter:
+        stream = exporter.address + "/-/board/stream"
+        with httpx.stream("GET", stream, auth=("alice", PASSWORD), timeout=30) as answer:
+            assert answer.status_code == 200
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: {")
+            setting.write(basic_auth_users=users)
+            assert httpx.get(exporter.address + "/-/healthy").status_code == (401 if users else 200)
+            assert [line for line in lines if "never" in line] == []
+        with httpx.stream("GET", stream, auth=("alice", PASSWORD)) as answer:
+            assert answer.status_code == (401 if users else 200)
+
+
 GOOD_HASH = "$2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG"
 WRONG: list[tuple[str, str]] = [
     ("tls_server_config: [", "line 1: "),

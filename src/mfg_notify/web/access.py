@@ -14,7 +14,7 @@ import re
 import secrets
 import ssl
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,6 +140,10 @@ class Access:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.on_change: Callable[[], None] = _nothing
+        """Called when other rules hold."""
+        self.on_failure: Callable[[], None] = _nothing
+        """Called when the file or what it names has become unusable."""
         self._stamps: dict[Path, Stamp] = {}
         try:
             self._rules = _read(path, self._stamps)
@@ -166,8 +170,10 @@ class Access:
             log.warning(
                 "the web configuration cannot be used; the last good one holds", file=str(self._path), error=str(error)
             )
+            self.on_failure()
         else:
             log.info("read the web configuration again", file=str(self._path))
+            self.on_change()
         return self._rules
 
     def _read_again(self) -> _Rules:
@@ -235,6 +241,10 @@ class Gate:
             del self._right[next(iter(self._right))]
         self._right[mark] = None
         return True
+
+
+def _nothing() -> None:
+    pass
 
 
 def _parse(authorization: str) -> tuple[str, bytes] | None:

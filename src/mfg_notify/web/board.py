@@ -46,12 +46,19 @@ class Board:
         self._clock = clock
         self._frame = b""
         self._due = clock()
-        self._closed = anyio.Event()
+        self._closed = False
+        self._ended = anyio.Event()
         self.viewers = 0
 
     def close(self) -> None:
-        """End all streams: the exporter stops, and open ones would hold it up."""
-        self._closed.set()
+        """End all streams for good: the exporter stops, and open ones would hold it up."""
+        self._closed = True
+        self.end_streams()
+
+    def end_streams(self) -> None:
+        """End all streams. Who may watch comes back by himself: browsers do."""
+        self._ended.set()
+        self._ended = anyio.Event()
 
     def routes(self, telemetry_path: str, words: Callable[[], str]) -> list[Route]:
         """Return the routes of the page at `/` and of what it is made of; `words` say how the exporter is."""
@@ -89,17 +96,18 @@ class Board:
         ]
 
     async def watch(self) -> AsyncIterator[bytes]:
-        """Yield server-sent events until the board is closed: the picture where it has changed, else a beat.
+        """Yield server-sent events until streams are ended: the picture where it has changed, else a beat.
 
         Who is too slow to take one gets the latest afterwards, and misses those between.
         """
         seen = None
         beat_due = 0.0
-        while not self._closed.is_set():
+        ended = self._ended
+        while not ended.is_set() and not self._closed:
             frame = self._look()
             if frame is seen and self._clock() < beat_due:
                 with anyio.move_on_after(INTERVAL):
-                    await self._closed.wait()
+                    await ended.wait()
                 continue
             news = _BEAT if frame is seen else frame
             seen, beat_due = frame, self._clock() + BEAT
