@@ -105,18 +105,20 @@ def facts(telemetry: Telemetry) -> list[Fact]:
         count = read(metric, "_count")
         return read(metric, "_sum") / count if count else None
 
+    # Of the database nothing is known before the first reading, and nothing by a standby.
+    looked = read(telemetry.reconcile_last_success) > 0
     return [
         ("Events counted since the start", read(telemetry.events_applied, "_total"), ""),
         ("Mean delay of an event", mean(telemetry.event_delay), "s"),
         ("Mean round trip of the own ping", mean(telemetry.listener_roundtrip), "s"),
-        ("Events in the journal", read(telemetry.journal_rows), ""),
+        ("Events in the journal", read(telemetry.journal_rows) if looked else None, ""),
         ("Journal last drained", read(telemetry.checkpoint_last_success), "at"),
         ("Live rows last read", read(telemetry.reconcile_last_success), "at"),
         ("Gauges corrected", read(telemetry.reconcile_corrections, "_total"), ""),
         ("Notifications that were no events", read(telemetry.events_rejected, "_total"), ""),
         ("Connections given up", read(telemetry.reconnects, "_total"), ""),
         ("Statements the triggers gave up", telemetry.lost_statements, ""),
-        ("Triggers enabled", read(telemetry.triggers_installed), ""),
+        ("Triggers enabled", read(telemetry.triggers_installed) if looked else None, ""),
     ]
 
 

@@ -69,6 +69,13 @@ def add_task(connection: psycopg.Connection, key: str) -> None:
     )
 
 
+def end_connections(connection: psycopg.Connection) -> None:
+    connection.execute(
+        """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+           WHERE datname = current_database() AND application_name = 'mfg-notify'"""
+    )
+
+
 def test_changes_are_on_the_stream_as_they_happen(installed: Database) -> None:
     with installed.connect() as game, ExporterProcess(installed.dsn) as exporter:
         exporter.wait_ready()
@@ -99,10 +106,7 @@ def test_each_change_once_over_folds_and_reconnects(installed: Database) -> None
             add_task(game, key)
             if n % 30 == 20:
                 viewer.until(lambda picture: picture["changes"])
-                game.execute(
-                    """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                       WHERE datname = current_database() AND application_name = 'mfg-notify'"""
-                )
+                end_connections(game)
             if n % 30 == 25:
                 exporter.wait_ready()
         newest = keys[::-1][:50]
@@ -243,7 +247,7 @@ def test_no_secret_on_the_stream(installed: Database) -> None:
         assert channel not in live
         with installed.connect() as game:
             game.execute(sql.SQL("ALTER TABLE {} RENAME TO gone").format(sql.Identifier("mfg_notify", "settings")))
-            game.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'mfg-notify'")
+            end_connections(game)
             waiting = json.dumps(viewer.until(lambda picture: picture["state"] == "waiting"))
         assert SECRET not in waiting
         assert channel not in waiting

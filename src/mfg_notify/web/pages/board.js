@@ -181,14 +181,17 @@ function showState() {
   let words = latest ? plain(latest.words) : "connecting to the exporter";
   words = words.charAt(0).toUpperCase() + words.slice(1);
   let at = latest?.known_at ?? null;
-  if (state === "live") words = latest.ready ? "Live" : `Live, but: ${words}`;
-  if (state === "live" && !latest.ready) state = "waiting";
+  if (state === "standby") words += "; its board has the numbers";
+  else if (state === "live" && latest.ready) words = "Live";
+  else if (state === "live") [state, words] = ["waiting", `Live, but ${plain(latest.words)}`];
+  else if (latest) words = `Not live: ${plain(latest.words)}`;
   if (pause.ariaPressed === "true") {
     [state, words, at] = ["standby", "Paused", heard && heard * 1000];
   } else if (lost) {
     [state, words] = ["waiting", "No word from the exporter; trying again"];
     at ??= heard && heard * 1000;
   }
+  if (at !== null && !/[.?!]$/.test(words)) words += ".";
   place.dataset.state = state;
   // Only where it has changed, because it is read aloud.
   if (byId("words").textContent !== words) byId("words").textContent = words;
@@ -206,6 +209,7 @@ function receive(message) {
     showGame(latest.game);
     showChanges(latest.changes);
     showExporter(latest.exporter);
+    document.querySelector(".version").textContent = latest.version;
     byId("rest").hidden = false;
   }
   showState();
