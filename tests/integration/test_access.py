@@ -204,6 +204,8 @@ WRONG: list[tuple[str, str]] = [
     ("basic_auth_users:\n\talice: secret-word", "line 2: "),
     ("basic_auth_users:\n  a: b\n  a: secret-word", "line 3: 'a' comes twice"),
     ("a: \x00", "is not YAML"),
+    ("[" * 5000, "is not YAML"),
+    ('tls_server_config: {cert_file: "a\\0b", key_file: server.key}', "tls_server_config.cert_file"),
     ("tls: {}", "unknown field `tls`"),
     ("rate_limit: {burst: 1}", "unknown field `rate_limit`"),
     ("tls_server_config: {certfile: x}", "unknown field `certfile` - at `$.tls_server_config`"),

@@ -6,7 +6,6 @@ that is in a key or in the list of users.
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -254,14 +253,14 @@ def _parse(authorization: str) -> tuple[str, bytes] | None:
     try:
         user, colon, password = base64.b64decode(credentials.strip(), validate=True).partition(b":")
         return (user.decode(), password) if colon else None
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not of base64's characters, of another length, not UTF-8
         return None
 
 
 def _stamp(path: Path) -> Stamp:
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
 
@@ -291,7 +290,7 @@ def _read(path: Path, stamps: dict[Path, Stamp]) -> _Rules:
         # Not its own words, which repeat the line: a password may stand there.
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise _NotUsable(f"line {line}: {error.problem}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise _NotUsable(f"is not YAML: {str(error).splitlines()[0]}") from error
     except msgspec.ValidationError as error:
         raise _NotUsable(str(error)) from error
@@ -333,7 +332,9 @@ def _make_context(tls: TlsConfig, folder: Path, stamps: dict[Path, Stamp]) -> ss
         try:
             path.open("rb").close()
         except OSError as error:
-            raise refuse(key, f"{path}: {error.strerror or 'cannot be read'}") from error
+            raise refuse(key, f"{path}: {error.strerror}") from error
+        except ValueError as error:
+            raise refuse(key, f"{str(path)!r}: {error}") from error
         return path
 
     if not any(
