@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from setproctitle import setproctitle
 
-from mfg_notify import __version__, logs, web
+from mfg_notify import __version__, logs
 from mfg_notify.core.attention import Policy
 from mfg_notify.core.series import SERIES_MAXIMUM
 from mfg_notify.dashboards import files
@@ -31,6 +31,8 @@ from mfg_notify.errors import MfgNotifyError, UsageError
 from mfg_notify.exporter import MARKET_INTERVAL, Exporter, Settings
 from mfg_notify.postgres import migrations
 from mfg_notify.postgres.connection import complete_conninfo, describe, translated_errors
+from mfg_notify.web import server as web
+from mfg_notify.web.access import Access
 
 ADDRESS = "127.0.0.1:9810"
 SIMULATED = "players of mfg-notify's simulated game"
@@ -150,6 +152,22 @@ web_options = _options(
         show_default=True,
         help="Path of the metrics.",
     ),
+    click.option(
+        "--web.config.file",
+        "web_config_file",
+        envvar="MFG_NOTIFY_WEB_CONFIG_FILE",
+        show_envvar=True,
+        type=click.Path(path_type=Path),
+        help="TLS, client certificates and passwords: a file in the form of the Prometheus exporter-toolkit.",
+    ),
+    click.option(
+        "--web.no-board",
+        "no_board",
+        envvar="MFG_NOTIFY_WEB_NO_BOARD",
+        show_envvar=True,
+        is_flag=True,
+        help="Serve a plain page at / instead of the live board.",
+    ),
 )
 
 
@@ -207,12 +225,14 @@ def run(
     game_schema: str,
     listen_addresses: tuple[str, ...],
     telemetry_path: str,
+    web_config_file: Path | None,
     reconcile_interval: float,
     series_maximum: int,
     notify: str,
     log_level: str,
     log_format: logs.Format | None,
     *,
+    no_board: bool,
     collect_market: bool,
 ) -> None:
     """Run the exporter: listen, fold, reconcile, serve.
@@ -230,6 +250,8 @@ def run(
         series_maximum,
         market_interval,
         Policy(notify),
+        board=not no_board,
+        access=Access(web_config_file) if web_config_file else None,
     )
     sockets = web.bind(listen_addresses)
     exporter = Exporter(settings)
@@ -377,8 +399,11 @@ def demo(
     rate: float | None,
     listen_addresses: tuple[str, ...],
     telemetry_path: str,
+    web_config_file: Path | None,
     log_level: str,
     log_format: logs.Format | None,
+    *,
+    no_board: bool,
 ) -> None:
     """See it run on an empty machine: PostgreSQL, the game's tables, a simulated game, the exporter.
 
@@ -390,6 +415,7 @@ def demo(
     # Until the exporter takes the signals over, SIGTERM must unwind as Ctrl-C does, or the server would stay behind.
     signal.signal(signal.SIGTERM, _raise_keyboard_interrupt)
     options = GameOptions(seed=seed, players=players, speed=speed, rate=rate)
+    path, access = _checked_path(telemetry_path), Access(web_config_file) if web_config_file else None
     sockets = web.bind(listen_addresses)
     try:
         say("starting PostgreSQL 18 with a database of its own …")
@@ -402,11 +428,14 @@ def demo(
                 migrations.up(connection, "public", _say_waiting)
             say(f"playing with {players} players and seed {seed}\n")
             for listening in sockets:
-                say(f"  metrics   http://{web.address_of(listening)}{telemetry_path}")
+                address = web.address_of(listening, access.scheme if access else "http")
+                say(f"  metrics   {address}{path}")
+                if not no_board and path != "/":
+                    say(f"  board     {address}/")
             say(f'  database  psql "{dsn}"')
             say("\nCtrl-C ends it and removes everything.\n")
             # Nobody waits a minute in a demo.
-            settings = Settings(dsn, telemetry_path=_checked_path(telemetry_path), market_interval=5.0)
+            settings = Settings(dsn, telemetry_path=path, market_interval=5.0, board=not no_board, access=access)
             anyio.run(_demonstrate, Exporter(settings), sockets, dsn, options)
     except KeyboardInterrupt:
         say("stopped")

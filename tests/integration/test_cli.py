@@ -157,7 +157,7 @@ def test_http(installed: Database) -> None:
         assert exporter.get("/-/healthy").status_code == 200
         assert exporter.get("/metrics").status_code == 404
         assert exporter.get("/m/").status_code == 404
-        assert '<a href="/m">' in exporter.get("/").text
+        assert '<a href="./m">' in exporter.get("/").text
         assert httpx.post(exporter.address + "/m").status_code == 405
         assert exporter.read_log().count("msg=serving") + exporter.read_log().count("event=serving") == 2
 

@@ -77,6 +77,7 @@ EXPORTER = [
     ("notification_queue_usage_ratio", "gauge", ""),
     ("lost_statements_total", "counter", ""),
     ("triggers_installed", "gauge", "table"),
+    ("web_config_failures_total", "counter", ""),
 ]
 DECLARED = {metric.name: metric for metric in CATALOGUE}
 DECLARED_OF_EXPORTER = {metric.name: metric for metric in EXPORTER_METRICS}
