@@ -16,6 +16,7 @@ import anyio
 import click
 import psycopg
 import psycopg.sql
+from click.shell_completion import get_completion_class
 from rich.console import Console
 from rich.markup import escape
 from setproctitle import setproctitle
@@ -89,6 +90,14 @@ def _hide_dsn(_: click.Context, __: click.Parameter, dsn: str) -> str:
     return dsn
 
 
+schema_option = click.option(
+    "--game-schema",
+    envvar="MFG_NOTIFY_GAME_SCHEMA",
+    show_envvar=True,
+    default="public",
+    show_default=True,
+    help="Schema of the game's tables.",
+)
 connection_options = _options(
     click.option(
         "--dsn",
@@ -99,14 +108,7 @@ connection_options = _options(
         help="Connection string or URI. Without it libpq's own PG* variables, service and password file decide. A "
         "password is better off in PGPASSWORD or ~/.pgpass.",
     ),
-    click.option(
-        "--game-schema",
-        envvar="MFG_NOTIFY_GAME_SCHEMA",
-        show_envvar=True,
-        default="public",
-        show_default=True,
-        help="Schema of the game's tables.",
-    ),
+    schema_option,
 )
 log_options = _options(
     click.option(
@@ -295,7 +297,7 @@ def migrate_status(dsn: str, game_schema: str) -> None:
 
 
 @migrate.command("sql")
-@click.option("--game-schema", default="public", show_default=True, help="Schema of the game's tables.")
+@schema_option
 @click.option("--down", is_flag=True, help="Print what removes it, the role included.")
 @role_option
 def migrate_sql(game_schema: str, create_role: str | None, *, down: bool) -> None:
@@ -497,3 +499,17 @@ def dashboards_merge(file: Path) -> None:
     """
     outcome = files.merge_file(file)
     say(f"{_MERGED[outcome]} {escape(str(file))}" + (" has it already" if outcome is Outcome.UNCHANGED else ""))
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes commands, options and their values in your shell.
+
+    For bash put eval "$(mfg-notify completion bash)" into ~/.bashrc, for zsh the same with zsh into ~/.zshrc, after
+    compinit. For fish write it to ~/.config/fish/completions/mfg-notify.fish.
+    """
+    script = get_completion_class(shell)
+    if script is None:
+        raise UsageError(f"there is no completion for {shell}")
+    click.echo(script(main, {}, "mfg-notify", "_MFG_NOTIFY_COMPLETE").source())

