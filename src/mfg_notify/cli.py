@@ -119,6 +119,7 @@ log_options = _options(
         type=click.Choice(list(logs.LEVELS)),
         default="info",
         show_default=True,
+        help="Write lines of this level and above.",
     ),
     click.option(
         "--log.format",
