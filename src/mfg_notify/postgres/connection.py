@@ -135,4 +135,6 @@ def translate(error: psycopg.Error) -> DatabaseError:
             r"authentication failed|no password supplied|pg_hba|role \".*\" does not exist", text
         ):
             return AccessDenied(f"{text}; check user and password in --dsn, PGPASSWORD or ~/.pgpass")
+        case psycopg.OperationalError() if "connection to server on socket" in text:
+            return DatabaseUnavailable(f"{text}; a server elsewhere is named with --dsn, MFG_NOTIFY_DSN or PGHOST")
     return DatabaseUnavailable(text)
