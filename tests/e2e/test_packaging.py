@@ -4,6 +4,7 @@ The build uses the build tools of this environment; only the installation asks t
 """
 
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -151,6 +152,10 @@ def test_the_demo_works_from_the_wheel(installed: Installed, wheel: Path) -> Non
 
             def missing() -> set[str]:
                 page = httpx.get(url[0].strip()).raise_for_status().text
+                assert (
+                    f'mfg_notify_build_info{{python_version="{platform.python_version()}",version="{__version__}"}} 1'
+                    in page
+                )
                 return expected - {name for name, _ in samples(page)}
 
             eventually(missing, lambda names: not names)
