@@ -126,6 +126,11 @@ def test_wrong_options(option: str, wrong: str, said: str) -> None:
     assert "Traceback" not in text
 
 
+@pytest.mark.parametrize("word", ["always", "adaptive", "never"])
+def test_whether_to_notify_is_said_in_small_letters(word: str) -> None:
+    assert main.commands["run"].make_context("run", ["--notify", word]).params["notify"] == word
+
+
 def test_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, text = run("run", "--web.listen-address", f"127.0.0.1:{taken.getsockname()[1]}")
