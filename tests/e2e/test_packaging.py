@@ -39,6 +39,9 @@ CARRIED = {
 ENVIRONMENT = {key: text for key, text in os.environ.items() if not key.startswith(("PYTHON", "PG", "MFG_NOTIFY_"))}
 
 
+KEEP_OUT = 0o077
+
+
 def build(source: Path, outcome: Path, *what: str) -> None:
     command = [sys.executable, "-m", "build", "--no-isolation", *what, "--outdir", str(outcome), str(source)]
     subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
@@ -87,17 +90,19 @@ def test_the_sdist_makes_the_same_wheel(built: Path, wheel: Path, tmp_path: Path
 
 
 class Installed:
-    """A virtual environment with nothing in it but what pip puts there."""
+    """A virtual environment with nothing in it but what pip puts there, made by somebody who keeps others out."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, env=ENVIRONMENT)
+        subprocess.run(
+            [sys.executable, "-m", "venv", "--without-pip", folder], check=True, env=ENVIRONMENT, umask=KEEP_OUT
+        )
         self.environment = {"PATH": f"{folder}/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
     def pip(self, *arguments: str) -> None:
         """Run pip on it from outside."""
         command = [sys.executable, "-m", "pip", "--python", str(self.folder / "bin" / "python"), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT, umask=KEEP_OUT)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def run(self, *command: str) -> tuple[int, str]:

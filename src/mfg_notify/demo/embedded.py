@@ -155,10 +155,14 @@ class EmbeddedPostgres:
         if self._user is not None:
             # Mode 0700 stays: only this user and root can reach the socket, where everyone is let in as superuser.
             shutil.chown(folder, user=self._user)
-        self._run(
-            "initdb", "--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8", "--no-locale",
-            "--no-instructions", "--no-sync", "-D", str(folder / "data"),
-        )  # fmt: skip
+        try:
+            self._run(
+                "initdb", "--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8", "--no-locale",
+                "--no-instructions", "--no-sync", "-D", str(folder / "data"),
+            )  # fmt: skip
+        except (subprocess.CalledProcessError, OSError) as error:
+            msg = f"the embedded PostgreSQL {self.version} could not make its data in {folder}: {error}"
+            raise DemoUnavailableError(msg) from error
         settings = {"listen_addresses": "", "unix_socket_directories": str(folder)} | self.settings
         with (folder / "data" / "postgresql.conf").open("a", encoding="utf-8") as file:
             for name, value in settings.items():
@@ -225,9 +229,16 @@ def _open_to_others(install: Path) -> None:
         if not mode & stat.S_IXOTH:
             parent.chmod(mode | stat.S_IXOTH)
     server = install / "bin" / "postgres"
+    # Where a wheel keeps the libraries that it brings along.
+    libraries = install.parent.with_name(f"{install.parent.name}.libs")
+    needed = [install, server.parent, server]
+    if libraries.is_dir():
+        needed += [libraries, *libraries.iterdir()]
     readable = stat.S_IROTH | stat.S_IXOTH
-    if any(path.stat().st_mode & readable != readable for path in (install, server.parent, server)):
-        ensure_folder_permissions(install, readable | stat.S_IRGRP | stat.S_IXGRP)
+    if any(path.stat().st_mode & readable != readable for path in needed):
+        for folder in (install, libraries):
+            if folder.is_dir():
+                ensure_folder_permissions(folder, readable | stat.S_IRGRP | stat.S_IXGRP)
 
 
 def _temporary_folder(*, as_root: bool, port: int) -> Path:
