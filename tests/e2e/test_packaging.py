@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -82,8 +81,7 @@ def test_the_wheel_carries_all_that_the_commands_need_and_no_more(wheel: Path) -
 
 def test_the_sdist_makes_the_same_wheel(built: Path, wheel: Path, tmp_path: Path) -> None:
     [sdist] = built.glob("*.tar.gz")
-    with tarfile.open(sdist) as opened:
-        opened.extractall(tmp_path, filter="data")
+    subprocess.run(["tar", "-xzf", sdist, "-C", tmp_path], check=True)
     build(tmp_path / PROJECT, tmp_path, "--wheel")
     [again] = tmp_path.glob("*.whl")
     assert members(again) == members(wheel)
