@@ -6,6 +6,7 @@ The build uses the build tools of this environment; only the installation asks t
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +84,21 @@ def test_the_sdist_makes_the_same_wheel(built: Path, wheel: Path, tmp_path: Path
     [sdist] = built.glob("*.tar.gz")
     subprocess.run(["tar", "-xzf", sdist, "-C", tmp_path], check=True)
     build(tmp_path / PROJECT, tmp_path, "--wheel")
+    [again] = tmp_path.glob("*.whl")
+    assert members(again) == members(wheel)
+
+
+def test_the_images_build_has_all_that_the_wheel_is_made_of(wheel: Path, tmp_path: Path) -> None:
+    context = tmp_path / "context"
+    context.mkdir()
+    for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
+        if line.startswith("!"):
+            source, target = ROOT / line[1:], context / line[1:]
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, target)
+    build(context, tmp_path, "--wheel")
     [again] = tmp_path.glob("*.whl")
     assert members(again) == members(wheel)
 
