@@ -148,6 +148,16 @@ def test_missing_column_is_named_by_the_exporter(installed: Database) -> None:
         exporter.wait_ready()
 
 
+def test_what_is_missing_of_ours_is_named_and_comes_back(installed: Database) -> None:
+    with installed.connect() as connection:
+        connection.execute("DROP TABLE mfg_notify.recent")
+    with ExporterProcess(installed.dsn) as exporter:
+        said = eventually(lambda: exporter.get("/-/ready").text, lambda text: "mfg_notify.recent" in text)
+        assert "run `mfg-notify migrate up`" in said
+        assert run("migrate", "up", "--dsn", installed.dsn)[0] == 0
+        exporter.wait_ready()
+
+
 def test_http(installed: Database) -> None:
     with ExporterProcess(installed.dsn, "--web.telemetry-path", "/m", "--web.listen-address", "[::1]:0") as exporter:
         exporter.wait_ready()
