@@ -199,7 +199,6 @@ def main() -> None:
     "--notify",
     envvar="MFG_NOTIFY_NOTIFY",
     show_envvar=True,
-    # Of the enumeration itself click would take the names, which are in capitals.
     type=click.Choice([policy.value for policy in Policy]),
     default=Policy.ADAPTIVE.value,
     show_default=True,
