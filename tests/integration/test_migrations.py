@@ -189,6 +189,19 @@ def test_dropped_trigger_comes_back(database: Database) -> None:
         assert objects(connection) == installed
 
 
+def test_what_the_documents_say_turns_the_triggers_off_and_on(database: Database) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = page.split("## Turn it off")[1].split("\n## ")[0]
+    said = "\n".join(re.findall(r"^    (.*)$", section, re.MULTILINE))
+    with database.connect() as connection:
+        migrations.up(connection, "public", print)
+        for table in migrations.read_status(connection, "public").triggers:
+            connection.execute(said.replace("manufacturing_tasks", table).encode())
+        assert set(migrations.read_status(connection, "public").triggers.values()) == {0}
+        migrations.up(connection, "public", print)
+        assert migrations.read_status(connection, "public").complete
+
+
 def names(connection: psycopg.Connection) -> set[str]:
     """Return the names of everything in our schema that a migration makes by name."""
     return {
