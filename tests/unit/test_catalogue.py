@@ -54,6 +54,7 @@ EXPORTER = [
     ("connected", "gauge", ""),
     ("leader", "gauge", ""),
     ("standby", "gauge", ""),
+    ("polling", "gauge", ""),
     ("ready", "gauge", ""),
     ("polling", "gauge", ""),
     ("series", "gauge", ""),
