@@ -7,7 +7,7 @@ import time
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -351,16 +351,17 @@ def wal(stage: Stage, say: Say, *, changes: int = 5_000) -> Figures:
     """Bytes of write-ahead log a change: bare and with triggers, without full pages, and just after a checkpoint."""
     say("write-ahead log")
     found: Figures = {}
-    for database in ("bare", "ours"):
+    for who in ("bare", "ours", "exporter"):
+        database = "bare" if who == "bare" else "ours"
         stage.settle(database)
-        with stage.connect(database) as connection:
+        with stage.exporter(database) if who == "exporter" else nullcontext(), stage.connect(database) as connection:
             for name in ("after a checkpoint", "later"):
                 before = connection.execute("SELECT pg_current_wal_insert_lsn()").fetchall()[0][0]
                 written = len(stage.write(database, "change.sql", 2, 6, changes / 6).latencies)
                 [(size,)] = connection.execute(
                     "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), %s)", (before,)
                 ).fetchall()
-                found[f"{database} {name}"] = float(size) / written
+                found[f"{who} {name}"] = float(size) / written
     return found
 
 

@@ -30,6 +30,8 @@ from mfg_notify.core.catalogue import (
 )
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks import report  # noqa: E402
 
 
 def metric_table(metrics: Iterable[Metric]) -> str:
@@ -126,6 +128,7 @@ PARTS = {
     "exporter metrics": exporter_table(),
     "series": series_sum(),
     "commands": "\n\n".join(map(command_section, every_command(mfg_notify))),
+    **report.parts(),
 }
 
 

@@ -196,6 +196,34 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
         left(nullif(current_supply, ''), 128), coalesce(ready_for_collection, false), speaks)
 $$;
 
+-- The same images of a row as JSON, whatever the types of its columns.
+CREATE OR REPLACE FUNCTION mfg_notify.pipeline_image_of(r jsonb) RETURNS json
+LANGUAGE sql STABLE AS $$
+    SELECT mfg_notify.pipeline_image(
+        (r ->> 'player_id')::bigint, r ->> 'product_good', r ->> 'status', (r ->> 'total_cost')::bigint,
+        (r ->> 'total_revenue')::bigint, (r ->> 'net_profit')::bigint, (r ->> 'started_at')::timestamptz,
+        (r ->> 'completed_at')::timestamptz)
+    WHERE r IS NOT NULL
+$$;
+
+CREATE OR REPLACE FUNCTION mfg_notify.task_image_of(r jsonb) RETURNS json
+LANGUAGE sql STABLE AS $$
+    SELECT mfg_notify.task_image(
+        (r ->> 'player_id')::bigint, r ->> 'task_type', r ->> 'status', r ->> 'assigned_ship',
+        (r ->> 'retry_count')::bigint, (r ->> 'total_cost')::bigint, (r ->> 'total_revenue')::bigint,
+        (r ->> 'ready_at')::timestamptz, (r ->> 'started_at')::timestamptz, (r ->> 'completed_at')::timestamptz)
+    WHERE r IS NOT NULL
+$$;
+
+CREATE OR REPLACE FUNCTION mfg_notify.factory_image_of(r jsonb, speaks boolean) RETURNS json
+LANGUAGE sql STABLE AS $$
+    SELECT mfg_notify.factory_image(
+        (r ->> 'player_id')::bigint, r ->> 'factory_symbol', r ->> 'output_good', r ->> 'pipeline_id',
+        (r ->> 'required_inputs')::jsonb, (r ->> 'delivered_inputs')::jsonb, r ->> 'current_supply',
+        (r ->> 'ready_for_collection')::boolean, speaks)
+    WHERE r IS NOT NULL
+$$;
+
 -- Does this row speak for its factory: is its pipeline live, or none, and no newer such row there? Several rows, one
 -- a pipeline, describe a factory at once, and rows of finished pipelines stay. It goes from the player's live
 -- pipelines into the unique index of the factory rows, so its cost does not grow with history. LIMIT and the + 0 keep
@@ -283,15 +311,30 @@ BEGIN
 END
 $$;
 
--- What is to be kept until the statement ends, when something is kept already; what has become long is written.
-CREATE OR REPLACE FUNCTION mfg_notify.append(kept text, event text) RETURNS text
+-- Keeps the event of a row until the statement ends; what has become long is written. A changed key is a delete and an
+-- insert.
+CREATE OR REPLACE FUNCTION mfg_notify.keep(
+    word text, op text, old_key text, new_key text, old_image json, new_image json
+) RETURNS text
 LANGUAGE plpgsql AS $$
+DECLARE
+    kept  text := current_setting('mfg_notify.kept', true);
+    event text;
 BEGIN
-    IF length(kept) > 32000 THEN
-        PERFORM mfg_notify.record(kept, true);
-        RETURN event;
+    IF old_key <> new_key THEN
+        event := json_build_array(word, 'D', old_key, old_image, NULL)::text || E'\n'
+                 || json_build_array(word, 'I', new_key, NULL, new_image)::text;
+    ELSE
+        event := json_build_array(word, left(op, 1), coalesce(new_key, old_key), old_image, new_image);
     END IF;
-    RETURN kept || E'\n' || event;
+    IF kept <> '' THEN
+        IF length(kept) > 32000 THEN
+            PERFORM mfg_notify.record(kept, true);
+        ELSE
+            event := kept || E'\n' || event;
+        END IF;
+    END IF;
+    RETURN set_config('mfg_notify.kept', event, true);
 END
 $$;
 
@@ -359,7 +402,8 @@ DECLARE
     breaker   text := current_setting('mfg_notify.skip', true);
     old_image json;
     new_image json;
-    event     text;
+    old_row   jsonb;
+    new_row   jsonb;
     kept      text;
     reason    text;
 BEGIN
@@ -388,21 +432,29 @@ BEGIN
             NEW.player_id, NEW.product_good, NEW.status, NEW.total_cost, NEW.total_revenue, NEW.net_profit,
             NEW.started_at, NEW.completed_at);
     END IF;
-    event := json_build_array('pipeline', left(TG_OP, 1), coalesce(NEW.id, OLD.id), old_image, new_image);
-    IF OLD.id <> NEW.id THEN
-        event := json_build_array('pipeline', 'D', OLD.id, old_image, NULL)::text || E'\n'
-                 || json_build_array('pipeline', 'I', NEW.id, NULL, new_image)::text;
-    END IF;
-    kept := current_setting('mfg_notify.kept', true);
-    IF kept <> '' THEN
-        event := mfg_notify.append(kept, event);
-    END IF;
-    kept := set_config('mfg_notify.kept', event, true);
+    kept := mfg_notify.keep('pipeline', TG_OP, OLD.id, NEW.id, old_image, new_image);
     RETURN NULL;
 EXCEPTION WHEN serialization_failure THEN
     RAISE;
 WHEN OTHERS THEN
     reason := SQLERRM;
+    -- A column has got another type since this session has planned the above. By way of JSON types do not matter.
+    IF SQLSTATE = '42804' THEN
+        BEGIN
+            old_row := CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END;
+            new_row := CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END;
+            old_image := mfg_notify.pipeline_image_of(old_row);
+            new_image := mfg_notify.pipeline_image_of(new_row);
+            IF (old_row ->> 'id', old_image::text) IS DISTINCT FROM (new_row ->> 'id', new_image::text) THEN
+                kept := mfg_notify.keep('pipeline', TG_OP, old_row ->> 'id', new_row ->> 'id', old_image, new_image);
+            END IF;
+            RETURN NULL;
+        EXCEPTION WHEN serialization_failure THEN
+            RAISE;
+        WHEN OTHERS THEN
+            reason := SQLERRM;
+        END;
+    END IF;
     kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
     BEGIN
         RAISE WARNING 'mfg-notify did not record a change of %: %', TG_TABLE_NAME, reason;
@@ -420,7 +472,8 @@ DECLARE
     breaker   text := current_setting('mfg_notify.skip', true);
     old_image json;
     new_image json;
-    event     text;
+    old_row   jsonb;
+    new_row   jsonb;
     kept      text;
     reason    text;
 BEGIN
@@ -449,21 +502,29 @@ BEGIN
             NEW.player_id, NEW.task_type, NEW.status, NEW.assigned_ship, NEW.retry_count, NEW.total_cost,
             NEW.total_revenue, NEW.ready_at, NEW.started_at, NEW.completed_at);
     END IF;
-    event := json_build_array('task', left(TG_OP, 1), coalesce(NEW.id, OLD.id), old_image, new_image);
-    IF OLD.id <> NEW.id THEN
-        event := json_build_array('task', 'D', OLD.id, old_image, NULL)::text || E'\n'
-                 || json_build_array('task', 'I', NEW.id, NULL, new_image)::text;
-    END IF;
-    kept := current_setting('mfg_notify.kept', true);
-    IF kept <> '' THEN
-        event := mfg_notify.append(kept, event);
-    END IF;
-    kept := set_config('mfg_notify.kept', event, true);
+    kept := mfg_notify.keep('task', TG_OP, OLD.id, NEW.id, old_image, new_image);
     RETURN NULL;
 EXCEPTION WHEN serialization_failure THEN
     RAISE;
 WHEN OTHERS THEN
     reason := SQLERRM;
+    -- A column has got another type since this session has planned the above. By way of JSON types do not matter.
+    IF SQLSTATE = '42804' THEN
+        BEGIN
+            old_row := CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END;
+            new_row := CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END;
+            old_image := mfg_notify.task_image_of(old_row);
+            new_image := mfg_notify.task_image_of(new_row);
+            IF (old_row ->> 'id', old_image::text) IS DISTINCT FROM (new_row ->> 'id', new_image::text) THEN
+                kept := mfg_notify.keep('task', TG_OP, old_row ->> 'id', new_row ->> 'id', old_image, new_image);
+            END IF;
+            RETURN NULL;
+        EXCEPTION WHEN serialization_failure THEN
+            RAISE;
+        WHEN OTHERS THEN
+            reason := SQLERRM;
+        END;
+    END IF;
     kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
     BEGIN
         RAISE WARNING 'mfg-notify did not record a change of %: %', TG_TABLE_NAME, reason;
@@ -482,7 +543,8 @@ DECLARE
     old_image json;
     new_image json;
     speaks    boolean;
-    event     text;
+    old_row   jsonb;
+    new_row   jsonb;
     kept      text;
     reason    text;
 BEGIN
@@ -512,21 +574,35 @@ BEGIN
             NEW.player_id, NEW.factory_symbol, NEW.output_good, NEW.pipeline_id, NEW.required_inputs::jsonb,
             NEW.delivered_inputs::jsonb, NEW.current_supply, NEW.ready_for_collection, speaks);
     END IF;
-    event := json_build_array('factory', left(TG_OP, 1), coalesce(NEW.id, OLD.id)::text, old_image, new_image);
-    IF OLD.id <> NEW.id THEN
-        event := json_build_array('factory', 'D', OLD.id::text, old_image, NULL)::text || E'\n'
-                 || json_build_array('factory', 'I', NEW.id::text, NULL, new_image)::text;
-    END IF;
-    kept := current_setting('mfg_notify.kept', true);
-    IF kept <> '' THEN
-        event := mfg_notify.append(kept, event);
-    END IF;
-    kept := set_config('mfg_notify.kept', event, true);
+    kept := mfg_notify.keep('factory', TG_OP, OLD.id::text, NEW.id::text, old_image, new_image);
     RETURN NULL;
 EXCEPTION WHEN serialization_failure THEN
     RAISE;
 WHEN OTHERS THEN
     reason := SQLERRM;
+    -- A column has got another type since this session has planned the above. By way of JSON types do not matter.
+    IF SQLSTATE = '42804' THEN
+        BEGIN
+            old_row := CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END;
+            new_row := CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END;
+            IF TG_OP = 'UPDATE' AND (old_row ->> 'current_supply', old_row ->> 'ready_for_collection')
+                    IS DISTINCT FROM (new_row ->> 'current_supply', new_row ->> 'ready_for_collection') THEN
+                speaks := mfg_notify.speaks(
+                    (new_row ->> 'id')::bigint, (new_row ->> 'player_id')::bigint, new_row ->> 'factory_symbol',
+                    new_row ->> 'output_good', new_row ->> 'pipeline_id');
+            END IF;
+            old_image := mfg_notify.factory_image_of(old_row, NULL);
+            new_image := mfg_notify.factory_image_of(new_row, speaks);
+            IF (old_row ->> 'id', old_image::text) IS DISTINCT FROM (new_row ->> 'id', new_image::text) THEN
+                kept := mfg_notify.keep('factory', TG_OP, old_row ->> 'id', new_row ->> 'id', old_image, new_image);
+            END IF;
+            RETURN NULL;
+        EXCEPTION WHEN serialization_failure THEN
+            RAISE;
+        WHEN OTHERS THEN
+            reason := SQLERRM;
+        END;
+    END IF;
     kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
     BEGIN
         RAISE WARNING 'mfg-notify did not record a change of %: %', TG_TABLE_NAME, reason;

@@ -149,3 +149,59 @@ def test_serializable_transactions_on_rows_of_their_own_are_not_refused(
                 for connection, key in ((other, f"b{number}"), (game, f"a{number}")):
                     connection.execute("UPDATE manufacturing_tasks SET status = 'READY' WHERE id = %s", (key,))
     assert lost(game) == 0
+
+
+@pytest.mark.parametrize(
+    "alteration",
+    [
+        "ALTER TABLE manufacturing_tasks ALTER COLUMN {} TYPE {}".format(*change)
+        for change in (
+            ("id", "text"), ("status", "text"), ("player_id", "bigint"), ("total_revenue", "numeric"),
+            ("assigned_ship", "text"), ("completed_at", "timestamp"),
+        )
+    ]
+    + [
+        "ALTER TABLE manufacturing_pipelines ALTER COLUMN status TYPE text",
+        "ALTER TABLE manufacturing_pipelines ALTER COLUMN net_profit TYPE bigint",
+        "ALTER TABLE manufacturing_factory_states ALTER COLUMN id TYPE bigint",
+        "ALTER TABLE manufacturing_factory_states ALTER COLUMN required_inputs TYPE json",
+        "ALTER TABLE manufacturing_factory_states ALTER COLUMN current_supply TYPE text",
+    ],
+)  # fmt: skip
+def test_a_session_that_was_there_before_a_column_got_another_type(
+    installed: Database, game: psycopg.Connection, alteration: str
+) -> None:
+    def live(round_: str) -> list[str]:
+        """Write each table in every way; return the events."""
+        game.execute("TRUNCATE mfg_notify.event")
+        game.execute(
+            """INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price)
+               VALUES ('p', 1, 'G', 'M', 1)"""
+        )
+        game.execute(INSERT, ("t",))
+        game.execute(
+            """INSERT INTO manufacturing_factory_states (id, factory_symbol, output_good, player_id, pipeline_id,
+                                                         required_inputs, delivered_inputs)
+               VALUES (7, 'F', 'G', 1, 'p', '["IRON"]', '{"IRON": {"delivered": true}}')"""
+        )
+        for statement in (
+            "UPDATE manufacturing_pipelines SET status = 'EXECUTING', started_at = '2026-01-01 00:00+00'",
+            "UPDATE manufacturing_pipelines SET expected_price = 2",
+            "UPDATE manufacturing_tasks SET status = 'READY', ready_at = '2026-01-01 00:00:01.5+00' WHERE id = 't'",
+            "UPDATE manufacturing_tasks SET assigned_ship = 'S-1', total_revenue = 5 WHERE id = 't'",
+            "UPDATE manufacturing_tasks SET priority = 5",
+            "UPDATE manufacturing_factory_states SET current_supply = 'HIGH', ready_for_collection = true",
+            "UPDATE manufacturing_factory_states SET ready_at = now()",
+            "UPDATE manufacturing_tasks SET id = 'u' WHERE id = 't'",
+            "DELETE FROM manufacturing_tasks WHERE id = 'u'",
+            "DELETE FROM manufacturing_pipelines",
+        ):
+            game.execute(statement.encode())
+        assert lost(game) == 0, round_
+        return [body for (body,) in game.execute("SELECT body FROM mfg_notify.event ORDER BY id").fetchall()]
+
+    before = live("before")
+    assert len(before) == 12
+    with installed.connect() as other:
+        other.execute(alteration.encode())
+    assert live("after") == before
