@@ -11,6 +11,7 @@ import os
 import secrets
 import select
 import signal
+import stat
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from mfg_notify.core.events import (
     decode_payload,
 )
 from mfg_notify.errors import DatabaseError, DatabaseUnavailable, ListenerSilent, MalformedEvent, SchemaNotReady
-from mfg_notify.postgres.connection import Connection, connect, translated_errors
+from mfg_notify.postgres.connection import Connection, connect, describe, translated_errors
 from mfg_notify.postgres.journal import FENCE
 from mfg_notify.postgres.listener import FOLD, PING, Listener
 from mfg_notify.postgres.queries import QUERY
@@ -91,9 +92,9 @@ class Account:
         self._shown.add(number)
         return True
 
-    def look(self, position: int, next_transaction: int) -> None:
-        """Note that the journal has come to `position`, all of it by transactions before `next_transaction`."""
-        self._looks.append((position, next_transaction))
+    def look(self, position: int, transaction: int) -> None:
+        """Note that the journal has come to `position`, all of it by transactions older than `transaction`."""
+        self._looks.append((position, transaction))
 
     def settle(self, oldest_running: int, reason: str) -> Gap | None:
         """Return what is missing among the events of transactions that have ended."""
@@ -128,7 +129,11 @@ async def follow(conninfo: str, show: Show, remark: Callable[[str], None]) -> No
         try:
             async with await _connect(conninfo) as listening, await _connect(conninfo) as reading:
                 session = _Session(listening, reading, show)
-                account = await session.begin(account)
+                if account is None:
+                    account = await session.begin(None)
+                    remark(f"following {describe(conninfo)}")
+                else:
+                    account = await session.begin(account)
                 if known is not None:
                     remark("connected again")
                     known = None
@@ -251,8 +256,8 @@ class _Session:
             [(position,)] = await self._ask("tail_position")
             self._look_number += 1
             ping = f"{PING}{self._look_number}"
-            [(oldest, following, _)] = await self._ask("tail_look", channel=self._own_channel, ping=ping)
-        self._account.look(position, following)
+            [(oldest, own, _)] = await self._ask("tail_look", channel=self._own_channel, ping=ping)
+        self._account.look(position, own)
         self._oldest[self._look_number] = oldest
         # In looks as well: whoever pauses what we print stops the clock for us, not for the database.
         if len(self._oldest) > PATIENCE / LOOK_INTERVAL and anyio.current_time() - self._answered > PATIENCE:
@@ -439,22 +444,23 @@ def _time(microseconds: int) -> datetime:
 
 
 class Output:
-    """Writes lines to a file descriptor without keeping the event loop waiting, however slowly they are read."""
+    """Writes lines to a file descriptor; however slowly they are read, the event loop does not wait in a write."""
 
     def __init__(self, descriptor: int, line: Callable[[Item], str]) -> None:
         self._descriptor = descriptor
         self._line = line
         self._poll = select.poll()
         self._poll.register(descriptor, 0)
+        # A file takes everything at once, and cannot be waited for.
+        self._waits = not stat.S_ISREG(os.fstat(descriptor).st_mode)
 
     async def show(self, items: Sequence[Item]) -> None:
         """Write the items. Raise `BrokenPipeError` when nobody reads any more, even where there is nothing to write."""
         if any(event & (select.POLLERR | select.POLLHUP) for _, event in self._poll.poll(0)):
             raise BrokenPipeError
-        if items:
-            text = "".join(f"{self._line(item)}\n" for item in items)
-            await anyio.to_thread.run_sync(self._write, text.encode(), abandon_on_cancel=True)
-
-    def _write(self, text: bytes) -> None:
+        text = "".join(f"{self._line(item)}\n" for item in items).encode()
         while text:
-            text = text[os.write(self._descriptor, text) :]
+            if self._waits:
+                await anyio.wait_writable(self._descriptor)
+            # A pipe that can be written to takes this much without making us wait.
+            text = text[os.write(self._descriptor, text[: select.PIPE_BUF]) :]

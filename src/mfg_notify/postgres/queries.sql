@@ -296,14 +296,16 @@ SELECT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
 SELECT who, CASE WHEN isfinite(beat) THEN date_part('epoch', clock_timestamp() - beat) END FROM mfg_notify.owner
 
 -- name: tail_position
--- The highest number given to an event so far. Asked before tail_look: by then its transaction has a number too.
+-- The highest number given to an event so far. Asked before tail_look, whose own transaction is younger than all that
+-- have such numbers.
 SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM mfg_notify.event_id_seq
 
 -- name: tail_look
--- The oldest transaction that is under way and the next one that will be, and a ping to myself, on a channel of my own:
--- when it comes, whatever was announced by transactions older than the oldest has come before it.
-SELECT pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint, pg_notify(%(channel)s, %(ping)s)
-FROM pg_current_snapshot() s
+-- The oldest transaction that is under way, and this one (a snapshot's xmax would not do: younger ones may be under way),
+-- with a ping to myself on a channel of my own: when it comes, all that transactions older than the oldest have
+-- announced has come before it.
+SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_current_xact_id()::text::bigint,
+       pg_notify(%(channel)s, %(ping)s)
 
 -- name: tail_journal
 -- What waits in the journal and may not have been announced.
