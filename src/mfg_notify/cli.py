@@ -5,6 +5,7 @@ The only room that reads the environment, prints, and ends the process.
 
 import dataclasses
 import json
+import os
 import re
 import signal
 import socket
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 from setproctitle import setproctitle
 
-from mfg_notify import __version__, logs, web
+from mfg_notify import __version__, logs, systemd, web
 from mfg_notify import tail as following
 from mfg_notify.core.series import SERIES_MAXIMUM
 from mfg_notify.dashboards import files
@@ -211,7 +212,7 @@ def run(
     """Run the exporter: listen, fold, reconcile, serve.
 
     It starts even while the database is down, says so, and recovers by itself. SIGTERM and SIGINT fold once more and
-    end it.
+    end it. Under systemd (Type=notify) it says when it serves, how it is, and that it is alive.
     """
     _configure_logs(log_level, log_format)
     market_interval = MARKET_INTERVAL if collect_market else None
@@ -219,8 +220,14 @@ def run(
         dsn, game_schema, reconcile_interval, _checked_path(telemetry_path), series_maximum, market_interval
     )
     sockets = web.bind(listen_addresses)
-    exporter = Exporter(settings)
-    anyio.run(partial(exporter.run, sockets, handle_signals=True))
+    anyio.run(_export, Exporter(settings), sockets)
+
+
+async def _export(exporter: Exporter, sockets: list[socket.socket]) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(systemd.accompany, exporter, systemd.Manager(os.environ))
+        await exporter.run(sockets, handle_signals=True)
+        tasks.cancel_scope.cancel()
 
 
 @main.group()

@@ -88,6 +88,8 @@ class Settings:
 class State:
     """How the exporter is. `folds` and `reconciles` count those that succeeded, `market_looks` all."""
 
+    serving: bool = False
+    stopping: bool = False
     connected: bool = False
     leader: bool = False
     standby: bool = False
@@ -107,6 +109,8 @@ class State:
     @property
     def words(self) -> str:
         """The state for people."""
+        if self.stopping:
+            return "stopping"
         if self.problem is not None:
             return self.problem
         if not self.connected:
@@ -217,6 +221,8 @@ class Exporter:
                 await tasks.start(self._stop_on_signal)
             if sockets:
                 tasks.start_soon(server.serve, list(sockets))
+                await server.started_serving.wait()
+                await self._change(serving=True)
                 for listening in sockets:
                     log.info("serving", address=web.address_of(listening))
             await self._keep_connected()
@@ -230,6 +236,7 @@ class Exporter:
             task_status.started()
             async for number in signals:
                 log.info("stopping", signal=signal.Signals(number).name)
+                await self._change(stopping=True)
                 self.stop()
                 return
 
