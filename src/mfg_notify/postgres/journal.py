@@ -96,9 +96,12 @@ def _decode(rows: list[TupleRow]) -> tuple[list[Event], int]:
     for number, xid, at, body in rows:
         try:
             events.append(Event(number, xid, at, decode_change(body)))
-        except MalformedEvent as error:
+        except MalformedEvent:
             malformed += 1
-            log.warning("journal row is not an event", id=number, error=str(error))
+            last = number
+    if malformed:
+        # Not why: that would repeat what is in the row.
+        log.warning("journal rows are not events; they count as nothing", rows=malformed, last_id=last)
     return events, malformed
 
 
