@@ -326,11 +326,11 @@ _SIGNS = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "failed": "[red]✗[
 @connection_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead, for programs.")
 def doctor(dsn: str, game_schema: str, *, as_json: bool) -> None:
-    """Say what is wrong between the game's database and the exporter, and how to mend it.
+    """Find what is wrong, and say what mends it.
 
-    Run it as the exporter would be run: same user, same machine, same --dsn. A line a check: ✓ is well, ! works and
-    should be looked after, ✗ does not work; under it, after →, what mends it. Checks that depend on a failed one are
-    left out. Exit code 1 if any ✗ was found.
+    It looks at everything between the game's database and the exporter. Run it as the exporter would be run: same
+    user, same machine, same --dsn. A line a check: ✓ is well, ! works and should be looked after, ✗ does not work;
+    under it, after →, what mends it. Checks that depend on a failed one are left out. Exit code 1 if any ✗ was found.
 
     It only reads, changes nothing, and disturbs neither the game nor a running exporter.
 
@@ -357,10 +357,10 @@ def doctor(dsn: str, game_schema: str, *, as_json: bool) -> None:
 @connection_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line instead, for programs.")
 def tail(dsn: str, game_schema: str, *, as_json: bool) -> None:  # noqa: ARG001 - an option common to all
-    """Print what happens in the game's manufacturing, as it happens: a line for each change of a row.
+    """Print the game's changes as they happen.
 
-    A line is: time, player, table, key, and what changed: status, supply, inputs, ship, credits. Colours on a terminal,
-    plain text in a pipe. Remarks go to standard error.
+    A line for each change of a row of the three tables of manufacturing: time, player, table, key, and what changed:
+    status, supply, inputs, ship, credits. Colours on a terminal, plain text in a pipe. Remarks go to standard error.
 
     It reads only and disturbs no exporter; a role made by migrate up --create-role may do it. Events come by NOTIFY,
     and where the triggers announce no content (many rows in one transaction, text that is not ASCII, high load, NOTIFY
@@ -368,7 +368,7 @@ def tail(dsn: str, game_schema: str, *, as_json: bool) -> None:  # noqa: ARG001 
     many are not shown, and why.
 
     Ends with Ctrl-C, or when nobody reads its output any more; exit code 0. When the database goes away it says so,
-    connects again, and goes on; exit code 1 if the first connection cannot be had.
+    connects again, and goes on; exit code 1 if it cannot begin.
 
     With --json: {"id": …, "xid": …, "at": …, "table": "pipeline", "task" or "factory", "operation": "insert", "update",
     "delete" or "truncate", "key": …, "player_id": …, "old": the columns before, or null, "new": the columns after, or

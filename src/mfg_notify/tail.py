@@ -123,30 +123,30 @@ async def follow(conninfo: str, show: Show, remark: Callable[[str], None]) -> No
     the first one cannot be had, and whatever `show` raises.
     """
     account: Account | None = None
+    works = False
     known: str | None = None
+
+    def note(session: _Session) -> None:
+        nonlocal works, known
+        remark("connected again" if works else f"following {describe(conninfo)}")
+        if not session.notify:
+            remark(
+                "NOTIFY is switched off in this database: events are read from the journal, and those that an exporter "
+                "folds first are counted"
+            )
+        works, known = True, None
+
     while True:
         error: DatabaseError | None = None
         try:
             async with await _connect(conninfo) as listening, await _connect(conninfo) as reading:
-                session = _Session(listening, reading, show)
-                if account is None:
-                    account = await session.begin(None)
-                    remark(f"following {describe(conninfo)}")
-                else:
-                    account = await session.begin(account)
-                if known is not None:
-                    remark("connected again")
-                    known = None
-                if not session.notify:
-                    remark(
-                        "NOTIFY is switched off in this database: events are read from the journal, and those that an "
-                        "exporter folds first are counted"
-                    )
+                session = _Session(listening, reading, show, note)
+                account = await session.begin(account)
                 await session.run()
         except* DatabaseError as group:
             error = _first(group)
         if error is not None:
-            if account is None:
+            if not works:
                 raise error
             # One remark a change of state, not one a try.
             if error.reason != known:
@@ -165,8 +165,13 @@ async def _connect(conninfo: str) -> Connection:
 class _Session:
     """Two connections: one listens, the other looks."""
 
-    def __init__(self, listening: Connection, reading: Connection, show: Show) -> None:
+    def __init__(
+        self, listening: Connection, reading: Connection, show: Show, note: Callable[["_Session"], None]
+    ) -> None:
+        """Take what is shown to `show`, and this to `note` as soon as an own notification has come: then it works."""
         self.notify = True
+        self._works = False
+        self._note_that_it_works = note
         self._listening = listening
         self._reading = reading
         self._show = show
@@ -232,6 +237,9 @@ class _Session:
             if notification.channel == self._own_channel:
                 if notification.pid == self._backend_pid:
                     self._answered = anyio.current_time()
+                    if not self._works:
+                        self._works = True
+                        self._note_that_it_works(self)
                     items.extend(self._settle(int(payload.removeprefix(PING))))
             elif payload == FOLD:
                 self._asked = True

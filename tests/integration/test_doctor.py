@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.conftest import Database, Roles, create_game_tables
-from tests.support import ExporterProcess, eventually, free_port
+from tests.support import PATIENCE, ROOT, ExporterProcess, eventually, free_port
 
 from mfg_notify.cli import main
 from mfg_notify.demo.embedded import EmbeddedPostgres
@@ -207,6 +208,13 @@ def test_pooler_in_transaction_mode(installed: Database, tmp_path: Path) -> None
         assert wrong(findings) == {"delivery"}
         assert "a pooler in transaction mode (PgBouncer) is in the way" in findings["delivery"].message
         assert "pool_mode=session" in str(findings["delivery"].remedy)
+        # Nor would tail show anything: it says why.
+        tail = subprocess.run(
+            [sys.executable, "-m", "mfg_notify", "tail", "--dsn", dsn],
+            capture_output=True, text=True, check=False, timeout=PATIENCE, cwd=ROOT,
+        )  # fmt: skip
+        assert tail.returncode == 1
+        assert "a pooler in transaction mode (PgBouncer) is in the way" in tail.stderr
 
 
 def test_pooler_in_session_mode(installed: Database, tmp_path: Path) -> None:
