@@ -120,7 +120,7 @@ def test_wrong_password() -> None:
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE ROLE mfg_exporter LOGIN PASSWORD {}").format(RIGHT))
             (server.folder / "data" / "pg_hba.conf").write_text(
-                "local all postgres trust\nlocal all all scram-sha-256\n"
+                "local all postgres trust\nlocal postgres all scram-sha-256\n"
             )
             connection.execute("SELECT pg_reload_conf()")
         for given, said in (({"password": "wr0ng-s3cr3t"}, "authentication failed"), ({}, "no password supplied")):
@@ -129,9 +129,33 @@ def test_wrong_password() -> None:
             finding = eventually(lambda dsn=dsn: examined(dsn)["connection"], lambda found: found.verdict == "failed")  # type: ignore[misc]
             assert said in finding.message
             assert finding.remedy is not None
-            assert 'ALTER ROLE "mfg_exporter" LOGIN PASSWORD' in finding.remedy
+            assert 'ALTER ROLE "mfg_exporter" PASSWORD' in finding.remedy
             assert "s3cr3t" not in finding.message + finding.remedy
         assert examined(server.dsn(user="mfg_exporter", password=RIGHT))["connection"].verdict == "ok"
+        elsewhere = examined(server.dsn("template1", user="mfg_exporter"))["connection"]
+        assert 'add a line for database, "mfg_exporter" and this address to pg_hba.conf' in str(elsewhere.remedy)
+
+
+def test_not_let_in(roles: Roles, installed: Database) -> None:
+    barred, unknown, outside = roles.make("barred"), roles.name("unknown"), roles.make("outside")
+    with installed.connect() as connection:
+        connection.execute(sql.SQL("ALTER ROLE {} NOLOGIN").format(sql.Identifier(barred)))
+        connection.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(sql.Identifier(installed.name)))
+        for role, said, remedy in (
+            (barred, "not permitted to log in", "ALTER ROLE {} LOGIN"),
+            (unknown, "does not exist", "mfg-notify migrate up --create-role {},"),
+            (outside, "permission denied for database", "mfg-notify migrate up --create-role {},"),
+        ):
+            dsn = make_conninfo(installed.dsn, user=role)
+            findings = examined(dsn)
+            assert list(findings) == ["connection"]
+            assert said in findings["connection"].message
+            mending = remedy.format(sql.Identifier(role).as_string())
+            assert str(findings["connection"].remedy).startswith(mending)
+            if mending.startswith("ALTER"):
+                connection.execute(mending.encode())
+            migrate_up(installed.dsn, "--create-role", role)
+            assert wrong(examined(dsn)) == set()
 
 
 def test_one_connection_too_few(roles: Roles, installed: Database) -> None:
@@ -450,6 +474,14 @@ def test_backlog(installed: Database, age: str, verdict: str) -> None:
     assert finding.verdict == verdict
     assert "3 events in the journal" in finding.message
     assert verdict == "ok" or "mfg-notify run" in str(finding.remedy)
+
+
+def test_a_full_journal(installed: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_events(installed, "1 second")
+    monkeypatch.setattr("mfg_notify.postgres.doctor.JOURNAL_MAXIMUM", 3)
+    finding = examined(installed.dsn)["backlog"]
+    assert finding.verdict == "failed"
+    assert "the triggers give up what comes now" in finding.message
 
 
 def test_events_of_a_newer_version(installed: Database) -> None:

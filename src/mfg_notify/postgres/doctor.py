@@ -157,8 +157,7 @@ def _way_in(error: DatabaseError, conninfo: str) -> str:
     role = given.get("user") or os.environ.get("PGUSER") or "ROLE"
     match error:
         case AccessDenied():
-            name = sql.Identifier(str(role)).as_string()
-            return f"set PGPASSWORD, or give the role a new password: ALTER ROLE {name} LOGIN PASSWORD '…'"
+            return _way_in_for(sql.Identifier(str(role)).as_string(), str(error))
         case SchemaNotReady():
             return "psql --list names the server's databases; give the game's in --dsn or PGDATABASE"
     options = "".join(
@@ -170,6 +169,16 @@ def _way_in(error: DatabaseError, conninfo: str) -> str:
         if value
     )
     return f"pg_isready{options} says whether a server answers there; start it, or name another with --dsn"
+
+
+def _way_in_for(role: str, refused: str) -> str:
+    if "not permitted to log in" in refused:
+        return f"ALTER ROLE {role} LOGIN"
+    if "pg_hba.conf" in refused:
+        return f"add a line for database, {role} and this address to pg_hba.conf, then SELECT pg_reload_conf()"
+    if "authentication failed" in refused or "no password supplied" in refused:
+        return f"set PGPASSWORD, or give the role a new password: ALTER ROLE {role} PASSWORD '…'"
+    return f"{MIGRATE} --create-role {role}, as the owner of the game's tables"
 
 
 # ------------------------------------------------------------------------------------------------ server --

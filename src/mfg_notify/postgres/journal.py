@@ -157,7 +157,9 @@ async def read_settled(connection: Connection) -> Settled:
         async with read_only_snapshot(connection):
             owner = await (await connection.execute(QUERY["generation"])).fetchone()
             if owner is None:
-                raise SchemaNotReady("mfg_notify.owner has lost its row; run `mfg-notify migrate up`")
+                raise SchemaNotReady(
+                    "mfg_notify.owner has lost its row; say INSERT INTO mfg_notify.owner DEFAULT VALUES"
+                )
             totals = {}
             async for metric, labels, n in await connection.execute(QUERY["totals"]):
                 # A metric that only a newer version knows stays in the table, untouched.
