@@ -158,7 +158,7 @@ async def read_settled(connection: Connection) -> Settled:
             owner = await (await connection.execute(QUERY["generation"])).fetchone()
             if owner is None:
                 raise SchemaNotReady(
-                    "mfg_notify.owner has lost its row; say INSERT INTO mfg_notify.owner DEFAULT VALUES"
+                    "mfg_notify.owner has lost its row; `mfg-notify doctor` says what mends it"
                 )
             totals = {}
             async for metric, labels, n in await connection.execute(QUERY["totals"]):
