@@ -190,7 +190,10 @@ def stop_backend(connection: psycopg.Connection) -> int:
 
     def freeze() -> int:
         [(pid,)] = connection.execute("SELECT backend_pid FROM mfg_notify.owner").fetchall()
-        os.kill(pid, signal.SIGSTOP)
+        try:
+            os.kill(pid, signal.SIGSTOP)
+        except ProcessLookupError:
+            return 0  # it has just gone: the exporter connects anew
         states = connection.execute("SELECT state FROM pg_stat_activity WHERE pid = %s", (pid,)).fetchall()
         if states == [("idle",)]:
             return int(pid)

@@ -136,6 +136,9 @@ VALUES (
 CREATE SEQUENCE IF NOT EXISTS mfg_notify.lost MINVALUE 0 START 0;
 -- Highest id that a fold has taken out of the journal: with the journal's sequence it bounds the backlog.
 CREATE SEQUENCE IF NOT EXISTS mfg_notify.folded MINVALUE 0 START 0;
+-- 1: the triggers are to write the journal and not to notify; 0: they notify. A sequence, because setval is in force at
+-- once, for transactions that have begun before, too. The exporter that holds the lease sets it.
+CREATE SEQUENCE IF NOT EXISTS mfg_notify.quiet MINVALUE 0 MAXVALUE 1 START 0;
 
 REVOKE ALL ON ALL TABLES IN SCHEMA mfg_notify FROM PUBLIC;
 REVOKE ALL ON SCHEMA mfg_notify FROM PUBLIC;
@@ -242,8 +245,8 @@ DECLARE
     setting   text := current_setting('mfg_notify.announced', true);
     announced bigint := written;
 BEGIN
-    SELECT s.channel, s.notify, e.last_value - f.last_value INTO channel, notify, backlog
-    FROM mfg_notify.settings s, mfg_notify.event_id_seq e, mfg_notify.folded f;
+    SELECT s.channel, s.notify AND q.last_value = 0, e.last_value - f.last_value INTO channel, notify, backlog
+    FROM mfg_notify.settings s, mfg_notify.event_id_seq e, mfg_notify.folded f, mfg_notify.quiet q;
     -- An exporter that never comes back must not fill the disk.
     IF backlog > 5000000 THEN
         RAISE EXCEPTION 'the journal holds % events that no exporter has folded', backlog;
@@ -507,7 +510,8 @@ BEGIN
     GRANT USAGE, CREATE ON SCHEMA mfg_notify TO mfg_notify_owner;
     GRANT SELECT, INSERT ON mfg_notify.event TO mfg_notify_owner;
     GRANT SELECT ON mfg_notify.settings TO mfg_notify_owner;
-    GRANT USAGE, SELECT ON mfg_notify.event_id_seq, mfg_notify.lost, mfg_notify.folded TO mfg_notify_owner;
+    GRANT USAGE, SELECT ON mfg_notify.event_id_seq, mfg_notify.lost, mfg_notify.folded, mfg_notify.quiet
+        TO mfg_notify_owner;
     GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA mfg_notify TO mfg_notify_owner;
     GRANT USAGE ON SCHEMA public TO mfg_notify_owner;
     GRANT SELECT ON public.manufacturing_pipelines, public.manufacturing_factory_states TO mfg_notify_owner;

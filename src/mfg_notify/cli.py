@@ -26,6 +26,7 @@ from setproctitle import setproctitle
 
 from mfg_notify import __version__, logs, systemd, web
 from mfg_notify import tail as following
+from mfg_notify.core.attention import Policy
 from mfg_notify.core.series import SERIES_MAXIMUM
 from mfg_notify.dashboards import files
 from mfg_notify.dashboards.merge import Outcome
@@ -196,6 +197,16 @@ def main() -> None:
     is_flag=True,
     help="Also read market_data once a minute; leave it off where the bot exports its own market metrics.",
 )
+@click.option(
+    "--notify",
+    envvar="MFG_NOTIFY_NOTIFY",
+    show_envvar=True,
+    type=click.Choice(Policy),
+    default=Policy.ADAPTIVE,
+    show_default=True,
+    help="Whether the triggers notify. adaptive: not while changes come fast; the exporter looks into the journal by "
+    "itself then.",
+)
 @log_options
 def run(
     dsn: str,
@@ -204,6 +215,7 @@ def run(
     telemetry_path: str,
     reconcile_interval: float,
     series_maximum: int,
+    notify: Policy,
     log_level: str,
     log_format: logs.Format | None,
     *,
@@ -217,7 +229,7 @@ def run(
     _configure_logs(log_level, log_format)
     market_interval = MARKET_INTERVAL if collect_market else None
     settings = Settings(
-        dsn, game_schema, reconcile_interval, _checked_path(telemetry_path), series_maximum, market_interval
+        dsn, game_schema, reconcile_interval, _checked_path(telemetry_path), series_maximum, market_interval, notify
     )
     sockets = web.bind(listen_addresses)
     anyio.run(_export, Exporter(settings), sockets)

@@ -12,7 +12,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import anyio
@@ -21,10 +21,12 @@ from anyio.abc import TaskStatus
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from mfg_notify import __version__, web
+from mfg_notify.core.attention import Attention, Policy
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
 from mfg_notify.core.counters import Arrival, Counters
 from mfg_notify.core.events import Event, decode_payload
 from mfg_notify.core.factory_floor import FactoryFloor, Memory
+from mfg_notify.core.frontier import Frontier
 from mfg_notify.core.series import SERIES_MAXIMUM, Market, View
 from mfg_notify.errors import (
     DatabaseError,
@@ -44,8 +46,6 @@ FOLD_DELAY = 0.02
 """Seconds from a notification that could not be counted by itself to the fold that it asks for."""
 CONFIRM_DELAY = 2.0
 """Seconds from a payload that was counted to the fold that settles it."""
-FOLD_INTERVAL_WITHOUT_NOTIFY = 1.0
-"""Seconds between folds where the triggers may not notify."""
 EMPTY_REST = 0.25
 """Seconds of rest after a fold that found nothing: whoever knows the channel may ask for folds without end."""
 SNAPSHOT_REST = 1.0
@@ -82,6 +82,8 @@ class Settings:
     series_maximum: int = SERIES_MAXIMUM
     market_interval: float | None = None
     """None: the markets are not read."""
+    notify: Policy = Policy.ADAPTIVE
+    """When the triggers notify; never where the migration has found that they must not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,7 @@ class _Session:
     notify: bool
     backend_pid: int
     """Of the working connection: what it notifies counts as our own."""
+    attention: Attention
     works: bool = False
     """It has come so far as to export, or to stand by."""
     problem: str | None = None
@@ -149,6 +152,11 @@ class _Session:
     snapshot_rest_until: float = 0.0
     """When events may have a snapshot again."""
     ships_query: snapshot.ShipsQuery | None = None
+    folded_up_to: int = -1
+    """No event with this id or a lower one will ever be in the journal again."""
+    next_up_to: int = -1
+    """The same, once every transaction is over that had begun before this id was the last."""
+    begun_before: Frontier = field(default_factory=Frontier)
     taken: snapshot.Snapshot | None = None
     """Live rows that wait until everything that they show has been heard of."""
     taken_fence: int | None = None
@@ -298,7 +306,8 @@ class Exporter:
             await listening.close()
             await working.close()
             raise
-        return _Session(listening, working, listener, channel, notify, backend_pid)
+        attention = Attention(self._settings.notify if notify else Policy.NEVER, self._clock())
+        return _Session(listening, working, listener, channel, notify, backend_pid, attention)
 
     async def _check_schema(self, connection: Connection) -> tuple[str, bool, int]:
         with translated_errors():
@@ -372,6 +381,9 @@ class Exporter:
             self._wake = anyio.Event()
             now = self._clock()
             fold_due = min(fold_due, max(now + self._receive(session), session.rest_until))
+            session.attention.count(0, now)
+            if session.attention.must_tell:
+                fold_due = now
             if self._floor.wants_snapshot and session.taken is None:
                 reconcile_due = min(reconcile_due, session.snapshot_rest_until)
             if now >= tick_due:
@@ -385,8 +397,7 @@ class Exporter:
                 reconcile_due = now + self._settings.reconcile_interval
                 fold_due = now
             if self.state.leader and now >= fold_due:
-                idle = self._settings.reconcile_interval if session.notify else FOLD_INTERVAL_WITHOUT_NOTIFY
-                fold_due = self._clock() + idle if await self._fold(session) else now
+                fold_due = self._clock() + self._next_fold(session, now) if await self._fold(session) else now
             if session.taken_fence is not None and self._counters.fence >= session.taken_fence:
                 await self._reconcile(session)
             due = tick_due
@@ -413,7 +424,7 @@ class Exporter:
             elif self.state.leader and not payload.startswith((PING, journal.FENCE)):
                 due = min(due, self._receive_payload(payload, events))
         if events:
-            self._account(events)
+            self._account(session, events)
         if skipped := session.listener.take_skipped():
             self.telemetry.notifications_received.inc(skipped)
             due = min(due, FOLD_DELAY)
@@ -452,15 +463,19 @@ class Exporter:
             session.ping_number += 1
         parameters = {"who": self._who, "channel": session.channel, "ping": f"{PING}{session.ping_number}"}
 
-        async def send() -> tuple[bool, int]:
+        async def send() -> tuple[bool, int, bool]:
             with translated_errors():
                 rows = await (await session.working.execute(QUERY["tick"], parameters)).fetchall()
-                _, holds_lease, clock = rows[0]
-                return holds_lease, clock
+                _, holds_lease, clock, quiet = rows[0]
+                return holds_lease, clock, quiet
 
-        holds_lease, clock = await _in_time(SILENCE, send())
+        holds_lease, clock, quiet = await _in_time(SILENCE, send())
+        answered = self._clock()
         # The server read its clock somewhere between sending and now.
-        self._database_ahead = clock - round((sent + self._clock()) / 2 * MICROSECONDS_PER_SECOND)
+        self._database_ahead = clock - round((sent + answered) / 2 * MICROSECONDS_PER_SECOND)
+        session.attention.committed(answered - sent)
+        if quiet != session.attention.quiet:
+            session.attention.doubt()
         if self.state.leader and not holds_lease:
             await self._step_down(session)
         elif not self.state.leader and not self.state.standby:
@@ -482,16 +497,21 @@ class Exporter:
         started = self._clock()
         if session.suspects is None:
             session.suspects = self._counters.pending()
-        fold = await _in_time(SILENCE, journal.fold(session.working, self._who, session.channel))
+        fold = await _in_time(SILENCE, self._fold_and_tell(session))
         if fold is None:
             await self._step_down(session)
             return True
+        self._note_what_is_over(session, fold)
         if self._counters.went_back(fold.generation):
             log.error(
                 "the database was set back: an older copy was restored, a failover lost commits, or the triggers were "
                 "installed anew; counters stand still until the truth has caught up"
             )
             self.telemetry.rewinds.inc()
+            # What was thought to be over may come again.
+            session.folded_up_to = session.next_up_to = -1
+            session.begun_before.draw()
+            fold = replace(fold, drained=False)
             if session.taken_fence is not None:
                 # The fence that the snapshot waits for may never come: take another.
                 session.taken = session.taken_fence = None
@@ -508,7 +528,7 @@ class Exporter:
             news = fold.events
         for event in fold.events:
             self._floor.apply(event)
-        self._account(news)
+        self._account(session, news)
         session.rest_until = 0.0 if fold.events else self._clock() + EMPTY_REST
         if fold.malformed:
             self.telemetry.events_rejected.labels("malformed").inc(fold.malformed)
@@ -534,7 +554,36 @@ class Exporter:
         await self._change(folds=self.state.folds + 1, drained=self.state.drained or fold.drained)
         return fold.drained and followed
 
-    def _account(self, events: Sequence[Event]) -> None:
+    async def _fold_and_tell(self, session: _Session) -> journal.Fold | None:
+        """Fold, and tell the triggers whether to notify where they have been told something else."""
+        attention = session.attention
+        hush = attention.must_tell and attention.wants_quiet
+        if attention.must_tell and not hush:
+            await journal.speak_up(session.working)
+            attention.told(quiet=False)
+        # The fold that goes with a snapshot looks everywhere: the last net under all that is thought to be proven.
+        after = session.folded_up_to if session.taken is None else -1
+        fold = await journal.fold(session.working, self._who, session.channel, after=after, hush=hush)
+        if hush and fold is not None:
+            attention.told(quiet=True)
+        self.telemetry.polling.set(attention.quiet)
+        return fold
+
+    def _note_what_is_over(self, session: _Session, fold: journal.Fold) -> None:
+        session.attention.folded(fold.xid, fold.oldest)
+        # Whoever was given an id had a transaction number by then.
+        if session.begun_before.folded(fold.xid, fold.oldest) and fold.drained:
+            session.folded_up_to = session.next_up_to
+            session.next_up_to = fold.last_id
+            session.begun_before.draw()
+
+    def _next_fold(self, session: _Session, begun: float) -> float:
+        if session.attention.may_sleep:
+            return self._settings.reconcile_interval
+        return session.attention.next_look(self._clock() - begun)
+
+    def _account(self, session: _Session, events: Sequence[Event]) -> None:
+        session.attention.count(len(events), self._clock())
         now = self.database_now()
         for (table, operation), n in Counter((event.table, event.change.operation) for event in events).items():
             self.telemetry.events_applied.labels(table, operation).inc(n)
@@ -620,6 +669,7 @@ class Exporter:
         if not self.state.leader:
             return
         try:
+            session.attention.leave()
             while not await self._fold(session):
                 pass
             await _in_time(SILENCE, journal.release_lease(session.working, self._who))

@@ -53,6 +53,7 @@ class Telemetry:
         self.connected = gauge("connected")
         self.leader = gauge("leader")
         self.standby = gauge("standby")
+        self.polling = gauge("polling")
         self.ready = gauge("ready")
         self.series = gauge("series")
         self.series_dropped = gauge("series_dropped")

@@ -170,6 +170,8 @@ class _Session:
     ) -> None:
         """Take what is shown to `show`, and this to `note` as soon as an own notification has come: then it works."""
         self.notify = True
+        self._quiet = False
+        """The triggers are told not to notify for now."""
         self._works = False
         self._note_that_it_works = note
         self._listening = listening
@@ -197,7 +199,7 @@ class _Session:
             self._listener = Listener(self._listening, self._backend_pid, lambda: self._wake.set())
             await self._listener.listen(self._own_channel)
             await self._listener.listen(channel)
-            [(position,)] = await self._ask("tail_position")
+            [(position, _)] = await self._ask("tail_position")
         if account is None or position < account.floor:
             account = Account(position)
         elif position > account.floor:
@@ -221,7 +223,9 @@ class _Session:
             if now >= look_due:
                 await self._look()
                 found = await self._read_journal()
-                look_due = now + (LOOK_INTERVAL_UNANNOUNCED if found or not self.notify else LOOK_INTERVAL)
+                look_due = now + (
+                    LOOK_INTERVAL_UNANNOUNCED if found or self._quiet or not self.notify else LOOK_INTERVAL
+                )
             elif self._asked and now >= rest_until:
                 found = await self._read_journal()
                 # Whoever knows the channel may ask without end.
@@ -261,11 +265,13 @@ class _Session:
         with translated_errors(), _in_time():
             if await self._ask("settings") != self._settings:
                 raise SchemaNotReady("mfg_notify.settings has changed")
-            [(position,)] = await self._ask("tail_position")
+            [(position, self._quiet)] = await self._ask("tail_position")
             self._look_number += 1
             ping = f"{PING}{self._look_number}"
             [(oldest, own, _)] = await self._ask("tail_look", channel=self._own_channel, ping=ping)
         self._account.look(position, own)
+        if self._quiet:
+            self._note("the triggers announce nothing while changes come fast, and an exporter folded them first")
         self._oldest[self._look_number] = oldest
         # In looks as well: whoever pauses what we print stops the clock for us, not for the database.
         if len(self._oldest) > PATIENCE / LOOK_INTERVAL and anyio.current_time() - self._answered > PATIENCE:

@@ -170,7 +170,7 @@ def flood_until_dropped(rig: Rig) -> None:
         def flood_and_look() -> bool:
             if queue_usage(rig) < FLOOD:
                 connection.execute(
-                    "SELECT count(pg_notify(%s, 'fence ' || i || repeat(' ', 7000))) FROM generate_series(1, 50) i",
+                    "SELECT count(pg_notify(%s, 'fence ' || i || repeat(' ', 1900))) FROM generate_series(1, 200) i",
                     (channel,),
                 )
             rig.report.figure("notification queue in %", 100 * queue_usage(rig))

@@ -31,7 +31,7 @@ from mfg_notify.postgres.journal import CHUNK
 SERVER = {"track_commit_timestamp": "on", "max_connections": "100"}
 """Settings of every server here: commit times are what I3 is checked against."""
 WRITERS = 2
-RATE = 150.0
+RATE = float(os.environ.get("MFG_NOTIFY_SOAK_RATE") or 150)
 """Statements a second of one writer: a busy game that leaves the machine time for scrapes every 50 ms."""
 RECONCILE = "500ms"
 EXCUSES = re.compile(
@@ -270,6 +270,7 @@ class Rig:
             if ahead:
                 self._violations("I3", watch.ratchet.ahead_of(history))
             self.report.counts["scrapes"] += watch.scrapes
+            self.report.counts["scrapes while the triggers were quiet"] += watch.quiet
         self._watches.clear()
 
     def _check_journal(self, exporter: ExporterProcess) -> None:

@@ -1,7 +1,8 @@
 """All faults in their long form, in random order, for half an hour and more: `make soak`.
 
-MFG_NOTIFY_SOAK_MINUTES says how long (30), MFG_NOTIFY_SOAK_SEED repeats a run: the order of the faults and every choice
-of theirs, though not the moments at which the machine does what.
+MFG_NOTIFY_SOAK_MINUTES says how long (30), MFG_NOTIFY_SOAK_RATE how many statements a second each writer sends (150),
+MFG_NOTIFY_SOAK_SEED repeats a run: the order of the faults and every choice of theirs, though not the moments at which
+the machine does what.
 """
 
 import os

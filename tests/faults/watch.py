@@ -64,6 +64,9 @@ class Ratchet:
             # The wait is measured by two clocks: only how many there were is known exactly.
             if series[0].startswith(PREFIX + WAIT) and not series[0].endswith("_count"):
                 continue
+            # What is past the cap on series is summed there; the truth knows no such product.
+            if ("product_good", "other") in series[1]:
+                continue
             committed = history.get(series, [])
             for at, value in shown:
                 place_in_time = bisect_right(committed, at, key=lambda step: step[0])
@@ -81,6 +84,8 @@ class Watch:
         self.ratchet = Ratchet()
         self.scrapes = 0
         self.unanswered = 0
+        self.quiet = 0
+        """Scrapes that saw the triggers told not to notify."""
         self.slowest_seconds = 0.0
         """Of the answered scrapes since it was last set to 0."""
         self._port = port
@@ -115,6 +120,7 @@ class Watch:
                     continue
                 self.scrapes += 1
                 self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - started)
+                self.quiet += "\nmfg_notify_polling 1" in page
                 self.ratchet.look(page)
         except BaseException as crash:  # noqa: BLE001 - raised where the block ends
             self._crash = crash

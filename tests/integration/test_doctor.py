@@ -435,6 +435,15 @@ def test_told_not_to_notify(installed: Database) -> None:
     assert examined(installed.dsn)["notify"].verdict == "ok"
 
 
+def test_quiet_triggers_are_well(installed: Database) -> None:
+    assert examined(installed.dsn)["notify"].message == "the triggers notify"
+    with installed.connect() as connection:
+        connection.execute("SELECT setval('mfg_notify.quiet', 1)")
+    finding = examined(installed.dsn)["notify"]
+    assert finding.verdict == "ok"
+    assert "quiet" in finding.message
+
+
 # ----------------------------------------------------------------------------------------------- journal --
 
 

@@ -358,6 +358,12 @@ EXPORTER_METRICS = (
     SelfMetric("connected", Kind.GAUGE, (), "1 while both connections to the database work"),
     SelfMetric("leader", Kind.GAUGE, (), "1 while this exporter holds the lease and folds"),
     SelfMetric("standby", Kind.GAUGE, (), "1 while another exporter holds the lease"),
+    SelfMetric(
+        "polling",
+        Kind.GAUGE,
+        (),
+        "1 while the triggers are told not to notify, because changes come fast: the journal is polled",
+    ),
     SelfMetric("ready", Kind.GAUGE, (), "1 while /-/ready answers 200"),
     SelfMetric("series", Kind.GAUGE, (), "Series of the game exposed at the last scrape"),
     SelfMetric(

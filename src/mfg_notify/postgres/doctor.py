@@ -366,6 +366,8 @@ def _check_notify(examination: _Examination) -> _Answer:
     if not notify:
         message = "the triggers are told not to notify; the exporter looks once a second"
         return _Answer("warning", message, "UPDATE mfg_notify.settings SET notify = true")
+    if examination.ask("doctor_quiet") == [(True,)]:
+        return _Answer("ok", "the triggers are quiet, as the last exporter has told them: it looks by itself")
     return _Answer("ok", "the triggers notify")
 
 

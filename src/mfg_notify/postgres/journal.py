@@ -38,6 +38,11 @@ class Fold:
     malformed: int
     drained: bool
     """Fewer events than a chunk were there: nothing is left that was visible when the fold began."""
+    xid: int
+    oldest: int
+    """The oldest transaction that was open when the fold began to look."""
+    last_id: int
+    """Last id that was given out when the fold began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,27 +72,38 @@ async def release_lease(connection: Connection, who: str) -> None:
         await connection.execute(QUERY["release_lease"], {"who": who})
 
 
-async def fold(connection: Connection, who: str, channel: str, chunk: int = CHUNK) -> Fold | None:
-    """Move up to `chunk` events from the journal into the totals in one transaction.
+async def speak_up(connection: Connection) -> None:
+    """Tell the triggers to notify. Who has begun to write by now may still be quiet."""
+    with translated_errors():
+        await connection.execute(QUERY["speak_up"])
 
-    A fence with the fold's generation goes out on the channel. None: `who` does not hold the lease, and nothing was
-    done. When this raises, the COMMIT may or may not have
-    happened: read the totals again.
+
+async def fold(
+    connection: Connection, who: str, channel: str, chunk: int = CHUNK, *, after: int = -1, hush: bool = False
+) -> Fold | None:
+    """Move up to `chunk` events with ids above `after` from the journal into the totals in one transaction.
+
+    A fence with the fold's generation goes out on the channel; with `hush` the triggers are told not to notify. None:
+    `who` does not hold the lease, and nothing was done. When this raises, the COMMIT may or may not have happened:
+    read the totals again.
     """
     with translated_errors():
         async with connection.transaction():
             row = await (await connection.execute(QUERY["begin_fold"], {"who": who})).fetchone()
             if row is None:
                 return None
-            taken = await connection.execute(QUERY["take_events"], {"version": VERSION, "chunk": chunk})
+            generation, xid, oldest, last_id = row
+            if hush:
+                await connection.execute(QUERY["hush"])
+            taken = await connection.execute(QUERY["take_events"], {"version": VERSION, "chunk": chunk, "after": after})
             rows = sorted(await taken.fetchall())
             events, malformed = _decode(rows)
             settlement = settle(events)
             if rows:
                 await _save(connection, settlement)
                 await connection.execute(QUERY["mark_folded"], {"id": rows[-1][0]})
-            await connection.execute(QUERY["fence"], {"channel": channel, "fence": f"{FENCE}{row[0]}"})
-    return Fold(row[0], events, settlement, malformed, len(rows) < chunk)
+            await connection.execute(QUERY["fence"], {"channel": channel, "fence": f"{FENCE}{generation}"})
+    return Fold(generation, events, settlement, malformed, len(rows) < chunk, xid, oldest, last_id)
 
 
 def _decode(rows: list[TupleRow]) -> tuple[list[Event], int]:
@@ -157,9 +173,7 @@ async def read_settled(connection: Connection) -> Settled:
         async with read_only_snapshot(connection):
             owner = await (await connection.execute(QUERY["generation"])).fetchone()
             if owner is None:
-                raise SchemaNotReady(
-                    "mfg_notify.owner has lost its row; `mfg-notify doctor` says what mends it"
-                )
+                raise SchemaNotReady("mfg_notify.owner has lost its row; `mfg-notify doctor` says what mends it")
             totals = {}
             async for metric, labels, n in await connection.execute(QUERY["totals"]):
                 # A metric that only a newer version knows stays in the table, untouched.

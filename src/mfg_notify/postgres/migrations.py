@@ -26,7 +26,7 @@ PATIENCE = 60.0
 """Seconds for which a migration tries to get its locks."""
 TRIGGERS = 12
 """Four on each of three tables."""
-RELATIONS = ("event", "event_id_seq", "total", "recent", "latest", "owner", "settings", "lost", "folded")
+RELATIONS = ("event", "event_id_seq", "total", "recent", "latest", "owner", "settings", "lost", "folded", "quiet")
 FUNCTIONS = (
     *("missing_columns", "microseconds", "pipeline_image", "task_image", "factory_image", "speaks", "announce"),
     *("pipeline_changed", "task_changed", "factory_changed"),

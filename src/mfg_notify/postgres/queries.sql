@@ -27,12 +27,13 @@ WHERE NOT EXISTS (SELECT FROM pg_proc WHERE proname = name AND pronamespace = to
 SELECT * FROM mfg_notify.missing_columns()
 
 -- name: tick
--- Once a second: a ping to myself through NOTIFY, proof of life for the lease, and the database's clock.
+-- Once a second: a ping to myself through NOTIFY, proof of life for the lease, the database's clock, and what the
+-- triggers are told.
 WITH beat AS (
     UPDATE mfg_notify.owner SET beat = clock_timestamp(), backend_pid = pg_backend_pid()
     WHERE who = %(who)s RETURNING 1)
 SELECT pg_notify(%(channel)s, %(ping)s), EXISTS (SELECT FROM beat),
-       (date_part('epoch', clock_timestamp()) * 1000000)::bigint
+       (date_part('epoch', clock_timestamp()) * 1000000)::bigint, (SELECT last_value = 1 FROM mfg_notify.quiet)
 
 -- name: acquire_lease
 -- Free, mine, silent for 5 s, or its backend is gone (a stopped process keeps its backend, so both are needed). The
@@ -60,14 +61,28 @@ WHERE o.beat NOT BETWEEN clock_timestamp() - interval '5 seconds' AND clock_time
 UPDATE mfg_notify.owner SET who = NULL WHERE who = %(who)s
 
 -- name: begin_fold
--- The row lock is the mutex of folds, the number the fencing token. No row: I am not the leader.
+-- The row lock is the mutex of folds, the generation the fencing token. No row: I am not the leader. Then this
+-- transaction, the oldest one that is open, and the last id of the journal.
 UPDATE mfg_notify.owner SET generation = generation + 1, beat = clock_timestamp()
-WHERE who = %(who)s RETURNING generation
+WHERE who = %(who)s
+RETURNING generation, pg_current_xact_id()::text::bigint, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
+          (SELECT last_value FROM mfg_notify.event_id_seq)
+
+-- name: hush
+-- Within a fold, so that only who holds the lease can say it: the triggers are not to notify. In force at once, in
+-- every transaction, and whatever becomes of this one.
+SELECT setval('mfg_notify.quiet', 1)
+
+-- name: speak_up
+-- The triggers are to notify.
+SELECT setval('mfg_notify.quiet', 0)
 
 -- name: take_events
--- Journal rows are never updated, so a ctid names the same row for as long as the fold's lock is held.
+-- Journal rows are never updated, so a ctid names the same row for as long as the fold's lock is held. Up to the id
+-- `after` there are only dead rows, which need not be passed over once more.
 DELETE FROM mfg_notify.event
-WHERE ctid = ANY (ARRAY(SELECT ctid FROM mfg_notify.event WHERE version = %(version)s ORDER BY id LIMIT %(chunk)s))
+WHERE ctid = ANY (ARRAY(SELECT ctid FROM mfg_notify.event WHERE version = %(version)s AND id > %(after)s
+                        ORDER BY id LIMIT %(chunk)s))
 RETURNING id, xid::text::bigint, (date_part('epoch', at) * 1000000)::bigint, body
 
 -- name: add_totals
@@ -246,7 +261,8 @@ UNION ALL
 SELECT string_agg(allowed, ', ') || ' ON mfg_notify.' || c.relname, true
 FROM (VALUES ('settings', 'SELECT'), ('owner', 'SELECT UPDATE'), ('event', 'SELECT DELETE'), ('event_id_seq', 'SELECT'),
              ('total', 'SELECT INSERT UPDATE'), ('recent', 'SELECT INSERT UPDATE DELETE'),
-             ('latest', 'SELECT INSERT UPDATE DELETE'), ('folded', 'UPDATE'), ('lost', 'SELECT')) AS ours (name, rights)
+             ('latest', 'SELECT INSERT UPDATE DELETE'), ('folded', 'UPDATE'), ('quiet', 'SELECT UPDATE'),
+             ('lost', 'SELECT')) AS ours (name, rights)
 CROSS JOIN LATERAL string_to_table(ours.rights, ' ') AS allowed
 JOIN pg_class c ON c.relname = ours.name AND c.relnamespace = to_regnamespace('mfg_notify')
 WHERE NOT has_table_privilege(c.oid, allowed)
@@ -291,14 +307,19 @@ SELECT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
              WHERE has_table_privilege(oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
                 OR has_any_column_privilege(oid, 'INSERT, UPDATE') ORDER BY relname)
 
+-- name: doctor_quiet
+-- Whether the exporter has told the triggers not to notify for now.
+SELECT last_value = 1 FROM mfg_notify.quiet
+
 -- name: doctor_lease
 -- Who folds, and for how many seconds that exporter has been silent (NULL: it has never been heard of).
 SELECT who, CASE WHEN isfinite(beat) THEN date_part('epoch', clock_timestamp() - beat) END FROM mfg_notify.owner
 
 -- name: tail_position
--- The highest number given to an event so far. Asked before tail_look, whose own transaction is younger than all that
--- have such numbers.
-SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM mfg_notify.event_id_seq
+-- The highest number given to an event so far, and whether the triggers are told to be quiet. Asked before tail_look,
+-- whose own transaction is younger than all that have such numbers.
+SELECT CASE WHEN is_called THEN last_value ELSE 0 END, (SELECT last_value = 1 FROM mfg_notify.quiet)
+FROM mfg_notify.event_id_seq
 
 -- name: tail_look
 -- The oldest transaction that is under way, and this one (a snapshot's xmax would not do: younger ones may be under way),

@@ -34,7 +34,8 @@ GRANT SELECT, DELETE ON mfg_notify.event TO {role};
 GRANT SELECT, INSERT, UPDATE ON mfg_notify.total TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON mfg_notify.recent, mfg_notify.latest TO {role};
 GRANT UPDATE ON SEQUENCE mfg_notify.folded TO {role};
-GRANT SELECT ON SEQUENCE mfg_notify.lost, mfg_notify.event_id_seq TO {role};
+GRANT SELECT, UPDATE ON SEQUENCE mfg_notify.quiet TO {role};
+GRANT SELECT ON SEQUENCE mfg_notify.event_id_seq, mfg_notify.lost TO {role};
 GRANT EXECUTE ON FUNCTION mfg_notify.missing_columns, mfg_notify.microseconds, mfg_notify.pipeline_image,
     mfg_notify.task_image, mfg_notify.factory_image TO {role};
 

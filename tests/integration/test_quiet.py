@@ -1,0 +1,232 @@
+"""The triggers are told not to notify while changes come fast, and no event is left behind when they notify again."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import anyio
+import anyio.lowlevel
+import psycopg
+import pytest
+from psycopg import sql
+from tenacity import AsyncRetrying, retry_if_result, stop_after_delay, wait_fixed
+from tests.conftest import Database
+from tests.support import PATIENCE, applied, assert_exact, number, page_of, settled
+
+from mfg_notify.core import attention
+from mfg_notify.core.attention import Attention, Policy
+from mfg_notify.demo.game import play
+from mfg_notify.demo.world import GameOptions
+from mfg_notify.exporter import Exporter, Settings
+
+pytestmark = pytest.mark.anyio
+NEVER_AGAIN = 3600.0
+"""Seconds between reconciliations: none comes to help."""
+
+
+@asynccontextmanager
+async def exporting(
+    database: Database, notify: Policy = Policy.ADAPTIVE, reconcile_interval: float = NEVER_AGAIN
+) -> AsyncIterator[Exporter]:
+    exporter = Exporter(Settings(database.dsn, reconcile_interval=reconcile_interval, notify=notify))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(exporter.run)
+        with anyio.fail_after(PATIENCE):
+            await exporter.wait_until(lambda state: state.ready)
+        yield exporter
+        exporter.stop()
+
+
+async def reached(exporter: Exporter, condition: Callable[[str], bool]) -> None:
+    """Wait until the page is as asked for."""
+
+    async def look() -> bool:
+        return condition(page_of(exporter))
+
+    await AsyncRetrying(
+        retry=retry_if_result(lambda met: not met), wait=wait_fixed(0.01), stop=stop_after_delay(PATIENCE)
+    )(look)
+
+
+async def two_pings(exporter: Exporter) -> None:
+    """Wait for two own pings: whatever was notified before the first has come and was acted upon."""
+    pings = "mfg_notify_listener_roundtrip_seconds_count"
+    before = number(page_of(exporter), pings)
+    await reached(exporter, lambda page: number(page, pings) >= before + 2)
+
+
+def polls(page: str) -> bool:
+    return number(page, "mfg_notify_polling") == 1
+
+
+def is_quiet(database: Database) -> bool:
+    with database.connect() as connection:
+        return connection.execute("SELECT last_value FROM mfg_notify.quiet").fetchone() == (1,)
+
+
+@contextmanager
+def overhearing(database: Database) -> Iterator[Callable[[], list[str]]]:
+    """Listen; the function returns the events that were notified since the last call."""
+    with database.connect() as connection:
+        [(channel,)] = connection.execute("SELECT channel FROM mfg_notify.settings").fetchall()
+        connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+
+        def heard() -> list[str]:
+            connection.execute("SELECT")
+            payloads = [notification.payload for notification in connection.notifies(timeout=0)]
+            return [payload for payload in payloads if payload == "fold" or payload.startswith("[")]
+
+        yield heard
+
+
+def insert(connection: psycopg.Connection, number: int) -> None:
+    connection.execute(
+        """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
+           VALUES (%s, 1, 'COLLECT_SELL', 'READY', 'G')""",
+        (f"t{number}",),
+    )
+
+
+@pytest.fixture
+def game(installed: Database) -> Iterator[psycopg.Connection]:
+    with installed.connect() as connection:
+        connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
+        yield connection
+
+
+async def test_quiet_while_changes_come_fast(
+    installed: Database, game: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "QUIET_ABOVE", 20.0)
+    with overhearing(installed) as heard:
+        async with exporting(installed) as exporter:
+            assert not polls(page_of(exporter))
+            inserted = 0
+            with anyio.fail_after(PATIENCE):
+                while not polls(page_of(exporter)):
+                    insert(game, inserted := inserted + 1)
+                    await anyio.lowlevel.checkpoint()
+            assert len(heard()) > 0
+            insert(game, inserted := inserted + 1)
+            assert heard() == []
+            await reached(exporter, lambda page: applied(page) == inserted)
+            # Calm again, it lets the triggers notify, and sleeps.
+            await reached(exporter, lambda page: not polls(page))
+            insert(game, inserted := inserted + 1)
+            assert len(heard()) == 1
+            await reached(exporter, lambda page: applied(page) == inserted)
+
+
+@pytest.mark.parametrize("rule", [True, False], ids=["as it is", "rule taken out"])
+async def test_a_writer_that_was_quiet_and_commits_late(
+    installed: Database, game: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, *, rule: bool
+) -> None:
+    monkeypatch.setattr(attention, "QUIET_ABOVE", 20.0)
+    if not rule:
+        monkeypatch.setattr(Attention, "may_sleep", property(lambda self: not self.quiet))
+    async with exporting(installed) as exporter:
+        inserted = 0
+        with anyio.fail_after(PATIENCE):
+            while not polls(page_of(exporter)):
+                insert(game, inserted := inserted + 1)
+                await anyio.lowlevel.checkpoint()
+        with overhearing(installed) as heard:
+            with game.transaction():
+                insert(game, inserted + 1)
+                await reached(exporter, lambda page: not polls(page))
+                await two_pings(exporter)
+                assert applied(page_of(exporter)) == inserted
+            assert heard() == []
+        if rule:
+            await reached(exporter, lambda page: applied(page) == inserted + 1)
+        else:
+            await two_pings(exporter)
+            assert applied(page_of(exporter)) == inserted
+
+
+async def test_it_sleeps_once_everybody_who_was_quiet_has_ended(installed: Database, game: psycopg.Connection) -> None:
+    async with exporting(installed) as exporter:
+        insert(game, 1)
+        await reached(exporter, lambda page: applied(page) == 1)
+        # The fold that settles it is the last: nothing happens, so nothing is folded.
+        await exporter.wait_until(lambda _: game.execute("SELECT FROM mfg_notify.event").fetchone() is None)
+        await two_pings(exporter)
+        folds = exporter.state.folds
+        await two_pings(exporter)
+        assert exporter.state.folds == folds
+
+
+async def test_never_means_never(installed: Database, game: psycopg.Connection) -> None:
+    with overhearing(installed) as heard:
+        async with exporting(installed, Policy.NEVER) as exporter:
+            await reached(exporter, polls)
+            insert(game, 1)
+            await reached(exporter, lambda page: applied(page) == 1)
+        assert heard() == []
+
+
+async def test_always_means_always(
+    installed: Database, game: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "QUIET_ABOVE", 0.0)
+    with overhearing(installed) as heard:
+        async with exporting(installed, Policy.ALWAYS) as exporter:
+            for one in range(50):
+                insert(game, one)
+            await reached(exporter, lambda page: applied(page) == 50)
+            assert not polls(page_of(exporter))
+        assert len(heard()) == 50
+    assert not is_quiet(installed)
+
+
+async def test_who_ends_leaves_the_triggers_quiet_and_who_starts_wakes_them(
+    installed: Database, game: psycopg.Connection
+) -> None:
+    async with exporting(installed):
+        assert not is_quiet(installed)
+    assert is_quiet(installed)
+    insert(game, 1)
+    async with exporting(installed) as exporter:
+        assert not is_quiet(installed)
+        await reached(exporter, lambda page: applied(page) == 1)
+        insert(game, 2)
+        await reached(exporter, lambda page: number(page, "mfg_notify_notifications_received_total") == 1)
+
+
+@pytest.mark.parametrize("notify", [Policy.ADAPTIVE, Policy.NEVER])
+async def test_what_somebody_else_has_told_the_triggers_is_put_right(
+    installed: Database, game: psycopg.Connection, notify: Policy
+) -> None:
+    async with exporting(installed, notify) as exporter:
+        await reached(exporter, lambda page: polls(page) is (notify is Policy.NEVER))
+        wrong = int(notify is not Policy.NEVER)
+        game.execute("SELECT setval('mfg_notify.quiet', %s)", (wrong,))
+        insert(game, 1)
+        await reached(exporter, lambda page: applied(page) == 1)
+        with anyio.fail_after(PATIENCE):
+            while is_quiet(installed) is bool(wrong):
+                await two_pings(exporter)
+
+
+async def test_who_is_not_the_leader_tells_nothing(installed: Database) -> None:
+    async with exporting(installed), exporting(installed, Policy.NEVER) as second:
+        assert second.state.standby
+        await two_pings(second)
+        assert not is_quiet(installed)
+
+
+async def test_exact_while_minds_change(installed: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "QUIET_ABOVE", 300.0)
+    monkeypatch.setattr(attention, "CALM_WINDOWS", 1)
+    modes: list[bool] = []
+    with installed.connect() as connection:
+        async with exporting(installed, reconcile_interval=1) as exporter:
+            for rate in (0.0, 100.0, 0.0, 100.0):
+                await play(
+                    installed.dsn,
+                    GameOptions(seed=round(rate), rate=rate),
+                    statements=150 if rate else 1500,
+                    on_progress=lambda _: modes.append(polls(page_of(exporter))),
+                )
+            assert_exact(await settled(exporter, connection), connection)
+    assert True in modes
+    assert False in modes
