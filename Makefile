@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check format docs dashboards clean
+.PHONY: help demo test soak bench check format docs dashboards clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -19,6 +19,9 @@ test: $(VENV)/dev ## run the whole test suite
 
 soak: $(VENV)/dev ## run all faults in random order for MFG_NOTIFY_SOAK_MINUTES (30)
 	$(BIN)/python -m pytest -m soak tests/faults
+
+bench: $(VENV)/bench ## measure what it costs and how fast it is: half an hour, on an idle machine
+	$(BIN)/python -m benchmarks $(BENCH)
 
 check: $(VENV)/dev ## lint, format, types, import contracts, generated files
 	$(BIN)/ruff check .
@@ -57,3 +60,7 @@ $(VENV)/dev: $(VENV)/python pyproject.toml
 	@echo "installing mfg-notify and its development tools …"
 	@$(PIP) install --editable '.[dev]'
 	@touch $@ $(VENV)/demo
+
+$(VENV)/bench: $(VENV)/dev
+	@$(PIP) install --editable '.[bench]'
+	@touch $@

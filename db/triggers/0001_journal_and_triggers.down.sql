@@ -19,7 +19,7 @@ BEGIN
     FOREACH tab IN ARRAY ARRAY['public.manufacturing_pipelines', 'public.manufacturing_tasks',
                                'public.manufacturing_factory_states'] LOOP
         IF to_regclass(tab) IS NOT NULL THEN
-            FOREACH event IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
+            FOREACH event IN ARRAY ARRAY['insert', 'update', 'delete', 'statement'] LOOP
                 EXECUTE format('DROP TRIGGER IF EXISTS mfg_notify_%s ON %s', event, tab);
             END LOOP;
         END IF;

@@ -229,48 +229,126 @@ $$;
 --
 -- One error is not ours to hide: a serialization failure, which only SERIALIZABLE transactions meet, is meant for them,
 -- may have come at any statement of theirs, and says that they must try again.
+--
+-- The breaker is a setting that ends with the transaction: its number and ':count', or ':silent' where not even the
+-- counter can be had. What follows a failure uses nothing of ours, for that may be what has failed.
+--
+-- A row trigger looks at each row and keeps the events in a setting that ends with the transaction; the statement
+-- trigger that follows writes them to the journal. Row triggers alone would need a subtransaction with a number of its
+-- own for each row that they write; statement triggers with transition tables cost more than twice as much for the
+-- statement of one row, which nearly all are (benchmarks/, docs/performance.md).
 
--- Sends what the calling statement has just written, unless that could hurt the game: a full notification queue fails
--- the COMMIT of whoever notifies, where nothing can be caught any more. So nothing is sent from a quarter full on. And
--- what this very transaction is about to send is not in the queue yet, so a transaction sends at most 100 payloads of
--- less than 2,000 bytes, and beyond that one 'fold': that fits into what is left of the smallest queue there can be.
-CREATE OR REPLACE FUNCTION mfg_notify.announce(written bigint) RETURNS void
+-- Writes events, one a line, to the journal, and announces them unless that could hurt the game: a full notification
+-- queue fails the COMMIT of whoever notifies, where nothing can be caught any more. So nothing is sent from a quarter
+-- full on. And what this very transaction is about to send is not in the queue yet, so a transaction sends at most 100
+-- payloads of less than 2,000 bytes, and one 'fold' instead of those that would be more: that fits into what is left
+-- of the smallest queue there can be.
+CREATE OR REPLACE FUNCTION mfg_notify.record(events text, more_follow boolean) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
+    one       record;
     channel   text;
-    notify    boolean;
-    backlog   bigint;
+    payload   text;
     -- How many events this transaction has announced, in a setting that ends with it: its number, ':', that many.
     me        text := pg_current_xact_id()::text || ':';
     setting   text := current_setting('mfg_notify.announced', true);
-    announced bigint := written;
+    announced bigint := 1 + length(events) - length(replace(events, E'\n', ''));
 BEGIN
-    SELECT s.channel, s.notify AND q.last_value = 0, e.last_value - f.last_value INTO channel, notify, backlog
-    FROM mfg_notify.settings s, mfg_notify.event_id_seq e, mfg_notify.folded f, mfg_notify.quiet q;
-    -- An exporter that never comes back must not fill the disk.
-    IF backlog > 5000000 THEN
-        RAISE EXCEPTION 'the journal holds % events that no exporter has folded', backlog;
-    END IF;
-    IF NOT notify OR pg_notification_queue_usage() >= 0.25 THEN
+    IF pg_sequence_last_value('mfg_notify.quiet') = 1 OR pg_notification_queue_usage() >= 0.25 THEN
+        INSERT INTO mfg_notify.event (body) SELECT * FROM string_to_table(events, E'\n');
         RETURN;
     END IF;
     IF starts_with(setting, me) THEN
         announced := announced + substr(setting, length(me) + 1)::bigint;
     END IF;
-    PERFORM set_config('mfg_notify.announced', me || announced, true);
-    IF announced > 100 THEN
-        PERFORM pg_notify(channel, 'fold');
+    IF more_follow THEN
+        announced := greatest(announced, 101);
+    END IF;
+    setting := set_config('mfg_notify.announced', me || announced, true);
+    -- None where the installation does not notify.
+    SELECT s.channel INTO channel FROM mfg_notify.settings s WHERE s.notify;
+    IF channel IS NULL OR announced > 100 THEN
+        INSERT INTO mfg_notify.event (body) SELECT * FROM string_to_table(events, E'\n');
+        PERFORM pg_notify(channel, 'fold') WHERE channel IS NOT NULL;
         RETURN;
     END IF;
-    -- My last rows by id are those of this statement. A payload is ASCII and short, or just says 'fold'.
-    PERFORM pg_notify(channel, CASE WHEN octet_length(payload) < 2000 AND payload !~ '[^[:ascii:]]'
-                                    THEN payload ELSE 'fold' END)
-    FROM (SELECT e.id, '[' || e.version || ',' || e.id || ',' || e.xid::text || ','
-                 || mfg_notify.microseconds(e.at) || ',' || e.body || ']' AS payload
-          FROM mfg_notify.event e
-          WHERE e.id <= currval('mfg_notify.event_id_seq') AND e.xid = pg_current_xact_id()
-          ORDER BY e.id DESC LIMIT written) mine
-    ORDER BY id;
+    FOR one IN INSERT INTO mfg_notify.event (body) SELECT * FROM string_to_table(events, E'\n')
+               RETURNING id, xid, at, version, body LOOP
+        payload := '[' || one.version || ',' || one.id || ',' || one.xid::text || ','
+                   || mfg_notify.microseconds(one.at) || ',' || one.body || ']';
+        -- A payload is ASCII and short, or just says 'fold'.
+        PERFORM pg_notify(channel, CASE WHEN octet_length(payload) < 2000 AND payload !~ '[^[:ascii:]]'
+                                        THEN payload ELSE 'fold' END);
+    END LOOP;
+END
+$$;
+
+-- What is to be kept until the statement ends, when something is kept already; what has become long is written.
+CREATE OR REPLACE FUNCTION mfg_notify.append(kept text, event text) RETURNS text
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF length(kept) > 32000 THEN
+        PERFORM mfg_notify.record(kept, true);
+        RETURN event;
+    END IF;
+    RETURN kept || E'\n' || event;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION mfg_notify.statement_ended() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET lock_timeout = '25ms' AS $$
+DECLARE
+    kept    text := current_setting('mfg_notify.kept', true);
+    breaker text := current_setting('mfg_notify.skip', true);
+    reason  text;
+BEGIN
+    IF TG_OP = 'TRUNCATE' THEN
+        kept := json_build_array(CASE TG_TABLE_NAME WHEN 'manufacturing_pipelines' THEN 'pipeline'
+                                                    WHEN 'manufacturing_tasks' THEN 'task' ELSE 'factory' END,
+                                 'T', '', NULL, NULL);
+    END IF;
+    IF breaker <> '' AND starts_with(breaker, pg_current_xact_id()::text || ':') THEN
+        kept := '';
+    ELSE
+        breaker := '';
+    END IF;
+    IF coalesce(kept, '') = '' AND breaker NOT LIKE '%:count' THEN
+        RETURN NULL;
+    END IF;
+    BEGIN
+        IF kept <> '' THEN
+            -- An exporter that never comes back must not fill the disk.
+            IF pg_sequence_last_value('mfg_notify.event_id_seq')
+                    - coalesce(pg_sequence_last_value('mfg_notify.folded'), 0) > 5000000 THEN
+                RAISE EXCEPTION 'the journal holds 5000000 events that no exporter has folded';
+            END IF;
+            IF pg_sequence_last_value('mfg_notify.quiet') = 1 AND strpos(kept, E'\n') = 0 THEN
+                INSERT INTO mfg_notify.event (body) VALUES (kept);
+            ELSE
+                PERFORM mfg_notify.record(kept, false);
+            END IF;
+            kept := set_config('mfg_notify.kept', '', true);
+            RETURN NULL;
+        END IF;
+    EXCEPTION WHEN serialization_failure THEN
+        RAISE;
+    WHEN OTHERS THEN
+        reason := SQLERRM;
+        kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
+        BEGIN
+            RAISE WARNING 'mfg-notify did not record a change of %: %', TG_TABLE_NAME, reason;
+        EXCEPTION WHEN OTHERS THEN
+            NULL;  -- the encoding of the game's client has no letters for it; it is counted below
+        END;
+    END;
+    BEGIN
+        PERFORM nextval('mfg_notify.lost');
+    EXCEPTION WHEN OTHERS THEN
+        -- The counter itself is locked or gone: do not wait for it again in this transaction.
+        kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+    END;
+    RETURN NULL;
 END
 $$;
 
@@ -278,69 +356,58 @@ CREATE OR REPLACE FUNCTION mfg_notify.pipeline_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '25ms' AS $$
 DECLARE
-    breaker text := current_setting('mfg_notify.skip', true);
-    written bigint;
-    reason  text;
+    breaker   text := current_setting('mfg_notify.skip', true);
+    old_image json;
+    new_image json;
+    event     text;
+    kept      text;
+    reason    text;
 BEGIN
     IF breaker <> '' AND starts_with(breaker, pg_current_xact_id()::text || ':') THEN
-        IF breaker LIKE '%:count' THEN
-            PERFORM nextval('mfg_notify.lost');
-        END IF;
         RETURN NULL;
     END IF;
-    IF TG_OP = 'UPDATE' THEN
-        -- FULL JOIN: a changed key is a delete and an insert, and it never becomes a nested loop over 20,000 rows.
-        INSERT INTO mfg_notify.event (body)
-        SELECT json_build_array(
-            'pipeline', CASE WHEN o.id IS NULL THEN 'I' WHEN n.id IS NULL THEN 'D' ELSE 'U' END, coalesce(n.id, o.id),
-            CASE WHEN o.id IS NOT NULL THEN mfg_notify.pipeline_image(
-                o.player_id, o.product_good, o.status, o.total_cost, o.total_revenue, o.net_profit,
-                o.started_at, o.completed_at) END,
-            CASE WHEN n.id IS NOT NULL THEN mfg_notify.pipeline_image(
-                n.player_id, n.product_good, n.status, n.total_cost, n.total_revenue, n.net_profit,
-                n.started_at, n.completed_at) END)
-        FROM old_rows o FULL JOIN new_rows n ON n.id = o.id
-        WHERE (o.id, o.player_id, o.product_good, o.status, o.total_cost, o.total_revenue, o.net_profit,
-               o.started_at, o.completed_at)
-              IS DISTINCT FROM
-              (n.id, n.player_id, n.product_good, n.status, n.total_cost, n.total_revenue, n.net_profit,
-               n.started_at, n.completed_at);
-    ELSIF TG_OP = 'INSERT' THEN
-        INSERT INTO mfg_notify.event (body)
-        SELECT json_build_array('pipeline', 'I', n.id, NULL, mfg_notify.pipeline_image(
-            n.player_id, n.product_good, n.status, n.total_cost, n.total_revenue, n.net_profit,
-            n.started_at, n.completed_at))
-        FROM new_rows n;
-    ELSIF TG_OP = 'DELETE' THEN
-        -- The end of a finished row changes no number.
-        INSERT INTO mfg_notify.event (body)
-        SELECT json_build_array('pipeline', 'D', o.id, mfg_notify.pipeline_image(
-            o.player_id, o.product_good, o.status, o.total_cost, o.total_revenue, o.net_profit,
-            o.started_at, o.completed_at), NULL)
-        FROM old_rows o WHERE o.status IN ('PLANNING', 'EXECUTING');
-    ELSE
-        INSERT INTO mfg_notify.event (body) VALUES ('["pipeline","T","",null,null]');
+    IF TG_OP = 'UPDATE' AND (
+            OLD.id, OLD.player_id, OLD.product_good, OLD.status, OLD.total_cost, OLD.total_revenue, OLD.net_profit,
+            OLD.started_at, OLD.completed_at
+        ) IS NOT DISTINCT FROM (
+            NEW.id, NEW.player_id, NEW.product_good, NEW.status, NEW.total_cost, NEW.total_revenue, NEW.net_profit,
+            NEW.started_at, NEW.completed_at) THEN
+        RETURN NULL;
     END IF;
-    GET DIAGNOSTICS written = ROW_COUNT;
-    IF written > 0 THEN
-        PERFORM mfg_notify.announce(written);
+    -- The end of a finished row changes no number.
+    IF TG_OP = 'DELETE' AND OLD.status NOT IN ('PLANNING', 'EXECUTING') THEN
+        RETURN NULL;
     END IF;
+    IF TG_OP <> 'INSERT' THEN
+        old_image := mfg_notify.pipeline_image(
+            OLD.player_id, OLD.product_good, OLD.status, OLD.total_cost, OLD.total_revenue, OLD.net_profit,
+            OLD.started_at, OLD.completed_at);
+    END IF;
+    IF TG_OP <> 'DELETE' THEN
+        new_image := mfg_notify.pipeline_image(
+            NEW.player_id, NEW.product_good, NEW.status, NEW.total_cost, NEW.total_revenue, NEW.net_profit,
+            NEW.started_at, NEW.completed_at);
+    END IF;
+    event := json_build_array('pipeline', left(TG_OP, 1), coalesce(NEW.id, OLD.id), old_image, new_image);
+    IF OLD.id <> NEW.id THEN
+        event := json_build_array('pipeline', 'D', OLD.id, old_image, NULL)::text || E'\n'
+                 || json_build_array('pipeline', 'I', NEW.id, NULL, new_image)::text;
+    END IF;
+    kept := current_setting('mfg_notify.kept', true);
+    IF kept <> '' THEN
+        event := mfg_notify.append(kept, event);
+    END IF;
+    kept := set_config('mfg_notify.kept', event, true);
     RETURN NULL;
 EXCEPTION WHEN serialization_failure THEN
     RAISE;
 WHEN OTHERS THEN
-    PERFORM set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
     reason := SQLERRM;
+    kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
     BEGIN
         RAISE WARNING 'mfg-notify did not record a change of %: %', TG_TABLE_NAME, reason;
     EXCEPTION WHEN OTHERS THEN
-        NULL;  -- the encoding of the game's client has no letters for it; it is counted below
-    END;
-    BEGIN
-        PERFORM nextval('mfg_notify.lost');
-    EXCEPTION WHEN OTHERS THEN
-        -- The counter itself is locked or gone: do not wait for it again in this transaction.
-        PERFORM set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+        NULL;  -- the encoding of the game's client has no letters for it; the statement trigger counts it
     END;
     RETURN NULL;
 END
@@ -350,66 +417,58 @@ CREATE OR REPLACE FUNCTION mfg_notify.task_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '25ms' AS $$
 DECLARE
-    breaker text := current_setting('mfg_notify.skip', true);
-    written bigint;
-    reason  text;
+    breaker   text := current_setting('mfg_notify.skip', true);
+    old_image json;
+    new_image json;
+    event     text;
+    kept      text;
+    reason    text;
 BEGIN
     IF breaker <> '' AND starts_with(breaker, pg_current_xact_id()::text || ':') THEN
-        IF breaker LIKE '%:count' THEN
-            PERFORM nextval('mfg_notify.lost');
-        END IF;
         RETURN NULL;
     END IF;
-    IF TG_OP = 'UPDATE' THEN
-        INSERT INTO mfg_notify.event (body)
-        SELECT json_build_array(
-            'task', CASE WHEN o.id IS NULL THEN 'I' WHEN n.id IS NULL THEN 'D' ELSE 'U' END, coalesce(n.id, o.id),
-            CASE WHEN o.id IS NOT NULL THEN mfg_notify.task_image(
-                o.player_id, o.task_type, o.status, o.assigned_ship, o.retry_count, o.total_cost, o.total_revenue,
-                o.ready_at, o.started_at, o.completed_at) END,
-            CASE WHEN n.id IS NOT NULL THEN mfg_notify.task_image(
-                n.player_id, n.task_type, n.status, n.assigned_ship, n.retry_count, n.total_cost, n.total_revenue,
-                n.ready_at, n.started_at, n.completed_at) END)
-        FROM old_rows o FULL JOIN new_rows n ON n.id = o.id
-        WHERE (o.id, o.player_id, o.task_type, o.status, o.assigned_ship, o.retry_count, o.total_cost,
-               o.total_revenue, o.ready_at, o.started_at, o.completed_at)
-              IS DISTINCT FROM
-              (n.id, n.player_id, n.task_type, n.status, n.assigned_ship, n.retry_count, n.total_cost,
-               n.total_revenue, n.ready_at, n.started_at, n.completed_at);
-    ELSIF TG_OP = 'INSERT' THEN
-        INSERT INTO mfg_notify.event (body)
-        SELECT json_build_array('task', 'I', n.id, NULL, mfg_notify.task_image(
-            n.player_id, n.task_type, n.status, n.assigned_ship, n.retry_count, n.total_cost, n.total_revenue,
-            n.ready_at, n.started_at, n.completed_at))
-        FROM new_rows n;
-    ELSIF TG_OP = 'DELETE' THEN
-        INSERT INTO mfg_notify.event (body)
-        SELECT json_build_array('task', 'D', o.id, mfg_notify.task_image(
-            o.player_id, o.task_type, o.status, o.assigned_ship, o.retry_count, o.total_cost, o.total_revenue,
-            o.ready_at, o.started_at, o.completed_at), NULL)
-        FROM old_rows o WHERE o.status IN ('PENDING', 'READY', 'ASSIGNED', 'EXECUTING');
-    ELSE
-        INSERT INTO mfg_notify.event (body) VALUES ('["task","T","",null,null]');
+    IF TG_OP = 'UPDATE' AND (
+            OLD.id, OLD.player_id, OLD.task_type, OLD.status, OLD.assigned_ship, OLD.retry_count, OLD.total_cost,
+            OLD.total_revenue, OLD.ready_at, OLD.started_at, OLD.completed_at
+        ) IS NOT DISTINCT FROM (
+            NEW.id, NEW.player_id, NEW.task_type, NEW.status, NEW.assigned_ship, NEW.retry_count, NEW.total_cost,
+            NEW.total_revenue, NEW.ready_at, NEW.started_at, NEW.completed_at) THEN
+        RETURN NULL;
     END IF;
-    GET DIAGNOSTICS written = ROW_COUNT;
-    IF written > 0 THEN
-        PERFORM mfg_notify.announce(written);
+    -- The end of a finished row changes no number.
+    IF TG_OP = 'DELETE' AND OLD.status NOT IN ('PENDING', 'READY', 'ASSIGNED', 'EXECUTING') THEN
+        RETURN NULL;
     END IF;
+    IF TG_OP <> 'INSERT' THEN
+        old_image := mfg_notify.task_image(
+            OLD.player_id, OLD.task_type, OLD.status, OLD.assigned_ship, OLD.retry_count, OLD.total_cost,
+            OLD.total_revenue, OLD.ready_at, OLD.started_at, OLD.completed_at);
+    END IF;
+    IF TG_OP <> 'DELETE' THEN
+        new_image := mfg_notify.task_image(
+            NEW.player_id, NEW.task_type, NEW.status, NEW.assigned_ship, NEW.retry_count, NEW.total_cost,
+            NEW.total_revenue, NEW.ready_at, NEW.started_at, NEW.completed_at);
+    END IF;
+    event := json_build_array('task', left(TG_OP, 1), coalesce(NEW.id, OLD.id), old_image, new_image);
+    IF OLD.id <> NEW.id THEN
+        event := json_build_array('task', 'D', OLD.id, old_image, NULL)::text || E'\n'
+                 || json_build_array('task', 'I', NEW.id, NULL, new_image)::text;
+    END IF;
+    kept := current_setting('mfg_notify.kept', true);
+    IF kept <> '' THEN
+        event := mfg_notify.append(kept, event);
+    END IF;
+    kept := set_config('mfg_notify.kept', event, true);
     RETURN NULL;
 EXCEPTION WHEN serialization_failure THEN
     RAISE;
 WHEN OTHERS THEN
-    PERFORM set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
     reason := SQLERRM;
+    kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
     BEGIN
         RAISE WARNING 'mfg-notify did not record a change of %: %', TG_TABLE_NAME, reason;
     EXCEPTION WHEN OTHERS THEN
-        NULL;  -- the encoding of the game's client has no letters for it; it is counted below
-    END;
-    BEGIN
-        PERFORM nextval('mfg_notify.lost');
-    EXCEPTION WHEN OTHERS THEN
-        PERFORM set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+        NULL;  -- the encoding of the game's client has no letters for it; the statement trigger counts it
     END;
     RETURN NULL;
 END
@@ -419,72 +478,60 @@ CREATE OR REPLACE FUNCTION mfg_notify.factory_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '25ms' AS $$
 DECLARE
-    breaker text := current_setting('mfg_notify.skip', true);
-    written bigint;
-    reason  text;
+    breaker   text := current_setting('mfg_notify.skip', true);
+    old_image json;
+    new_image json;
+    speaks    boolean;
+    event     text;
+    kept      text;
+    reason    text;
 BEGIN
     IF breaker <> '' AND starts_with(breaker, pg_current_xact_id()::text || ':') THEN
-        IF breaker LIKE '%:count' THEN
-            PERFORM nextval('mfg_notify.lost');
-        END IF;
         RETURN NULL;
     END IF;
-    IF TG_OP = 'UPDATE' THEN
+    IF TG_OP = 'UPDATE' AND (
+            OLD.id, OLD.player_id, OLD.factory_symbol, OLD.output_good, OLD.pipeline_id, OLD.required_inputs::jsonb,
+            OLD.delivered_inputs::jsonb, OLD.current_supply, OLD.ready_for_collection
+        ) IS NOT DISTINCT FROM (
+            NEW.id, NEW.player_id, NEW.factory_symbol, NEW.output_good, NEW.pipeline_id, NEW.required_inputs::jsonb,
+            NEW.delivered_inputs::jsonb, NEW.current_supply, NEW.ready_for_collection) THEN
+        RETURN NULL;
+    END IF;
+    IF TG_OP <> 'INSERT' THEN
+        old_image := mfg_notify.factory_image(
+            OLD.player_id, OLD.factory_symbol, OLD.output_good, OLD.pipeline_id, OLD.required_inputs::jsonb,
+            OLD.delivered_inputs::jsonb, OLD.current_supply, OLD.ready_for_collection, NULL);
+    END IF;
+    IF TG_OP <> 'DELETE' THEN
         -- Who speaks matters to transitions and cycles only; the many other saves do not pay for the question.
-        INSERT INTO mfg_notify.event (body)
-        SELECT json_build_array(
-            'factory', CASE WHEN o.id IS NULL THEN 'I' WHEN n.id IS NULL THEN 'D' ELSE 'U' END,
-            coalesce(n.id, o.id)::text,
-            CASE WHEN o.id IS NOT NULL THEN mfg_notify.factory_image(
-                o.player_id, o.factory_symbol, o.output_good, o.pipeline_id, o.required_inputs::jsonb,
-                o.delivered_inputs::jsonb, o.current_supply, o.ready_for_collection, NULL) END,
-            CASE WHEN n.id IS NOT NULL THEN mfg_notify.factory_image(
-                n.player_id, n.factory_symbol, n.output_good, n.pipeline_id, n.required_inputs::jsonb,
-                n.delivered_inputs::jsonb, n.current_supply, n.ready_for_collection,
-                CASE WHEN (o.current_supply, o.ready_for_collection)
-                          IS DISTINCT FROM (n.current_supply, n.ready_for_collection)
-                     THEN mfg_notify.speaks(n.id, n.player_id, n.factory_symbol, n.output_good, n.pipeline_id)
-                END) END)
-        FROM old_rows o FULL JOIN new_rows n ON n.id = o.id
-        WHERE (o.id, o.player_id, o.factory_symbol, o.output_good, o.pipeline_id, o.current_supply,
-               o.ready_for_collection, o.required_inputs::jsonb, o.delivered_inputs::jsonb)
-              IS DISTINCT FROM
-              (n.id, n.player_id, n.factory_symbol, n.output_good, n.pipeline_id, n.current_supply,
-               n.ready_for_collection, n.required_inputs::jsonb, n.delivered_inputs::jsonb);
-    ELSIF TG_OP = 'INSERT' THEN
-        INSERT INTO mfg_notify.event (body)
-        SELECT json_build_array('factory', 'I', n.id::text, NULL, mfg_notify.factory_image(
-            n.player_id, n.factory_symbol, n.output_good, n.pipeline_id, n.required_inputs::jsonb,
-            n.delivered_inputs::jsonb, n.current_supply, n.ready_for_collection, NULL))
-        FROM new_rows n;
-    ELSIF TG_OP = 'DELETE' THEN
-        INSERT INTO mfg_notify.event (body)
-        SELECT json_build_array('factory', 'D', o.id::text, mfg_notify.factory_image(
-            o.player_id, o.factory_symbol, o.output_good, o.pipeline_id, o.required_inputs::jsonb,
-            o.delivered_inputs::jsonb, o.current_supply, o.ready_for_collection, NULL), NULL)
-        FROM old_rows o;
-    ELSE
-        INSERT INTO mfg_notify.event (body) VALUES ('["factory","T","",null,null]');
+        IF TG_OP = 'UPDATE' AND OLD.id = NEW.id AND (OLD.current_supply, OLD.ready_for_collection)
+                IS DISTINCT FROM (NEW.current_supply, NEW.ready_for_collection) THEN
+            speaks := mfg_notify.speaks(NEW.id, NEW.player_id, NEW.factory_symbol, NEW.output_good, NEW.pipeline_id);
+        END IF;
+        new_image := mfg_notify.factory_image(
+            NEW.player_id, NEW.factory_symbol, NEW.output_good, NEW.pipeline_id, NEW.required_inputs::jsonb,
+            NEW.delivered_inputs::jsonb, NEW.current_supply, NEW.ready_for_collection, speaks);
     END IF;
-    GET DIAGNOSTICS written = ROW_COUNT;
-    IF written > 0 THEN
-        PERFORM mfg_notify.announce(written);
+    event := json_build_array('factory', left(TG_OP, 1), coalesce(NEW.id, OLD.id)::text, old_image, new_image);
+    IF OLD.id <> NEW.id THEN
+        event := json_build_array('factory', 'D', OLD.id::text, old_image, NULL)::text || E'\n'
+                 || json_build_array('factory', 'I', NEW.id::text, NULL, new_image)::text;
     END IF;
+    kept := current_setting('mfg_notify.kept', true);
+    IF kept <> '' THEN
+        event := mfg_notify.append(kept, event);
+    END IF;
+    kept := set_config('mfg_notify.kept', event, true);
     RETURN NULL;
 EXCEPTION WHEN serialization_failure THEN
     RAISE;
 WHEN OTHERS THEN
-    PERFORM set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
     reason := SQLERRM;
+    kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
     BEGIN
         RAISE WARNING 'mfg-notify did not record a change of %: %', TG_TABLE_NAME, reason;
     EXCEPTION WHEN OTHERS THEN
-        NULL;  -- the encoding of the game's client has no letters for it; it is counted below
-    END;
-    BEGIN
-        PERFORM nextval('mfg_notify.lost');
-    EXCEPTION WHEN OTHERS THEN
-        PERFORM set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+        NULL;  -- the encoding of the game's client has no letters for it; the statement trigger counts it
     END;
     RETURN NULL;
 END
@@ -525,6 +572,7 @@ BEGIN
     ALTER FUNCTION mfg_notify.pipeline_changed() OWNER TO mfg_notify_owner;
     ALTER FUNCTION mfg_notify.task_changed() OWNER TO mfg_notify_owner;
     ALTER FUNCTION mfg_notify.factory_changed() OWNER TO mfg_notify_owner;
+    ALTER FUNCTION mfg_notify.statement_ended() OWNER TO mfg_notify_owner;
     REVOKE CREATE ON SCHEMA mfg_notify FROM mfg_notify_owner;
 EXCEPTION WHEN insufficient_privilege THEN
     -- Not allowed to make the role, or to give it these rights: the functions stay with the installer.
@@ -539,33 +587,30 @@ LOCK TABLE public.manufacturing_pipelines, public.manufacturing_tasks, public.ma
     IN SHARE ROW EXCLUSIVE MODE;
 
 CREATE OR REPLACE TRIGGER mfg_notify_insert AFTER INSERT ON public.manufacturing_pipelines
-    REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.pipeline_changed();
+    FOR EACH ROW EXECUTE FUNCTION mfg_notify.pipeline_changed();
 CREATE OR REPLACE TRIGGER mfg_notify_update AFTER UPDATE ON public.manufacturing_pipelines
-    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
-    FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.pipeline_changed();
+    FOR EACH ROW EXECUTE FUNCTION mfg_notify.pipeline_changed();
 CREATE OR REPLACE TRIGGER mfg_notify_delete AFTER DELETE ON public.manufacturing_pipelines
-    REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.pipeline_changed();
-CREATE OR REPLACE TRIGGER mfg_notify_truncate AFTER TRUNCATE ON public.manufacturing_pipelines
-    FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.pipeline_changed();
+    FOR EACH ROW EXECUTE FUNCTION mfg_notify.pipeline_changed();
+CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE
+    ON public.manufacturing_pipelines FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.statement_ended();
 
 CREATE OR REPLACE TRIGGER mfg_notify_insert AFTER INSERT ON public.manufacturing_tasks
-    REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.task_changed();
+    FOR EACH ROW EXECUTE FUNCTION mfg_notify.task_changed();
 CREATE OR REPLACE TRIGGER mfg_notify_update AFTER UPDATE ON public.manufacturing_tasks
-    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
-    FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.task_changed();
+    FOR EACH ROW EXECUTE FUNCTION mfg_notify.task_changed();
 CREATE OR REPLACE TRIGGER mfg_notify_delete AFTER DELETE ON public.manufacturing_tasks
-    REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.task_changed();
-CREATE OR REPLACE TRIGGER mfg_notify_truncate AFTER TRUNCATE ON public.manufacturing_tasks
-    FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.task_changed();
+    FOR EACH ROW EXECUTE FUNCTION mfg_notify.task_changed();
+CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE
+    ON public.manufacturing_tasks FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.statement_ended();
 
 CREATE OR REPLACE TRIGGER mfg_notify_insert AFTER INSERT ON public.manufacturing_factory_states
-    REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.factory_changed();
+    FOR EACH ROW EXECUTE FUNCTION mfg_notify.factory_changed();
 CREATE OR REPLACE TRIGGER mfg_notify_update AFTER UPDATE ON public.manufacturing_factory_states
-    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
-    FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.factory_changed();
+    FOR EACH ROW EXECUTE FUNCTION mfg_notify.factory_changed();
 CREATE OR REPLACE TRIGGER mfg_notify_delete AFTER DELETE ON public.manufacturing_factory_states
-    REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.factory_changed();
-CREATE OR REPLACE TRIGGER mfg_notify_truncate AFTER TRUNCATE ON public.manufacturing_factory_states
-    FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.factory_changed();
+    FOR EACH ROW EXECUTE FUNCTION mfg_notify.factory_changed();
+CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE
+    ON public.manufacturing_factory_states FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.statement_ended();
 
 COMMIT;

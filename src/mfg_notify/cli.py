@@ -201,8 +201,8 @@ def main() -> None:
     "--notify",
     envvar="MFG_NOTIFY_NOTIFY",
     show_envvar=True,
-    type=click.Choice(Policy),
-    default=Policy.ADAPTIVE,
+    type=click.Choice([policy.value for policy in Policy]),
+    default=Policy.ADAPTIVE.value,
     show_default=True,
     help="Whether the triggers notify. adaptive: not while changes come fast; the exporter looks into the journal by "
     "itself then.",
@@ -215,7 +215,7 @@ def run(
     telemetry_path: str,
     reconcile_interval: float,
     series_maximum: int,
-    notify: Policy,
+    notify: str,
     log_level: str,
     log_format: logs.Format | None,
     *,
@@ -229,7 +229,13 @@ def run(
     _configure_logs(log_level, log_format)
     market_interval = MARKET_INTERVAL if collect_market else None
     settings = Settings(
-        dsn, game_schema, reconcile_interval, _checked_path(telemetry_path), series_maximum, market_interval, notify
+        dsn,
+        game_schema,
+        reconcile_interval,
+        _checked_path(telemetry_path),
+        series_maximum,
+        market_interval,
+        Policy(notify),
     )
     sockets = web.bind(listen_addresses)
     anyio.run(_export, Exporter(settings), sockets)

@@ -98,13 +98,14 @@ HARMLESS = (
     "LOCK TABLE mfg_notify.total IN ACCESS EXCLUSIVE MODE",
     "LOCK TABLE mfg_notify.owner IN ACCESS EXCLUSIVE MODE",
     "ALTER SEQUENCE mfg_notify.lost CYCLE",
-    "ALTER SEQUENCE mfg_notify.folded CYCLE",
 )
 """Locks of what only a fold writes and a trigger does not need: nothing is lost by them."""
 LOCKS = (
     "LOCK TABLE mfg_notify.event IN ACCESS EXCLUSIVE MODE",
     "LOCK TABLE mfg_notify.settings IN ACCESS EXCLUSIVE MODE",
     "ALTER SEQUENCE mfg_notify.event_id_seq CYCLE",
+    "ALTER SEQUENCE mfg_notify.folded CYCLE",
+    "ALTER SEQUENCE mfg_notify.quiet CYCLE",
 )
 CHANGES = (
     (
@@ -119,7 +120,7 @@ CHANGES = (
     ),
 )
 DROPS = (
-    "DROP FUNCTION mfg_notify.announce",
+    "DROP FUNCTION mfg_notify.record",
     "DROP FUNCTION mfg_notify.task_image CASCADE",
     "DROP TABLE mfg_notify.settings CASCADE",
     "DROP TABLE mfg_notify.event CASCADE",

@@ -211,7 +211,7 @@ FORBIDDEN: tuple[LiteralString, ...] = (
     "UPDATE mfg_notify.settings SET notify = false",
     "INSERT INTO mfg_notify.owner DEFAULT VALUES",
     "DELETE FROM mfg_notify.owner",
-    "SELECT mfg_notify.announce(1)",
+    "SELECT mfg_notify.record('x', false)",
     "SELECT mfg_notify.speaks(1, 1, '', '', '')",
     "SELECT * FROM mfg_notify.granted",
     "CREATE TABLE mfg_notify.mine ()",
@@ -450,7 +450,7 @@ async def test_installing(roles: Roles, database: Database, kind: Installer) -> 
         for _ in range(2):
             migrate("up", "--dsn", as_installer, "--create-role", exporter_role)
         # Everything again, as after an upgrade.
-        connection.execute("DROP TRIGGER mfg_notify_truncate ON manufacturing_tasks")
+        connection.execute("DROP TRIGGER mfg_notify_statement ON manufacturing_tasks")
         assert "applied 0001" in migrate("up", "--dsn", as_installer)
         if kind == "owner":
             assert run_as(connection) == [owner]
@@ -618,7 +618,7 @@ def test_up_under_load_loses_nothing(exporter_role: str, installed: Database) ->
                 folded = _folded(connection)
                 eventually(lambda: _folded(connection), _above(folded + 50))
                 # The one trigger whose absence loses nothing here: the game does not truncate.
-                connection.execute("DROP TRIGGER mfg_notify_truncate ON manufacturing_tasks")
+                connection.execute("DROP TRIGGER mfg_notify_statement ON manufacturing_tasks")
                 assert len(migrations.up(connection, "public", print)) == len(migrations.migrations())
             assert game.poll() is None
         wait_exact(exporter, connection)

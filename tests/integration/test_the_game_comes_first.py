@@ -47,8 +47,11 @@ def lost(game: psycopg.Connection) -> int:
         ("ALTER SEQUENCE mfg_notify.event_id_seq CYCLE", 2 * STATEMENTS + 1),
         # The counter of losses is locked too: nothing can be counted, and nobody waits for it.
         ("ALTER SEQUENCE mfg_notify.lost CYCLE; LOCK TABLE mfg_notify.event IN ACCESS EXCLUSIVE MODE", 0),
-        # Only read by the triggers, which this lock lets them do: nothing is lost.
-        ("ALTER SEQUENCE mfg_notify.folded CYCLE", 0),
+        ("ALTER SEQUENCE mfg_notify.folded CYCLE", 2 * STATEMENTS + 1),
+        ("ALTER SEQUENCE mfg_notify.quiet CYCLE", 2 * STATEMENTS + 1),
+        # What the triggers do not need: nothing is lost.
+        ("ALTER SEQUENCE mfg_notify.lost CYCLE", 0),
+        ("LOCK TABLE mfg_notify.total, mfg_notify.owner IN ACCESS EXCLUSIVE MODE", 0),
     ],
 )
 def test_locked(installed: Database, game: psycopg.Connection, lock: str, counted: int) -> None:
@@ -71,7 +74,7 @@ def test_locked(installed: Database, game: psycopg.Connection, lock: str, counte
         ("DROP TABLE mfg_notify.event CASCADE", True),
         ("DROP SEQUENCE mfg_notify.lost; DROP TABLE mfg_notify.event", False),
         ("DROP TABLE mfg_notify.settings CASCADE", True),
-        ("DROP FUNCTION mfg_notify.announce", True),
+        ("DROP FUNCTION mfg_notify.record", True),
         ("REVOKE ALL ON ALL TABLES IN SCHEMA mfg_notify FROM mfg_notify_owner", True),
         ("REVOKE ALL ON SCHEMA mfg_notify FROM mfg_notify_owner", False),
         ("ALTER TABLE mfg_notify.event ADD CHECK (false) NOT VALID", True),

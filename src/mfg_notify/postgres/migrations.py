@@ -28,8 +28,8 @@ TRIGGERS = 12
 """Four on each of three tables."""
 RELATIONS = ("event", "event_id_seq", "total", "recent", "latest", "owner", "settings", "lost", "folded", "quiet")
 FUNCTIONS = (
-    *("missing_columns", "microseconds", "pipeline_image", "task_image", "factory_image", "speaks", "announce"),
-    *("pipeline_changed", "task_changed", "factory_changed"),
+    *("missing_columns", "microseconds", "pipeline_image", "task_image", "factory_image", "speaks", "record"),
+    *("append", "pipeline_changed", "task_changed", "factory_changed", "statement_ended"),
 )
 """Without one of these the installation is not complete."""
 NAME_BYTES = 63

@@ -1,0 +1,102 @@
+"""`make bench`: measure everything; write results.json, and from it the tables and picture of docs/performance.md."""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+from rich.console import Console
+
+from benchmarks import measures, report
+from benchmarks.stage import BenchmarkError, Stage
+
+say = Console(highlight=False, soft_wrap=True, stderr=True).print
+Measure = Callable[[Stage, Callable[[str], None]], dict[str, Any]]
+
+
+def plan(*, quick: bool) -> dict[str, Measure]:
+    """Return the measurements by name, in order. A quick run shows that all of them work, and says nothing."""
+    few, second = (1, 2.0) if quick else (7, 5.0)
+
+    def of(measure: Callable[..., dict[str, Any]], **options: Any) -> Measure:  # noqa: ANN401
+        return lambda stage, say: measure(stage, say, **options)
+
+    return {
+        "writers": of(measures.writers, rounds=few, seconds=second),
+        "latency": of(measures.latency, rounds=few, seconds=3 * second),
+        "wal": of(measures.wal, changes=500 if quick else 5_000),
+        "large update": of(measures.large_update, rounds=few, rows=1_000 if quick else 100_000),
+        "delay": of(measures.delay, seconds=3 if quick else 20),
+        "at rest": of(measures.at_rest, seconds=3 if quick else 60),
+        "backlog": of(measures.backlog, events=20_000 if quick else 1_000_000),
+        "pages": of(measures.pages, scrapes=5 if quick else 100),
+        "history": of(measures.history, histories=(1_000, 5_000) if quick else measures.HISTORIES),
+        "a day": of(measures.a_day, changes=5_000 if quick else 4_320_000),
+    }
+
+
+def machine(stage: Stage) -> dict[str, str]:
+    """Say what this was measured on."""
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    return {
+        "processor": f"{model}, {os.cpu_count()} cores",
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
+        "PostgreSQL": stage.version,
+        "Python": platform.python_version(),
+        "psycopg": psycopg.__version__,
+        "revision": git.stdout.strip(),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+    }
+
+
+def main() -> int:
+    """Measure what is asked for, beside the results that are there."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"only these: {', '.join(plan(quick=True))}")
+    parser.add_argument("--quick", action="store_true", help="short runs, whose figures are printed and not written")
+    options = parser.parse_args()
+    measurements = plan(quick=options.quick)
+    if unknown := set(options.names) - measurements.keys():
+        parser.error(f"there is no {', '.join(sorted(unknown))}")
+    results: dict[str, Any] = json.loads(report.RESULTS.read_text()) if report.RESULTS.exists() else {}
+    # Whatever compares with bare tables needs those of the writers.
+    begun = time.monotonic()
+    with Stage() as stage:
+        results["machine"] = machine(stage)
+        for name in ("bare", "ours"):
+            stage.make_game(name, triggers=name == "ours")
+        for name, measure in measurements.items():
+            if options.names and name not in options.names:
+                continue
+            say(f"[bold]{name}[/]")
+            try:
+                results[name] = measure(stage, lambda text: say(f"  {text}"))
+            except BenchmarkError as error:
+                say(f"[red]{name}: {error}")
+                return 1
+            say(json.dumps(results[name], indent=1))
+            if not options.quick:
+                report.RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    say(f"{(time.monotonic() - begun) / 60:.0f} minutes")
+    if not options.quick:
+        report.draw(results)
+        return subprocess.run([sys.executable, "docs/generate.py"], check=False).returncode
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

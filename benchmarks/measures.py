@@ -1,0 +1,390 @@
+"""The measurements, one function each. What belongs together is measured in alternating rounds."""
+
+import http.client
+import json
+import threading
+import time
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from psycopg import sql
+
+from benchmarks.stage import PATIENCE, Running, Stage
+
+Figures = dict[str, Any]
+Say = Callable[[str], None]
+LIVE_TASKS = 20_000
+HISTORIES = (10_000, 1_000_000, 5_000_000)
+
+
+@contextmanager
+def listening(stage: Stage, database: str, channel: str) -> Iterator[None]:
+    """Listen from a thread until the block ends, as the exporter of the plain way would."""
+    done = threading.Event()
+    with stage.connect(database) as connection:
+        connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+
+        def listen() -> None:
+            while not done.is_set():
+                for notification in connection.notifies(timeout=0.2):
+                    json.loads(notification.payload)
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        yield
+        done.set()
+        thread.join()
+
+
+def writers(stage: Stage, say: Say, *, rounds: int, seconds: float) -> Figures:
+    """Throughput of writers with nothing, triggers alone, an exporter in each mode, and the plain way."""
+    stage.make_game("bare", triggers=False)
+    stage.make_game("ours", triggers=True)
+    stage.make_game("naive", triggers=False)
+    with stage.connect("naive") as connection:
+        connection.execute((Path(__file__).parent / "naive.sql").read_bytes())
+    with stage.exporter("ours"):
+        pass  # who has left has told the triggers to be quiet
+    rates: defaultdict[tuple[str, str, int], list[float]] = defaultdict(list)
+
+    def play(name: str, database: str, script: str) -> None:
+        for clients in (1, 8):
+            stage.settle(database)
+            rates[script, name, clients].append(stage.write(database, f"{script}.sql", clients, seconds).rate)
+
+    for number in range(rounds):
+        say(f"writers: round {number + 1} of {rounds}")
+        for script in ("change", "save"):
+            play("none", "bare", script)
+            play("triggers", "ours", script)
+            with stage.exporter("ours"):
+                play("exporter", "ours", script)
+        with stage.exporter("ours", "--notify", "always"):
+            play("always", "ours", "change")
+        with listening(stage, "naive", "changes"):
+            play("plain", "naive", "change")
+    found: Figures = {}
+    for script, name, clients in rates:
+        ratios = [a / b for a, b in zip(rates[script, name, clients], rates[script, "none", clients], strict=True)]
+        found[f"{script} {name} {clients}"] = {"rate": median(rates[script, name, clients]), "ratio": median(ratios)}
+    return found
+
+
+def latency(stage: Stage, say: Say, *, rounds: int, seconds: float) -> Figures:
+    """Latency of a game transaction at 200 changes a second, with triggers and exporter and without."""
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for number in range(rounds):
+        say(f"latency: round {number + 1} of {rounds}")
+        for name, database in (("bare", "bare"), ("again", "bare"), ("ours", "ours")):
+            stage.settle(database)
+            if database == "ours":
+                with stage.exporter("ours"):
+                    writing = stage.write(database, "change.sql", 4, seconds, 200)
+            else:
+                writing = stage.write(database, "change.sql", 4, seconds, 200)
+            for percent in (50, 99):
+                found[f"{name} p{percent}"].append(writing.percentile(percent))
+    return {name: median(values) for name, values in found.items()} | {
+        "added p99": [a - b for a, b in zip(found["ours p99"], found["bare p99"], strict=True)],
+        "noise p99": [a - b for a, b in zip(found["again p99"], found["bare p99"], strict=True)],
+    }
+
+
+def large_update(stage: Stage, say: Say, *, rounds: int, rows: int = 100_000) -> Figures:
+    """One UPDATE of many rows, with triggers and without."""
+    times: defaultdict[str, list[float]] = defaultdict(list)
+    for database, triggers in (("bare large", False), ("ours large", True)):
+        stage.make_game(database, triggers=triggers)
+        with stage.connect(database) as connection:
+            connection.execute(
+                """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good, source_market)
+                   SELECT 'l' || g, 1, 'COLLECT_SELL', 'READY', 'G', 'X1-AB12-C3' FROM generate_series(1, %s) g""",
+                (rows,),
+            )
+    for number in range(rounds):
+        say(f"large update: round {number + 1} of {rounds}")
+        for database in ("bare large", "ours large"):
+            with stage.connect(database) as connection:
+                if database == "ours large":
+                    connection.execute("TRUNCATE mfg_notify.event")
+                connection.execute("VACUUM ANALYZE manufacturing_tasks")
+                connection.execute("CHECKPOINT")
+                begun = time.perf_counter()
+                connection.execute(
+                    """UPDATE manufacturing_tasks SET status = CASE status WHEN 'READY' THEN 'PENDING' ELSE 'READY' END
+                       WHERE id LIKE 'l%'"""
+                )
+                times[database].append(time.perf_counter() - begun)
+    ratios = [a / b for a, b in zip(times["ours large"], times["bare large"], strict=True)]
+    return {"bare s": median(times["bare large"]), "ours s": median(times["ours large"]), "ratio": median(ratios)}
+
+
+def delay(stage: Stage, say: Say, *, seconds: float) -> Figures:
+    """From the trigger to the exporter's state, at several rates."""
+    found: Figures = {}
+    for rate, clients in ((1, 1), (50, 2), (1_000, 4), (5_000, 8)):
+        say(f"delay: {rate} changes a second")
+        stage.settle("ours")
+        file = stage.scratch / f"delays {rate}"
+        with stage.exporter("ours", program=("benchmarks.witness", str(file))) as exporter:
+            writing = stage.write("ours", "change.sql", clients, max(seconds, 30 if rate == 1 else 0), rate)
+            exporter.wait_for("/-/ready")
+        delays: "array[float]" = array("d")
+        delays.frombytes(file.read_bytes())
+        # The beginning is the exporter's and the writers' own.
+        late = sorted(delays[len(delays) // 10 :])
+        cuts = quantiles(late, n=100)
+        found[str(rate)] = {"reached": writing.rate, "p50": cuts[49], "p99": cuts[98], "most": late[-1]}
+    return found
+
+
+def backlog(stage: Stage, say: Say, *, events: int) -> Figures:
+    """Folding what came while no exporter ran."""
+    stage.make_game("backlog", triggers=True)
+    say(f"backlog: {events} events")
+    with stage.connect("backlog") as connection:
+        connection.execute(
+            """INSERT INTO mfg_notify.event (body)
+               SELECT json_build_array('task', 'U', 't' || g %% 100000,
+                   json_build_array(1 + g %% 20, (ARRAY['ACQUIRE_DELIVER', 'COLLECT_SELL', 'LIQUIDATE'])[1 + g %% 3],
+                       (ARRAY['READY', 'ASSIGNED', 'EXECUTING'])[1 + g %% 3], 'SHIP-' || g %% 400, 0, 0, 0,
+                       1700000000000000 + g, NULL, NULL),
+                   json_build_array(1 + g %% 20, (ARRAY['ACQUIRE_DELIVER', 'COLLECT_SELL', 'LIQUIDATE'])[1 + g %% 3],
+                       (ARRAY['ASSIGNED', 'EXECUTING', 'COMPLETED'])[1 + g %% 3], 'SHIP-' || g %% 400, 0, 50, 120,
+                       1700000000000000 + g, 1700000000000000 + g,
+                       CASE WHEN g %% 3 = 2 THEN 1700000090000000 + g END))
+               FROM generate_series(1, %s) g""",
+            (events,),
+        )
+        connection.execute("VACUUM ANALYZE mfg_notify.event")
+    begun = time.monotonic()
+    with stage.exporter("backlog") as exporter:
+        while exporter.number("mfg_notify_ready") != 1:
+            time.sleep(0.01)
+        seconds = time.monotonic() - begun
+        return {"events a second": events / seconds, "seconds": seconds, "peak MiB": exporter.peak_mib}
+
+
+def history(stage: Stage, say: Say, *, histories: tuple[int, ...]) -> Figures:
+    """Reconciliation and start with 20,000 live tasks and a history that grows; the peer's scrape beside them."""
+    found: Figures = {}
+    stage.make_game("history", triggers=False)
+    there = 0
+    with stage.connect("history") as connection:
+        connection.execute((Path(__file__).parent / "live.sql").read_bytes())
+        for rows in histories:
+            say(f"history: {rows} finished tasks")
+            connection.execute((Path(__file__).parent / "finished.sql").read_text(), {"first": there + 1, "last": rows})
+            there = rows
+            connection.execute("VACUUM ANALYZE")
+            connection.execute("CHECKPOINT")
+            if rows == histories[0]:
+                install(stage, "history")
+            found[str(rows)] = _with_history(stage)
+    return found
+
+
+def install(stage: Stage, database: str) -> None:
+    """Put the triggers on the tables of a game that has a history."""
+    from mfg_notify.postgres import migrations
+
+    with stage.connect(database) as connection:
+        migrations.up(connection, "public", print)
+
+
+def _with_history(stage: Stage) -> Figures:
+    starts = []
+    name = "mfg_notify_reconcile_duration_seconds"
+    for _ in range(3):
+        with stage.exporter("history", "--reconcile-interval", "1s") as exporter:
+            starts.append(time.monotonic() - exporter.begun)
+            while exporter.number(f"{name}_count") < 2:
+                time.sleep(0.05)
+            before = exporter.number(f"{name}_sum"), exporter.number(f"{name}_count")
+            while exporter.number(f"{name}_count") < before[1] + 8:
+                time.sleep(0.05)
+            took = (exporter.number(f"{name}_sum") - before[0]) / (exporter.number(f"{name}_count") - before[1])
+    peers = []
+    with stage.peer("history") as peer:
+        for _ in range(4 if peer else 0):
+            begun = time.perf_counter()
+            peer.get("/metrics")  # type: ignore[union-attr]
+            peers.append(time.perf_counter() - begun)
+    return {
+        "reconcile ms": 1000 * took,
+        "start s": median(starts),
+        "peer ms": 1000 * median(peers[1:]) if peers else None,
+    }
+
+
+def pages(stage: Stage, say: Say, *, scrapes: int) -> Figures:
+    """Scrapes of a page with so many series, alone and eight at once, while the game goes on."""
+    found: Figures = {}
+    for wanted in (1_000, 10_000):
+        database = f"page {wanted}"
+        stage.make_game(database, triggers=True)
+        with stage.connect(database) as connection, stage.exporter(database, "--reconcile-interval", "1s") as exporter:
+            products = 20
+            while (shown := _settled_series(exporter)) < wanted * 0.98:
+                more = max(1, round((wanted - shown) / 42))
+                connection.execute(
+                    """INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price)
+                       SELECT 'm' || g, 1 + g %% 5, 'MORE_' || g, 'M', 1 FROM generate_series(%s::int, %s::int) g""",
+                    (products, products + more - 1),
+                )
+                products += more
+            say(f"page: {shown:.0f} series")
+            stop = threading.Event()
+            writer = threading.Thread(target=_trickle, args=(stage, database, stop))
+            writer.start()
+            try:
+                alone = _scrape(exporter.port, scrapes)
+                together = _scrape_together(exporter.port, scrapes, 8)
+            finally:
+                stop.set()
+                writer.join()
+            found[str(wanted)] = {
+                "series": shown,
+                "alone p50": median(alone),
+                "alone p99": quantiles(alone, n=100)[98],
+                "eight p50": median(together),
+                "eight p99": quantiles(together, n=100)[98],
+            }
+    return found
+
+
+def _settled_series(exporter: Running) -> float:
+    name = "mfg_notify_reconcile_duration_seconds_count"
+    before = exporter.number(name)
+    while exporter.number(name) < before + 2:
+        time.sleep(0.02)
+    return exporter.number("mfg_notify_series")
+
+
+def _trickle(stage: Stage, database: str, stop: threading.Event) -> None:
+    with stage.connect(database) as connection:
+        while not stop.wait(0.02):
+            connection.execute(
+                "UPDATE manufacturing_tasks SET retry_count = retry_count + 1 WHERE id = 't' || 1 + random() * 1000"
+            )
+
+
+def _scrape(port: int, scrapes: int) -> list[float]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    took = []
+    for _ in range(scrapes):
+        # The game moves on between two scrapes.
+        time.sleep(0.05)
+        begun = time.perf_counter()
+        connection.request("GET", "/metrics")
+        connection.getresponse().read()
+        took.append(1000 * (time.perf_counter() - begun))
+    connection.close()
+    return took
+
+
+def _scrape_together(port: int, scrapes: int, scrapers: int) -> list[float]:
+    took: list[float] = []
+    barrier = threading.Barrier(scrapers)
+
+    def scrape() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        for _ in range(scrapes):
+            barrier.wait()
+            begun = time.perf_counter()
+            connection.request("GET", "/metrics")
+            answer = connection.getresponse()
+            answer.read(1)
+            took.append(1000 * (time.perf_counter() - begun))
+            answer.read()
+        connection.close()
+
+    threads = [threading.Thread(target=scrape) for _ in range(scrapers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return took
+
+
+def at_rest(stage: Stage, say: Say, *, seconds: float) -> Figures:
+    """Measure what the exporter costs at 50 changes a second: processor, memory, transactions that it sends."""
+    say("at 50 changes a second")
+    stage.settle("ours")
+    with stage.exporter("ours") as exporter:
+        stop = threading.Event()
+        scraper = threading.Thread(target=lambda: _every_15_s(exporter, stop))
+        scraper.start()
+        commits = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
+        time.sleep(2)
+        before, cpu, begun = _transactions(stage, commits), exporter.cpu_seconds, time.monotonic()
+        writing = stage.write("ours", "change.sql", 2, seconds, 50)
+        elapsed = time.monotonic() - begun
+        used = exporter.cpu_seconds - cpu
+        time.sleep(2)  # the server's own count lags
+        sent = _transactions(stage, commits) - before - len(writing.latencies) - 2
+        stop.set()
+        scraper.join()
+        return {
+            "cpu %": 100 * used / elapsed,
+            "MiB": exporter.memory_mib,
+            "transactions/s": sent / (elapsed + 2),
+            "changes/s": writing.rate,
+        }
+
+
+def _transactions(stage: Stage, query: Any) -> int:  # noqa: ANN401
+    return int(stage.ask("ours", query))
+
+
+def _every_15_s(exporter: Running, stop: threading.Event) -> None:
+    while not stop.wait(15):
+        exporter.get("/metrics")
+
+
+def wal(stage: Stage, say: Say, *, changes: int = 5_000) -> Figures:
+    """Bytes of write-ahead log a change: bare and with triggers, without full pages, and just after a checkpoint."""
+    say("write-ahead log")
+    found: Figures = {}
+    for database in ("bare", "ours"):
+        stage.settle(database)
+        with stage.connect(database) as connection:
+            for name in ("after a checkpoint", "later"):
+                before = connection.execute("SELECT pg_current_wal_insert_lsn()").fetchall()[0][0]
+                written = len(stage.write(database, "change.sql", 2, 6, changes / 6).latencies)
+                [(size,)] = connection.execute(
+                    "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), %s)", (before,)
+                ).fetchall()
+                found[f"{database} {name}"] = float(size) / written
+    return found
+
+
+def a_day(stage: Stage, say: Say, *, changes: int) -> Figures:
+    """As many changes as a day at 50 a second brings, as fast as they go: memory, journal and index in eight parts."""
+    stage.make_game("day", triggers=True)
+    found: Figures = {"MiB": [], "journal MiB": [], "index MiB": [], "totals MiB": []}
+    done, begun = 0, time.monotonic()
+    with stage.exporter("day") as exporter:
+        while done < changes:
+            part = min(changes - done, changes // 8 + 1)
+            written = 0
+            while written < part:
+                written += len(stage.write("day", "change.sql", 8, 20).latencies)
+            done += written
+            for name, relation in (
+                ("journal MiB", "mfg_notify.event"), ("index MiB", "mfg_notify.event_pkey"),
+                ("totals MiB", "mfg_notify.total"),
+            ):  # fmt: skip
+                with stage.connect("day") as connection:
+                    [(size,)] = connection.execute("SELECT pg_relation_size(%s::regclass)", (relation,)).fetchall()
+                found[name].append(size / 2**20)
+            exporter.get("/metrics")
+            found["MiB"].append(exporter.memory_mib)
+            say(f"a day: {done} of {changes} changes, {exporter.memory_mib:.0f} MiB")
+        found["polling"] = exporter.number("mfg_notify_polling")
+    return found | {"changes": done, "seconds": time.monotonic() - begun}
