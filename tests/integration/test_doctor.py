@@ -380,8 +380,8 @@ def test_a_superuser(installed: Database) -> None:
         ("DROP FUNCTION mfg_notify.speaks", "version", "missing in schema mfg_notify: speaks", "mfg-notify migrate up"),
         ("ALTER TABLE manufacturing_tasks DROP ready_at", "columns", "manufacturing_tasks.ready_at", "upgrade the bot"),
         (
-            "DROP TRIGGER mfg_notify_truncate ON manufacturing_pipelines",
-            "triggers", "mfg_notify_truncate on manufacturing_pipelines is missing", "mfg-notify migrate up",
+            "DROP TRIGGER mfg_notify_statement ON manufacturing_pipelines",
+            "triggers", "mfg_notify_statement on manufacturing_pipelines is missing", "mfg-notify migrate up",
         ),
         (
             "ALTER TABLE manufacturing_tasks DISABLE TRIGGER mfg_notify_insert",
@@ -390,6 +390,12 @@ def test_a_superuser(installed: Database) -> None:
         (
             "ALTER TABLE manufacturing_factory_states ENABLE REPLICA TRIGGER mfg_notify_delete",
             "triggers", "mfg_notify_delete on manufacturing_factory_states is disabled", "mfg-notify migrate up",
+        ),
+        (
+            "CREATE TRIGGER mfg_notify_truncate AFTER TRUNCATE ON manufacturing_tasks"
+            " EXECUTE FUNCTION mfg_notify.statement_ended()",
+            "triggers", "mfg_notify_truncate on manufacturing_tasks is of another version",
+            "DROP TRIGGER mfg_notify_truncate ON public.manufacturing_tasks",
         ),
         ("DELETE FROM mfg_notify.owner", "exporter", "owner has lost its row", "INSERT INTO mfg_notify.owner"),
     ],
@@ -403,9 +409,14 @@ def test_what_is_installed_is_damaged(
     assert wrong(findings) == {check}
     assert said in findings[check].message
     assert str(findings[check].remedy).startswith(remedy)
-    if remedy == "mfg-notify migrate up":
+    if remedy.startswith("mfg-notify migrate up"):
         migrate_up(installed.dsn)
-        assert wrong(examined(installed.dsn)) == set()
+    elif remedy.startswith(("DROP", "INSERT")):
+        with installed.connect() as connection:
+            connection.execute(str(findings[check].remedy).encode())
+    else:
+        return
+    assert wrong(examined(installed.dsn)) == set()
 
 
 def test_prepared_transactions() -> None:

@@ -332,18 +332,27 @@ def _check_columns(examination: _Examination) -> _Answer:
 
 
 def _check_triggers(examination: _Examination) -> _Answer:
-    states = examination.ask("doctor_triggers", schema=examination.schema)
-    absent = [f"{name} on {table}" for table, name, enabled in states if enabled is None]
+    found = {
+        (table, name): enabled for table, name, enabled in examination.ask("doctor_triggers", schema=examination.schema)
+    }
+    needed = migrations.triggers()
+    foreign = sorted(found.keys() - needed)
+    if foreign:
+        [(table, name), *_] = foreign
+        remedy = f"DROP TRIGGER {name} ON {examination.schema}.{table}"
+        return _Answer("failed", f"{_of_tables(foreign)} of another version", remedy)
+    absent = sorted(needed - found.keys())
     # 'O' fires in ordinary sessions, 'A' always, 'R' only where changes of another server are replayed.
-    silent = [f"{name} on {table}" for table, name, enabled in states if enabled in ("D", "R")]
-    problems = [
-        f"{_several(names)} {'is' if len(names) == 1 else 'are'} {what}"
-        for names, what in ((absent, "missing"), (silent, "disabled"))
-        if names
-    ]
+    silent = sorted(key for key, enabled in found.items() if enabled in ("D", "R"))
+    problems = [f"{_of_tables(keys)} {what}" for keys, what in ((absent, "missing"), (silent, "disabled")) if keys]
     if problems:
         return _Answer("failed", "; ".join(problems), MIGRATE)
-    return _Answer("ok", f"all {len(states)} are there and enabled")
+    return _Answer("ok", f"all {len(needed)} are there and enabled")
+
+
+def _of_tables(triggers: list[tuple[str, str]]) -> str:
+    named = _several([f"{name} on {table}" for table, name in triggers])
+    return f"{named} {'is' if len(triggers) == 1 else 'are'}"
 
 
 def _check_notify(examination: _Examination) -> _Answer:

@@ -237,15 +237,11 @@ WHERE c.relname IN ('manufacturing_pipelines', 'manufacturing_tasks', 'manufactu
 GROUP BY n.nspname ORDER BY count(*) DESC, n.nspname
 
 -- name: doctor_triggers
--- All that there must be, with NULL for those that are not there.
-SELECT c.relname::text, needed.name, t.tgenabled::text
-FROM pg_class c
-CROSS JOIN unnest(ARRAY['mfg_notify_insert', 'mfg_notify_update', 'mfg_notify_delete', 'mfg_notify_truncate'])
-    AS needed (name)
-LEFT JOIN pg_trigger t ON t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgname = needed.name
-WHERE c.relnamespace = to_regnamespace(quote_ident(%(schema)s))
+SELECT c.relname::text, t.tgname::text, t.tgenabled::text
+FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+WHERE NOT t.tgisinternal AND starts_with(t.tgname, 'mfg_notify_')
+  AND c.relnamespace = to_regnamespace(quote_ident(%(schema)s))
   AND c.relname IN ('manufacturing_pipelines', 'manufacturing_tasks', 'manufacturing_factory_states')
-ORDER BY c.relname, needed.name
 
 -- name: doctor_installed
 SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
