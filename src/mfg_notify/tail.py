@@ -23,9 +23,9 @@ import anyio
 import msgspec
 from rich.text import Text
 
+from mfg_notify.core.board import describe_change
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
 from mfg_notify.core.events import (
-    Change,
     Event,
     FactoryImage,
     PipelineImage,
@@ -397,60 +397,24 @@ def as_line(item: Item) -> Text:
         return Text(
             f"… {item.events} {'event is' if one else 'events are'} not shown ({numbers}): {item.reason}", "dim"
         )
+    said = describe_change(item)
+    operation = item.change.operation
     line = Text()
     line.append(f"{_time(item.at).astimezone():%H:%M:%S.%f}"[:-3], "dim")
-    change = item.change
-    image = change.new or change.old
-    if image is None:
-        return line.append(f"  {item.table}  all rows were truncated")
-    line.append(f"  player {image.player_id}  {item.table:<8}  {printable(change.key)}")
-    for words, style in _say(image, change):
-        if words:
-            line.append("  ").append(printable(words), style)
+    if operation == "T":
+        return line.append(f"  {said.kind}  {said.remark}")
+    line.append(f"  player {said.player}  {said.kind:<8}  {printable(said.key)}  {printable(said.subject)}")
+    before = "new" if operation == "I" else said.before or "unknown"
+    after = "deleted" if operation == "D" else said.after or "unknown"
+    status = after if before == after else f"{before} → {after}"
+    # Of a factory it is the supply; all else is known by its own words.
+    words = f"supply {status}" if said.kind == "factory" else status
+    line.append("  ").append(printable(words), "dim" if before == after else _STYLES.get(after, "yellow"))
+    if said.ship:
+        line.append(f"  ship {printable(said.ship)}")
+    if operation == "U" and said.remark:
+        line.append(f"  {printable(said.remark)}", "bold")
     return line
-
-
-def _say(image: Image, change: Change) -> Iterator[tuple[str, str]]:
-    """Yield what there is to say about a change of a row, with styles; no words are left out."""
-    match image:
-        case PipelineImage():
-            yield image.product_good, ""
-            yield _status(change)
-            yield _moved(change, "cost", "total_cost"), ""
-            yield _moved(change, "revenue", "total_revenue"), ""
-            if change.new is not None and image.status == "COMPLETED":
-                yield f"profit {image.total_revenue - image.total_cost:,}", "bold"
-        case TaskImage():
-            yield image.task_type, ""
-            yield _status(change)
-            ship = image.assigned_ship or getattr(change.old, "assigned_ship", None)
-            yield f"ship {ship}" if ship else "", ""
-            yield _moved(change, "retries", "retry_count"), "yellow"
-            yield _moved(change, "cost", "total_cost"), ""
-            yield _moved(change, "revenue", "total_revenue"), ""
-        case FactoryImage():
-            yield f"{image.factory_symbol} {image.output_good}", ""
-            if change.operation != "U":
-                yield ("new", "yellow") if change.new is not None else ("deleted", "yellow")
-            yield _moved(change, "supply", "current_supply"), "yellow"
-            delivered = _moved(change, "inputs delivered", "inputs_delivered")
-            yield f"{delivered} of {image.inputs_required}" if delivered else "", ""
-            if getattr(change.old, "ready_for_collection", False) != image.ready_for_collection:
-                yield "ready for collection" if image.ready_for_collection else "collected", "green"
-
-
-def _status(change: Change) -> tuple[str, str]:
-    old, new = getattr(change.old, "status", "new"), getattr(change.new, "status", "deleted")
-    return (f"{old} → {new}", _STYLES.get(new, "yellow")) if old != new else (new, "dim")
-
-
-def _moved(change: Change, name: str, column: str) -> str:
-    """Say what a number or word was and is; nothing where it did not change, or is nothing from the start."""
-    old, new = getattr(change.old, column, None), getattr(change.new, column, None)
-    if change.new is None or old == new or not (old or new):
-        return ""
-    was, now = (f"{value:,}" if isinstance(value, int) else str(value or "unknown") for value in (old, new))
-    return f"{name} {was} → {now}" if change.old is not None else f"{name} {now}"
 
 
 def _time(microseconds: int) -> datetime:

@@ -99,7 +99,9 @@ def test_errors_say_what_to_do(database: Database) -> None:
         )
     ordinary = database.dsn + " user=mfg_test_ordinary"
     code, text = run("migrate", "up", "--dsn", ordinary)
-    assert (code, "permission denied" in text) == (1, True)
+    assert (code, "permission denied" in text, "use the role that owns the game's tables" in text) == (1, True, True)
+    code, text = run("migrate", "up", "--dsn", "host=/nowhere dbname=d")
+    assert (code, "is named with --dsn, MFG_NOTIFY_DSN or PGHOST" in text) == (1, True)
     assert run("migrate", "up", "--dsn", database.dsn)[0] == 0
     with ExporterProcess(ordinary) as exporter:
         eventually(lambda: "permission denied for schema mfg_notify" in exporter.get("/-/ready").text)
@@ -124,6 +126,11 @@ def test_wrong_options(option: str, wrong: str, said: str) -> None:
     assert "Traceback" not in text
 
 
+@pytest.mark.parametrize("word", ["always", "adaptive", "never"])
+def test_whether_to_notify_is_said_in_small_letters(word: str) -> None:
+    assert main.commands["run"].make_context("run", ["--notify", word]).params["notify"] == word
+
+
 def test_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, text = run("run", "--web.listen-address", f"127.0.0.1:{taken.getsockname()[1]}")
@@ -138,6 +145,16 @@ def test_missing_column_is_named_by_the_exporter(installed: Database) -> None:
         eventually(lambda: "lack what is needed: public.manufacturing_tasks.ready_at" in exporter.get("/-/ready").text)
         assert exporter.page()
         connection.execute("ALTER TABLE manufacturing_tasks ADD COLUMN ready_at timestamptz")
+        exporter.wait_ready()
+
+
+def test_what_is_missing_of_ours_is_named_and_comes_back(installed: Database) -> None:
+    with installed.connect() as connection:
+        connection.execute("DROP TABLE mfg_notify.recent")
+    with ExporterProcess(installed.dsn) as exporter:
+        said = eventually(lambda: exporter.get("/-/ready").text, lambda text: "mfg_notify.recent" in text)
+        assert "run `mfg-notify migrate up`" in said
+        assert run("migrate", "up", "--dsn", installed.dsn)[0] == 0
         exporter.wait_ready()
 
 
@@ -157,7 +174,7 @@ def test_http(installed: Database) -> None:
         assert exporter.get("/-/healthy").status_code == 200
         assert exporter.get("/metrics").status_code == 404
         assert exporter.get("/m/").status_code == 404
-        assert '<a href="/m">' in exporter.get("/").text
+        assert '<a href="./m">' in exporter.get("/").text
         assert httpx.post(exporter.address + "/m").status_code == 405
         assert exporter.read_log().count("msg=serving") + exporter.read_log().count("event=serving") == 2
 

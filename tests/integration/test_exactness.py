@@ -74,7 +74,7 @@ async def test_disabled_triggers_show_as_corrections(installed: Database) -> Non
             await play(installed.dsn, GameOptions(seed=2, rate=0), statements=500)
             await settled(exporter, connection)
             connection.execute("SET session_replication_role = replica")
-            connection.execute("UPDATE manufacturing_pipelines SET status = 'EXECUTING' WHERE status = 'PLANNING'")
+            connection.execute("UPDATE manufacturing_pipelines SET status = 'PLANNING' WHERE status = 'EXECUTING'")
             connection.execute("UPDATE manufacturing_tasks SET status = 'PENDING' WHERE status = 'READY'")
             connection.execute("SET session_replication_role = origin")
             connection.execute("ALTER TABLE manufacturing_tasks DISABLE TRIGGER mfg_notify_update")

@@ -62,7 +62,7 @@ def test_the_database_goes_and_comes() -> None:
             assert exporter.terminate() == 0
             assert said(exporter) == [*STARTED, WAITING, STARTED[-1], WAITING, STARTED[-1], *STOPPED]
             serving, _, connected, waiting, *_, stopping, _ = lines(exporter)
-            assert f"http://{serving['address']}" == exporter.address
+            assert serving["address"] == exporter.address
             assert serving["version"] == __version__
             assert connected["database"] == f"postgres@127.0.0.1:{port}/postgres"
             assert waiting["reason"] == "unavailable"

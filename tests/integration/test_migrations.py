@@ -1,19 +1,22 @@
 """`mfg-notify migrate`: installs, repeats, names what is missing, waits for locks, and leaves nothing behind."""
 
 import re
+import subprocess
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 import anyio
 import psycopg
 import pytest
 from click.testing import CliRunner
-from psycopg import sql
+from psycopg import pq, sql
 from tests.conftest import Database
-from tests.support import PATIENCE, exporting, page_of, settled, value
+from tests.support import PATIENCE, ROOT, exporting, page_of, settled, value
 
 from mfg_notify.cli import main
 from mfg_notify.core.catalogue import PIPELINE_COST, PIPELINE_REVENUE
+from mfg_notify.demo import embedded
 from mfg_notify.demo.game import create_tables, play
 from mfg_notify.demo.world import GameOptions
 from mfg_notify.errors import SchemaNotReady, UsageError
@@ -78,6 +81,51 @@ def test_printed_sql_does_what_up_does(database: Database) -> None:
         assert objects(connection) == by_hand
 
 
+def send(connection: psycopg.Connection, file: Path) -> str:
+    """Send a file as golang-migrate's driver does, whole and without parameters; return what the server objects to."""
+    result = connection.pgconn.exec_(file.read_bytes())
+    return "" if result.status == pq.ExecStatus.COMMAND_OK else result.get_error_message()
+
+
+FILES = {direction: sorted((ROOT / "db" / "triggers").glob(f"*.{direction}.sql")) for direction in ("up", "down")}
+"""In the order in which golang-migrate applies those up, and takes back those down from the end."""
+
+
+def test_golang_migrate_can_apply_the_files(database: Database) -> None:
+    assert all(re.fullmatch(r"([0-9]+)_(.*)\.(down|up)\.(.*)", file.name) for files in FILES.values() for file in files)
+    with database.connect() as connection, database.connect() as game:
+        before = objects(connection)
+        # One session for all, with a lock of its own kind, as golang-migrate has it.
+        connection.execute("SELECT pg_advisory_lock(1)")
+        with game.transaction():
+            game.execute("LOCK TABLE manufacturing_tasks IN ROW EXCLUSIVE MODE")
+            assert "lock timeout" in send(connection, FILES["up"][0])
+        connection.execute("ROLLBACK")
+        assert objects(connection) == before
+        for file in FILES["up"]:
+            assert send(connection, file) == ""
+            assert connection.info.transaction_status == pq.TransactionStatus.IDLE
+        assert migrations.read_status(connection, "public").complete
+        for file in reversed(FILES["down"]):
+            assert send(connection, file) == ""
+        assert objects(connection) == before
+
+
+def test_psql_can_apply_the_files(database: Database) -> None:
+    def psql(files: list[Path]) -> None:
+        names = [word for file in files for word in ("-f", str(file))]
+        command = [str(embedded._binaries(18) / "psql"), database.dsn, "-q", "-v", "ON_ERROR_STOP=1", *names]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    with database.connect() as connection:
+        before = objects(connection)
+        psql(FILES["up"])
+        assert migrations.read_status(connection, "public").complete
+        psql(FILES["down"][::-1])
+        assert objects(connection) == before
+
+
 @pytest.mark.parametrize(
     ("harm", "named"),
     [
@@ -139,6 +187,19 @@ def test_dropped_trigger_comes_back(database: Database) -> None:
         assert not migrations.read_status(connection, "public").complete
         migrations.up(connection, "public", print)
         assert objects(connection) == installed
+
+
+def test_what_the_documents_say_turns_the_triggers_off_and_on(database: Database) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = page.split("## Turn it off")[1].split("\n## ")[0]
+    said = "\n".join(re.findall(r"^    (.*)$", section, re.MULTILINE))
+    with database.connect() as connection:
+        migrations.up(connection, "public", print)
+        for table in migrations.read_status(connection, "public").triggers:
+            connection.execute(said.replace("manufacturing_tasks", table).encode())
+        assert set(migrations.read_status(connection, "public").triggers.values()) == {0}
+        migrations.up(connection, "public", print)
+        assert migrations.read_status(connection, "public").complete
 
 
 def names(connection: psycopg.Connection) -> set[str]:

@@ -11,6 +11,7 @@ import pytest
 from psycopg import sql
 from tests.conftest import Database
 from tests.support import PATIENCE, exporting, page_of, samples, settled, value
+from tests.web_configuration import Setting
 
 from mfg_notify.core.catalogue import EXPORTER_METRICS, SELF_PREFIX
 from mfg_notify.exporter import Exporter, Settings
@@ -191,6 +192,16 @@ async def test_series_dropped(floor: Floor) -> None:
 async def test_a_database_that_was_set_back(floor: Floor) -> None:
     floor.game.execute("UPDATE mfg_notify.owner SET generation = 0")
     await floor.until("rewinds_total", lambda n: n == 1)
+
+
+def test_a_web_configuration_that_becomes_wrong(tmp_path: Path) -> None:
+    setting = Setting.in_folder(tmp_path)
+    setting.write()
+    with setting.exporter() as exporter:
+        assert value(exporter.page(), "mfg_notify_web_config_failures_total") == 0
+        setting.write(nonsense={})
+        for _ in range(2):
+            assert value(exporter.page(), "mfg_notify_web_config_failures_total") == 1
 
 
 def test_every_metric_has_its_test() -> None:

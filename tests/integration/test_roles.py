@@ -617,8 +617,8 @@ def test_up_under_load_loses_nothing(exporter_role: str, installed: Database) ->
             for _ in range(4):
                 folded = _folded(connection)
                 eventually(lambda: _folded(connection), _above(folded + 50))
-                # The one trigger whose absence loses nothing here: the game does not truncate.
-                connection.execute("DROP TRIGGER mfg_notify_statement ON manufacturing_tasks")
+                # The one trigger whose absence loses nothing here: a factory row that goes changes gauges only.
+                connection.execute("DROP TRIGGER mfg_notify_delete ON manufacturing_factory_states")
                 assert len(migrations.up(connection, "public", print)) == len(migrations.migrations())
             assert game.poll() is None
         wait_exact(exporter, connection)

@@ -16,7 +16,7 @@ from tests.support import PATIENCE, ROOT, ExporterProcess, eventually
 
 from mfg_notify.cli import main
 from mfg_notify.exporter import LAST_FOLD_PATIENCE
-from mfg_notify.web import GRACE
+from mfg_notify.web.server import GRACE
 
 NOWHERE = "host=/nonexistent dbname=game"
 

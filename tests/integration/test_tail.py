@@ -125,7 +125,7 @@ def test_events_beside_an_exporter(exporter_dsn: str, installed: Database) -> No
         assert [re.sub(r"^\d\d:\d\d:\d\d\.\d{3}  ", "", line) for line in events] == [
             "player 1  task      t-1  SELL  new → READY",
             "player 1  task      t-1  SELL  READY → ASSIGNED  ship SHIP-1",
-            "player 1  task      t-1  SELL  ASSIGNED → COMPLETED  ship SHIP-1  revenue 0 → 12,000",
+            "player 1  task      t-1  SELL  ASSIGNED → COMPLETED  ship SHIP-1  earned 12,000",
         ]
         assert tail.interrupt() == 0
         # The exporter has counted them all the same, and nothing else has reached it.
@@ -383,25 +383,23 @@ def line(change: PipelineChange | TaskChange | FactoryChange) -> str:
 
 def test_lines() -> None:
     planned = PipelineImage(1, "IRON", "EXECUTING", 100, 0, 0, AT, None)
-    done = PipelineImage(1, "IRON", "COMPLETED", 1200, 3400, 0, AT, AT)
+    done = PipelineImage(1, "IRON", "COMPLETED", 1200, 3400, 2200, AT, AT)
     assert line(PipelineChange("U", "p", planned, done)) == (
-        "player 1  pipeline  p  IRON  EXECUTING → COMPLETED  cost 100 → 1,200  revenue 0 → 3,400  profit 2,200"
+        "player 1  pipeline  p  IRON  EXECUTING → COMPLETED  profit +2,200"
     )
     assert line(PipelineChange("D", "p", planned, None)) == "player 1  pipeline  p  IRON  EXECUTING → deleted"
     tried = TaskImage(2, "SELL", "EXECUTING", "SHIP-1", 0, 0, 0, None, None, None)
-    again = TaskImage(2, "SELL", "READY", None, 1, 0, 0, None, None, None)
+    again = TaskImage(2, "SELL", "EXECUTING", "SHIP-1", 1, 500, 0, None, None, None)
     assert line(TaskChange("U", "t", tried, again)) == (
-        "player 2  task      t  SELL  EXECUTING → READY  ship SHIP-1  retries 0 → 1"
+        "player 2  task      t  SELL  EXECUTING  ship SHIP-1  retry 1, spent 500"
     )
-    assert line(TaskChange("T", "", None, None)) == "task  all rows were truncated"
-    short = FactoryImage(3, "X1-A", "IRON", None, 1, 3, "SCARCE", False, None)
+    assert line(TaskChange("T", "", None, None)) == "task  all rows removed"
+    short = FactoryImage(3, "X1-A", "IRON", None, 1, 3, None, False, None)
     full = FactoryImage(3, "X1-A", "IRON", None, 3, 3, "HIGH", True, True)
     assert line(FactoryChange("U", "7", short, full)) == (
-        "player 3  factory   7  X1-A IRON  supply SCARCE → HIGH  inputs delivered 1 → 3 of 3  ready for collection"
+        "player 3  factory   7  X1-A IRON  supply unknown → HIGH  ready for collection, 3 of 3 inputs"
     )
-    assert line(FactoryChange("I", "7", None, short)) == (
-        "player 3  factory   7  X1-A IRON  new  supply SCARCE  inputs delivered 1 of 3"
-    )
+    assert line(FactoryChange("I", "7", None, full)) == "player 3  factory   7  X1-A IRON  supply new → HIGH"
 
 
 def test_json() -> None:

@@ -132,3 +132,20 @@ def test_a_warning_that_the_game_cannot_read(installed: Database, game: psycopg.
     with installed.connect(client_encoding="latin1") as old_fashioned:
         play(old_fashioned)
     assert lost(game) == 2 * STATEMENTS + 1
+
+
+def test_serializable_transactions_on_rows_of_their_own_are_not_refused(
+    installed: Database, game: psycopg.Connection
+) -> None:
+    play(game)
+    insert = """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
+                SELECT %s, id, 'SELL', 'PENDING', 'G' FROM players LIMIT 1"""
+    with installed.connect() as other:
+        for number in range(20):
+            with game.transaction(), other.transaction():
+                for connection, key in ((game, f"a{number}"), (other, f"b{number}")):
+                    connection.execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+                    connection.execute(insert, (key,))
+                for connection, key in ((other, f"b{number}"), (game, f"a{number}")):
+                    connection.execute("UPDATE manufacturing_tasks SET status = 'READY' WHERE id = %s", (key,))
+    assert lost(game) == 0

@@ -11,6 +11,7 @@ from mfg_notify.core.attention import (
     BUSY_SHARE,
     CALM_WINDOWS,
     COMMITS,
+    EVENTS_A_LOOK,
     LOUD_BELOW,
     POLL_LONGEST,
     POLL_SHORTEST,
@@ -107,6 +108,10 @@ def test_how_often_the_journal_is_looked_into() -> None:
     assert hours.attention.next_look(0.001) == POLL_SHORTEST
     # A fold that takes longer is followed by as long a rest.
     assert hours.attention.next_look(0.2) == 0.2
+    hours.window(100)
+    assert hours.attention.next_look(0.001) == pytest.approx(EVENTS_A_LOOK / 100, rel=0.1)
+    hours.window(0)
+    assert hours.attention.next_look(0.001) == POLL_LONGEST
     hours.attention.told(quiet=False)
     looks = [hours.attention.next_look(0.001) for _ in range(10)]
     assert looks == sorted(looks)

@@ -54,7 +54,9 @@ EXPORTER = [
     ("connected", "gauge", ""),
     ("leader", "gauge", ""),
     ("standby", "gauge", ""),
+    ("polling", "gauge", ""),
     ("ready", "gauge", ""),
+    ("polling", "gauge", ""),
     ("series", "gauge", ""),
     ("series_dropped", "gauge", ""),
     ("events_applied_total", "counter", "table op"),
@@ -76,6 +78,7 @@ EXPORTER = [
     ("notification_queue_usage_ratio", "gauge", ""),
     ("lost_statements_total", "counter", ""),
     ("triggers_installed", "gauge", "table"),
+    ("web_config_failures_total", "counter", ""),
 ]
 DECLARED = {metric.name: metric for metric in CATALOGUE}
 DECLARED_OF_EXPORTER = {metric.name: metric for metric in EXPORTER_METRICS}

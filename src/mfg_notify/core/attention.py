@@ -20,10 +20,12 @@ BUSY_SHARE = 0.5
 """Part of the time in which commits that notify may be under way before the triggers are quiet, whatever the rate."""
 WINDOW = 0.25
 """Seconds over which events are counted, at least, before a rate is made of them."""
+EVENTS_A_LOOK = 20
+"""While the triggers are quiet, a fold waits until about so many events have come."""
 POLL_SHORTEST = 0.02
-"""Seconds from a fold to the next while the triggers are quiet and events come fast."""
+"""Seconds from a fold to the next at least, however fast they come."""
 POLL_LONGEST = 1.0
-"""The same, when events come so slowly that the triggers would notify if they might."""
+"""And at most."""
 COMMITS = 5
 """Commits of ours that tell how long one takes now: the middle one of them."""
 CALM_WINDOWS = 8
@@ -48,6 +50,7 @@ class Attention:
         self._policy = policy
         self._since = now
         self._events = 0
+        self._rate = 0.0
         self._commits: deque[float] = deque(maxlen=COMMITS)
         self._hurry = False
         self._calm = 0
@@ -81,7 +84,7 @@ class Attention:
         elapsed = now - self._since
         if elapsed < WINDOW:
             return
-        rate = self._events / elapsed
+        self._rate = rate = self._events / elapsed
         self._events, self._since = 0, now
         limit = QUIET_ABOVE
         if len(self._commits) == COMMITS:
@@ -125,4 +128,5 @@ class Attention:
             # A transaction may stay open for hours: look less and less often.
             self._pause = min(2 * self._pause, POLL_LONGEST)
             return self._pause
-        return max(POLL_SHORTEST, min(took, POLL_LONGEST)) if self._hurry else POLL_LONGEST
+        wait = EVENTS_A_LOOK / self._rate if self._rate else POLL_LONGEST
+        return min(max(wait, took, POLL_SHORTEST), POLL_LONGEST)

@@ -421,5 +421,11 @@ EXPORTER_METRICS = (
         "Statements of the game whose events the triggers gave up, at least",
     ),
     SelfMetric("triggers_installed", Kind.GAUGE, ("table",), "Enabled triggers of this exporter on the table"),
+    SelfMetric(
+        "web_config_failures_total",
+        Kind.COUNTER,
+        (),
+        "Times the web configuration, or a certificate that it names, was changed and could not be used",
+    ),
 )
 SELF_PREFIX = "mfg_notify_"

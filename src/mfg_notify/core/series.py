@@ -123,7 +123,7 @@ def lay_out(view: View, now: int, maximum: int = SERIES_MAXIMUM, before: Series 
     counters: dict[str, dict[Labels, int]] = {metric.name: {} for metric in catalogue.COUNTERS}
     histograms: dict[str, dict[Labels, Distribution]] = {metric.name: {} for metric in catalogue.HISTOGRAMS}
     budget = _Budget(maximum)
-    silent = _silent_players(view, now)
+    silent = silent_players(view, now)
     places = _places(view.totals, budget, before)
     elsewhere = frozenset(place for place, labels in places.items() if place[1] != labels)
     _add_totals(view.totals, places, silent, counters, histograms)
@@ -199,7 +199,8 @@ def _at_least(metric: Metric, old: Distribution, new: Distribution) -> Distribut
     return Distribution(buckets, max(old.total, new.total) if metric.scale != 1 else new.total)
 
 
-def _silent_players(view: View, now: int) -> frozenset[str]:
+def silent_players(view: View, now: int) -> frozenset[str]:
+    """Return the players without a live row that nothing has been heard of for a day."""
     return frozenset(
         str(player_id)
         for (kind, player_id, _), at in view.memory.latest.items()

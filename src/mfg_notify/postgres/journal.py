@@ -7,6 +7,7 @@ adds is `core.rules`.
 from dataclasses import dataclass
 
 import msgspec
+import psycopg
 import structlog
 from psycopg.rows import TupleRow
 
@@ -87,23 +88,30 @@ async def fold(
     `who` does not hold the lease, and nothing was done. When this raises, the COMMIT may or may not have happened:
     read the totals again.
     """
+    fold: Fold | None = None
     with translated_errors():
-        async with connection.transaction():
-            row = await (await connection.execute(QUERY["begin_fold"], {"who": who})).fetchone()
-            if row is None:
-                return None
-            generation, xid, oldest, last_id = row
+        # In a pipeline: the statements go out together, and only two answers are waited for.
+        async with connection.pipeline(), connection.transaction():
+            beginning = await connection.execute(QUERY["begin_fold"], {"who": who})
             if hush:
-                await connection.execute(QUERY["hush"])
-            taken = await connection.execute(QUERY["take_events"], {"version": VERSION, "chunk": chunk, "after": after})
-            rows = sorted(await taken.fetchall())
+                await connection.execute(QUERY["hush"], {"who": who})
+            taking = await connection.execute(
+                QUERY["take_events"], {"version": VERSION, "chunk": chunk, "after": after}
+            )
+            begun = await beginning.fetchone()
+            if begun is None:
+                raise psycopg.Rollback
+            generation, xid, oldest, last_id = begun
+            rows = sorted(await taking.fetchall())
             events, malformed = _decode(rows)
             settlement = settle(events)
             if rows:
                 await _save(connection, settlement)
                 await connection.execute(QUERY["mark_folded"], {"id": rows[-1][0]})
             await connection.execute(QUERY["fence"], {"channel": channel, "fence": f"{FENCE}{generation}"})
-    return Fold(generation, events, settlement, malformed, len(rows) < chunk, xid, oldest, last_id)
+            drained = len(rows) < chunk
+            fold = Fold(generation, events, settlement, malformed, drained, xid, oldest, last_id)
+    return fold
 
 
 def _decode(rows: list[TupleRow]) -> tuple[list[Event], int]:

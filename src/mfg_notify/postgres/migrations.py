@@ -16,7 +16,7 @@ import psycopg
 from psycopg import errors, sql
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from mfg_notify.errors import DatabaseUnavailable, UsageError
+from mfg_notify.errors import AccessDenied, DatabaseUnavailable, UsageError
 from mfg_notify.postgres.connection import translate, translated_errors
 from mfg_notify.postgres.queries import QUERY
 
@@ -191,6 +191,13 @@ def _apply(connection: psycopg.Connection, text: str, on_wait: Callable[[str], N
             f"could not lock the game's tables within {PATIENCE:.0f} s: {_blocker(connection)}"
             "end that transaction or try later; nothing was changed"
         ) from error
+    except errors.InsufficientPrivilege as error:
+        # What the files themselves raise says what to do; what the server says does not.
+        of_ours = error.diag.source_function == "exec_stmt_raise"
+        advice = (
+            "check the database's name, and use the role that owns the game's tables; it needs CREATE on the database"
+        )
+        raise AccessDenied(_first_line(error) if of_ours else f"{_first_line(error)}; {advice}") from error
     except psycopg.Error as error:
         raise type(translate(error))(_first_line(error)) from error
 

@@ -71,7 +71,7 @@ RETURNING generation, pg_current_xact_id()::text::bigint, pg_snapshot_xmin(pg_cu
 -- name: hush
 -- Within a fold, so that only who holds the lease can say it: the triggers are not to notify. In force at once, in
 -- every transaction, and whatever becomes of this one.
-SELECT setval('mfg_notify.quiet', 1)
+SELECT setval('mfg_notify.quiet', 1) FROM mfg_notify.owner WHERE who = %(who)s
 
 -- name: speak_up
 -- The triggers are to notify.

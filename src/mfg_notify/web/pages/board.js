@@ -1,0 +1,257 @@
+// Keeps the board up to date. Everything from the stream is shown as text, never as markup.
+"use strict";
+
+const RETRY = 5000; // milliseconds until a stream that was refused is asked for again
+const SILENCE = 15000; // milliseconds without a word after which the exporter counts as lost
+const SUPPLY = ["scarce", "limited", "moderate", "high", "abundant"];
+
+const number = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const fine = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
+const clock = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+const calendar = new Intl.DateTimeFormat([], { dateStyle: "medium", timeStyle: "medium", hourCycle: "h23" });
+const still = matchMedia("(prefers-reduced-motion: reduce)");
+const byId = (id) => document.getElementById(id);
+const place = byId("state");
+const pause = byId("pause");
+
+let stream = null;
+let heard = null; // when the exporter last said something
+let latest = null; // the picture that was last received
+let lost = false;
+let rows = new Map(); // table → key → row
+
+// Marks that nobody sees could turn the text around them: they are shown by their number.
+const plain = (text) =>
+  text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (mark) => `\\u{${mark.codePointAt(0).toString(16)}}`);
+
+function element(name, className, text) {
+  const made = document.createElement(name);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+// A name in its own direction. Long ones break at their underscores, if they can.
+function label(text, name = "bdi") {
+  const made = element(name);
+  for (const part of plain(text).split(/(?<=_)/)) made.append(part, element("wbr"));
+  return made;
+}
+
+function moment(microseconds, format) {
+  const date = new Date(microseconds / 1000);
+  const known = !Number.isNaN(date.getTime());
+  const made = element("time", "", known ? format.format(date) : "–");
+  if (known) made.dateTime = date.toISOString();
+  return made;
+}
+
+// How a cell of each kind looks: what goes into it.
+const LOOKS = {
+  number: (n) => [number.format(n)],
+  percent: (n) => [`${number.format(n)} %`],
+  share: (n) => [`${number.format(100 * n)} %`],
+  time: (at) => [moment(at, clock)],
+  key: (text) => [label(text, "code")],
+  supply(ordinal) {
+    if (ordinal === null) return ["unknown"];
+    const meter = element("span", `meter level-${ordinal}`);
+    meter.setAttribute("aria-hidden", "true");
+    for (let step = 0; step < SUPPLY.length; step++) meter.append(element("i"));
+    return [meter, SUPPLY[ordinal - 1]];
+  },
+  change([before, after, remark]) {
+    const shown = [];
+    if (before !== null && before !== after) {
+      const arrow = element("span", "", " → ");
+      arrow.setAttribute("aria-hidden", "true");
+      shown.push(label(before), arrow, element("span", "unseen", " to "));
+    }
+    if (after !== null) shown.push(label(after));
+    if (remark) shown.push(element("span", "remark", remark));
+    return shown;
+  },
+};
+
+function flash(cell) {
+  if (!still.matches) cell.animate([{ backgroundColor: "var(--flash)" }, {}], { duration: 1200, easing: "ease-out" });
+}
+
+function makeRow(columns) {
+  const row = element("tr");
+  row.setAttribute("role", "row");
+  for (const column of columns) {
+    const heads = "head" in column.dataset;
+    const cell = element(heads ? "th" : "td", column.dataset.kind ?? "");
+    cell.setAttribute("role", heads ? "rowheader" : "cell");
+    if (heads) cell.scope = "row";
+    cell.dataset.label = column.textContent;
+    row.append(cell);
+  }
+  row.shown = [];
+  return row;
+}
+
+function fill(table, given, keyOf) {
+  const columns = [...table.tHead.rows[0].cells];
+  const body = table.tBodies[0];
+  const before = rows.get(table);
+  const now = new Map();
+  for (const values of given) {
+    const key = keyOf(values);
+    const row = before?.get(key) ?? makeRow(columns);
+    const fresh = row.shown.length === 0;
+    columns.forEach((column, i) => {
+      const value = JSON.stringify(values[i]);
+      if (row.shown[i] === value) return;
+      row.shown[i] = value;
+      const look = LOOKS[column.dataset.kind] ?? ((text) => [label(text)]);
+      row.cells[i].replaceChildren(...look(values[i]));
+      row.cells[i].classList.toggle("none", values[i] === 0 || values[i] === "");
+      if (!fresh) flash(row.cells[i]);
+    });
+    now.set(key, row);
+  }
+  before?.forEach((row, key) => now.has(key) || row.remove());
+  let i = 0;
+  for (const row of now.values()) {
+    if (body.rows[i] !== row) body.insertBefore(row, body.rows[i] ?? null);
+    i++;
+  }
+  rows.set(table, now);
+  table.hidden = now.size === 0;
+}
+
+function note(table, text) {
+  let found = table.nextElementSibling;
+  if (found === null) {
+    found = element("p", "note");
+    table.after(found);
+  }
+  found.textContent = text;
+  found.hidden = text === "";
+}
+
+function showGame(game) {
+  byId("game").hidden = game === null;
+  if (game === null) return;
+  for (const cell of document.querySelectorAll("[data-sum]")) {
+    const text = number.format(game.summary[cell.dataset.sum]);
+    if (cell.textContent === text) continue;
+    if (cell.textContent !== "") flash(cell);
+    cell.textContent = text;
+  }
+  for (const [name, given] of Object.entries(game.tables)) {
+    const table = document.querySelector(`[data-table="${name}"]`);
+    const keys = [...table.tHead.rows[0].cells].filter((column) => "key" in column.dataset).length;
+    fill(table, given, (values) => JSON.stringify(values.slice(0, keys)));
+    const more = game.left_out[name];
+    note(table, more ? `and ${number.format(more)} more` : given.length ? "" : "none");
+  }
+}
+
+function showChanges(changes) {
+  const table = document.querySelector('[data-table="changes"]');
+  const given = changes.map((line) => [
+    line.at, line.player, line.kind, line.subject, line.key, [line.before, line.after, line.remark], line.ship, line.id,
+  ]);
+  fill(table, given, (values) => values[7]);
+  note(table, given.length ? "" : "none yet");
+}
+
+function showExporter(facts) {
+  const units = {
+    "": (n) => [number.format(n)],
+    s: (n) => [n < 1 ? `${fine.format(1000 * n)} ms` : `${fine.format(n)} s`],
+    at: (n) => [n > 0 ? moment(n * 1e6, calendar) : "never"],
+  };
+  byId("exporter").replaceChildren(
+    ...facts.map(([name, value, unit]) => {
+      const fact = element("div");
+      const shown = element("dd");
+      shown.append(...(value === null ? ["not known"] : units[unit](value)));
+      fact.append(element("dt", "", name), shown);
+      return fact;
+    })
+  );
+}
+
+function showState() {
+  let state = latest?.state ?? "waiting";
+  let words = latest ? plain(latest.words) : "connecting to the exporter";
+  words = words.charAt(0).toUpperCase() + words.slice(1);
+  let at = latest?.known_at ?? null;
+  if (state === "standby") words += "; its board has the numbers";
+  else if (state === "live" && latest.ready) words = "Live";
+  else if (state === "live") [state, words] = ["waiting", `Live, but ${plain(latest.words)}`];
+  else if (latest) words = `Not live: ${plain(latest.words)}`;
+  if (pause.ariaPressed === "true") {
+    [state, words, at] = ["standby", "Paused", heard && heard * 1000];
+  } else if (lost) {
+    [state, words] = ["waiting", "No word from the exporter; trying again"];
+    at ??= heard && heard * 1000;
+  }
+  if (at !== null && !/[.?!]$/.test(words)) words += ".";
+  place.dataset.state = state;
+  // Only where it has changed, because it is read aloud.
+  if (byId("words").textContent !== words) byId("words").textContent = words;
+  const known = byId("known");
+  if (known.dataset.at === String(at)) return;
+  known.dataset.at = String(at);
+  known.replaceChildren(...(at === null ? [] : ["The numbers were last known on ", moment(at, calendar), "."]));
+}
+
+function receive(message) {
+  heard = Date.now();
+  lost = false;
+  if (message.type === "message") {
+    latest = JSON.parse(message.data);
+    showGame(latest.game);
+    showChanges(latest.changes);
+    showExporter(latest.exporter);
+    document.querySelector(".version").textContent = latest.version;
+    byId("rest").hidden = false;
+  }
+  showState();
+}
+
+function lose() {
+  lost = true;
+  showState();
+}
+
+function open() {
+  close();
+  stream = new EventSource("./-/board/stream");
+  stream.addEventListener("message", receive);
+  stream.addEventListener("beat", receive);
+  stream.addEventListener("error", () => {
+    lose();
+    // A broken stream is opened again by the browser, one that was refused is not.
+    if (stream?.readyState === EventSource.CLOSED) setTimeout(resume, RETRY);
+  });
+}
+
+function close() {
+  stream?.close();
+  stream = null;
+}
+
+function resume() {
+  if (document.hidden || pause.ariaPressed === "true") close();
+  else open();
+}
+
+pause.addEventListener("click", () => {
+  const paused = pause.ariaPressed !== "true";
+  pause.ariaPressed = String(paused);
+  resume();
+  showState();
+});
+document.addEventListener("visibilitychange", resume);
+setInterval(() => {
+  if (stream && heard && Date.now() - heard > SILENCE) lose();
+}, 1000);
+pause.hidden = false;
+byId("scriptless").hidden = true;
+resume();

@@ -1,0 +1,205 @@
+"""The board in a real browser: live without a reload, on a phone, in the dark, by keyboard and for screen readers."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+from playwright.sync_api import Browser, expect
+from tests.conftest import Database, Server
+from tests.e2e.browser import DESK, PHONE, Visit, browsing, needs_chromium
+from tests.support import ExporterProcess
+
+pytestmark = needs_chromium
+HOSTILE = (
+    "<script>window.hacked=1</script>",
+    "<img src=x onerror=window.hacked=1>",
+    "&lt;b&gt; \"quoted\" 'and' \\ {braces}",
+    "ABC\u202eFED\u2066\u200b\t\x07",
+    "שלום עולם",
+    "W" * 64,
+)
+"""Names that rows may hold; nothing of them may be more than text."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with browsing() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def database(server: Server) -> Iterator[Database]:
+    with contextmanager(server.clone)(server.installed) as cloned:
+        yield cloned
+
+
+@pytest.fixture(scope="module")
+def exporter(database: Database) -> Iterator[ExporterProcess]:
+    with ExporterProcess(database.dsn) as started:
+        started.wait_ready()
+        yield started
+
+
+@pytest.fixture(scope="module")
+def game(database: Database, exporter: ExporterProcess) -> Iterator[psycopg.Connection]:
+    """Return a connection to a game that has something of everything, hostile names among it."""
+    assert exporter.process.poll() is None
+    with database.connect() as connection:
+        connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x'), ('B', 'x')")
+        connection.execute("INSERT INTO ships (ship_symbol, player_id) VALUES ('SHIP-1', 1), ('SHIP-2', 1)")
+        for n, name in enumerate(HOSTILE):
+            add_pipeline(connection, f"p-{n}", name)
+            connection.execute(
+                """INSERT INTO manufacturing_factory_states
+                       (factory_symbol, output_good, player_id, pipeline_id, required_inputs, current_supply)
+                   VALUES (%s, %s, 1, %s, '[]', 'MODERATE')""",
+                (name, name, f"p-{n}"),
+            )
+        connection.execute(
+            """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good, assigned_ship)
+               VALUES ('t-1', 1, 'COLLECT_SELL', 'READY', 'G', '<b>SHIP</b>')"""
+        )
+        yield connection
+
+
+def add_pipeline(connection: psycopg.Connection, key: str, product: str) -> None:
+    connection.execute(
+        """INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price, status)
+           VALUES (%s, 1, %s, 'M', 1, 'PLANNING')""",
+        (key, product),
+    )
+
+
+def test_a_change_appears_without_a_reload(
+    browser: Browser, exporter: ExporterProcess, game: psycopg.Connection
+) -> None:
+    with Visit(browser, exporter.address) as visit:
+        page = visit.page
+        expect(page.get_by_role("status")).to_have_text(re.compile("^Live"))
+        page.evaluate("window.untouched = true")
+        tasks = page.get_by_role("table", name="By type")
+        row = tasks.get_by_role("row").filter(has=page.get_by_role("rowheader", name="COLLECT_SELL"))
+        expect(row.get_by_role("cell")).to_have_text(["1", "0", "1", "0", "0", "0", "0"])
+        game.execute("UPDATE manufacturing_tasks SET status = 'ASSIGNED', assigned_ship = 'SHIP-1' WHERE id = 't-1'")
+        expect(row.get_by_role("cell")).to_have_text(["1", "0", "0", "1", "0", "0", "0"])
+        newest = page.get_by_role("table", name="Newest first").get_by_role("row").nth(1)
+        expect(newest).to_contain_text("READY →  to ASSIGNED")
+        expect(newest).to_contain_text("SHIP-1")
+        expect(page.locator("[data-sum=ships_assigned]")).to_have_text("1")
+        assert page.evaluate("window.untouched") is True
+        assert visit.complaints == []
+        assert all(url.startswith(f"{exporter.address}/") for url in visit.asked)
+
+
+def test_hostile_names_are_text(browser: Browser, exporter: ExporterProcess, game: psycopg.Connection) -> None:
+    assert not game.closed
+    with Visit(browser, exporter.address) as visit:
+        page = visit.page
+        pipelines = page.get_by_role("table", name="By product")
+        for name in HOSTILE[:3]:
+            expect(pipelines.get_by_text(name, exact=True)).to_be_visible()
+        # Marks that turn or hide text are shown by number, and what runs from right to left stays in its cell.
+        expect(pipelines.get_by_text(r"ABC\u{202e}FED\u{2066}\u{200b}\u{9}\u{7}", exact=True)).to_be_visible()
+        expect(pipelines.locator("bdi").get_by_text("שלום עולם", exact=True)).to_be_visible()
+        assert page.evaluate("[window.hacked ?? null, document.images.length, document.scripts.length]") == [None, 0, 1]
+        assert visit.complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_it_is_for_everyone(
+    browser: Browser, exporter: ExporterProcess, game: psycopg.Connection, scheme: str, viewport: dict[str, int]
+) -> None:
+    assert not game.closed
+    with Visit(browser, exporter.address, color_scheme=scheme, viewport=viewport, reduced_motion="reduce") as visit:
+        page = visit.page
+        expect(page.get_by_role("status")).to_have_text(re.compile("^Live"))
+        expect(page.get_by_role("rowheader", name="COLLECT_SELL").first).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        ends = "(element) => Math.floor(element.getBoundingClientRect().right)"
+        for table in page.locator("table").all():
+            assert table.evaluate(ends) <= table.locator("xpath=ancestor::section").evaluate(ends)
+        red = page.evaluate("Number(getComputedStyle(document.body).backgroundColor.match(/[0-9]+/)[0])")
+        assert (red > 200) == (scheme == "light")
+        for landmark in ("banner", "navigation", "main", "contentinfo"):
+            expect(page.get_by_role(landmark)).to_be_visible()
+        # On a phone the tables look like cards, and are tables all the same.
+        expect(page.get_by_role("table")).to_have_count(5)
+        assert page.get_by_role("columnheader", name="Product").count() == 1
+        assert visit.violations() == []
+        assert visit.complaints == []
+
+
+def test_by_keyboard(browser: Browser, exporter: ExporterProcess, game: psycopg.Connection) -> None:
+    with Visit(browser, exporter.address) as visit:
+        page = visit.page
+        expect(page.get_by_role("status")).to_have_text(re.compile("^Live"))
+        order = []
+        for _ in range(5):
+            page.keyboard.press("Tab")
+            order.append(page.evaluate("document.activeElement.textContent"))
+            assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+            assert page.evaluate("document.activeElement.getBoundingClientRect().top >= 0")
+        assert order == ["Skip to the board", "Metrics", "Healthy", "Ready", "Pause"]
+        page.keyboard.press("Space")
+        expect(page.get_by_role("button", name="Pause", pressed=True)).to_be_focused()
+        expect(page.get_by_role("status")).to_have_text(re.compile("^Paused"))
+        add_pipeline(game, "while-paused", "PAUSED")
+        with Visit(browser, exporter.address) as other:
+            expect(other.page.get_by_role("rowheader", name="PAUSED").first).to_be_visible()
+        expect(page.get_by_role("rowheader", name="PAUSED")).to_have_count(0)
+        page.keyboard.press("Space")
+        expect(page.get_by_role("rowheader", name="PAUSED").first).to_be_visible()
+        expect(page.get_by_role("button", name="Pause", pressed=False)).to_be_focused()
+        page.get_by_role("link", name="Skip to the board").focus()
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("main")).to_be_focused()
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_changes_are_not_read_aloud_and_move_only_where_motion_is_liked(
+    browser: Browser, exporter: ExporterProcess, game: psycopg.Connection, motion: str
+) -> None:
+    with Visit(browser, exporter.address, reduced_motion=motion) as visit:
+        page = visit.page
+        expect(page.get_by_role("status")).to_have_text(re.compile("^Live"))
+        page.evaluate(
+            """() => {
+                window.said = window.moved = 0;
+                const count = () => window.said++;
+                for (const place of document.querySelectorAll("[role=status], [aria-live]"))
+                    new MutationObserver(count).observe(place, {subtree: true, childList: true, characterData: true});
+                const animate = Element.prototype.animate;
+                Element.prototype.animate = function (...given) { window.moved++; return animate.apply(this, given); };
+            }"""
+        )
+        product = f"NEWS-{motion}"
+        add_pipeline(game, product, product)
+        expect(page.get_by_role("rowheader", name=product).first).to_be_visible()
+        assert page.evaluate("window.said") == 0
+        assert (page.evaluate("window.moved") > 0) == (motion == "no-preference")
+
+
+def test_without_javascript(browser: Browser, exporter: ExporterProcess) -> None:
+    with Visit(browser, exporter.address, java_script_enabled=False) as visit:
+        expect(visit.page.get_by_role("status")).to_have_text("ready")
+        expect(visit.page.get_by_text("The board needs JavaScript")).to_be_visible()
+        expect(visit.page.get_by_role("button")).to_have_count(0)
+        expect(visit.page.get_by_role("link", name="Metrics")).to_have_attribute("href", "./metrics")
+        visit.page.get_by_role("link", name="Ready").click()
+        expect(visit.page).to_have_url(f"{exporter.address}/-/ready")
+
+
+def test_what_it_says_when_the_exporter_is_no_more(browser: Browser, installed: Database) -> None:
+    with ExporterProcess(installed.dsn) as first, Visit(browser, first.address) as one:
+        expect(one.page.get_by_role("status")).to_have_text(re.compile("^Live"))
+        with ExporterProcess(installed.dsn) as second, Visit(browser, second.address) as other:
+            expect(other.page.get_by_role("status")).to_have_text(re.compile("^Standby: another exporter is active"))
+            assert other.violations() == []
+            assert first.terminate() == 0
+            expect(one.page.get_by_role("status")).to_contain_text("No word from the exporter")
+            expect(one.page.get_by_role("status").locator("time")).to_be_visible()
+            expect(other.page.get_by_role("status")).to_have_text(re.compile("^Live"))
+            assert one.violations() == []

@@ -1,0 +1,218 @@
+"""What is published: wheel and sdist carry everything, and the wheel works where there is nothing else.
+
+The build uses the build tools of this environment; only the installation asks the package index.
+"""
+
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import CliRunner
+from tests.support import PATIENCE, ROOT, eventually, samples
+
+from mfg_notify import __version__
+from mfg_notify.cli import main
+from mfg_notify.core.catalogue import SPECIFIED
+from mfg_notify.dashboards import shipped
+
+PROJECT = f"mfg_notify-{__version__}"
+CARRIED = {
+    "src/mfg_notify": "mfg_notify",
+    "db/triggers": "mfg_notify/postgres/triggers",
+    "grafana/dashboards": "mfg_notify/dashboards/json",
+    "prometheus/rules": f"{PROJECT}.data/data/share/mfg-notify/prometheus/rules",
+    "grafana/provisioning": f"{PROJECT}.data/data/share/mfg-notify/grafana/provisioning",
+    "systemd": f"{PROJECT}.data/data/share/mfg-notify/systemd",
+}
+"""Folders of the repository, and where they are in the wheel; a folder that is not there carries nothing."""
+# What was built from this very checkout, not what somebody's variables point at.
+ENVIRONMENT = {key: text for key, text in os.environ.items() if not key.startswith(("PYTHON", "PG", "MFG_NOTIFY_"))}
+
+
+KEEP_OUT = 0o077
+
+
+def build(source: Path, outcome: Path, *what: str) -> None:
+    command = [sys.executable, "-m", "build", "--no-isolation", *what, "--outdir", str(outcome), str(source)]
+    subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
+
+
+def members(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as opened:
+        return {name: opened.read(name) for name in opened.namelist()}
+
+
+@pytest.fixture(scope="module")
+def built() -> Iterator[Path]:
+    """Return a folder with the sdist and the wheel, both made from the checkout."""
+    # Not pytest's own folder: no other user may pass it, and the demo's server is another user where this one is root.
+    with tempfile.TemporaryDirectory(prefix="mfg-notify-") as folder:
+        build(ROOT, Path(folder), "--sdist", "--wheel")
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    """Return the wheel."""
+    [found] = built.glob("*.whl")
+    return found
+
+
+def test_the_wheel_carries_all_that_the_commands_need_and_no_more(wheel: Path) -> None:
+    expected = {
+        f"{inside}/{file.relative_to(ROOT / folder)}": file.read_bytes()
+        for folder, inside in CARRIED.items()
+        for file in (ROOT / folder).rglob("*")
+        if file.is_file() and file.suffix != ".pyc"
+    }
+    found = {name: content for name, content in members(wheel).items() if ".dist-info/" not in name}
+    assert found.keys() == expected.keys()
+    assert found == expected
+
+
+def test_the_sdist_makes_the_same_wheel(built: Path, wheel: Path, tmp_path: Path) -> None:
+    [sdist] = built.glob("*.tar.gz")
+    subprocess.run(["tar", "-xzf", sdist, "-C", tmp_path], check=True)
+    build(tmp_path / PROJECT, tmp_path, "--wheel")
+    [again] = tmp_path.glob("*.whl")
+    assert members(again) == members(wheel)
+
+
+def test_the_images_build_has_all_that_the_wheel_is_made_of(wheel: Path, tmp_path: Path) -> None:
+    context = tmp_path / "context"
+    context.mkdir()
+    for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
+        if line.startswith("!"):
+            source, target = ROOT / line[1:], context / line[1:]
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, target)
+    build(context, tmp_path, "--wheel")
+    [again] = tmp_path.glob("*.whl")
+    assert members(again) == members(wheel)
+
+
+class Installed:
+    """A virtual environment with nothing in it but what pip puts there, made by somebody who keeps others out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        subprocess.run(
+            [sys.executable, "-m", "venv", "--without-pip", folder], check=True, env=ENVIRONMENT, umask=KEEP_OUT
+        )
+        self.environment = {"PATH": f"{folder}/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+
+    def pip(self, *arguments: str) -> None:
+        """Run pip on it from outside."""
+        command = [sys.executable, "-m", "pip", "--python", str(self.folder / "bin" / "python"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT, umask=KEEP_OUT)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def run(self, *command: str) -> tuple[int, str]:
+        """Run a command in it; return exit code and everything it printed."""
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=self.environment, cwd=self.folder
+        )
+        return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def installed(built: Path, wheel: Path) -> Installed:
+    """Return an environment with the wheel and without the demo's server."""
+    environment = Installed(built / "venv")
+    environment.pip("install", "--quiet", str(wheel))
+    environment.pip("check")
+    return environment
+
+
+def test_the_wheel_alone_exports_and_installs_triggers(installed: Installed) -> None:
+    assert installed.run("mfg-notify", "--version") == (0, f"mfg-notify, version {__version__}\n")
+    assert installed.run("mfg-notify", "migrate", "sql", "--create-role", "x") == (
+        0, CliRunner().invoke(main, ["migrate", "sql", "--create-role", "x"]).output,
+    )  # fmt: skip
+    code, text = installed.run("mfg-notify", "dashboards", "write", "dashboards")
+    assert code == 0, text
+    for name in shipped.NAMES:
+        written = (installed.folder / "dashboards" / name).read_text(encoding="utf-8")
+        assert written == shipped.read_dashboard(name)
+    for rules in (ROOT / "prometheus" / "rules").iterdir():
+        copied = installed.folder / "share" / "mfg-notify" / "prometheus" / "rules" / rules.name
+        assert copied.read_bytes() == rules.read_bytes()
+
+
+def test_the_demo_works_from_the_wheel(installed: Installed, wheel: Path) -> None:
+    code, text = installed.run("mfg-notify", "demo")
+    assert (code, "pip install 'mfg-notify[demo]'" in text) == (1, True), text
+    installed.pip("install", "--quiet", f"{wheel}[demo]")
+    command = ["mfg-notify", "demo", "--web.listen-address", "127.0.0.1:0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=installed.environment, cwd=installed.folder,
+    ) as demo:  # fmt: skip
+        try:
+            assert demo.stdout is not None
+            printed = ""
+            while (url := re.search(r"http://\S+\n", printed)) is None:
+                line = demo.stdout.readline()
+                assert line, printed
+                printed += line
+            expected = {metric.full_name + ("_count" if metric.buckets else "") for metric in SPECIFIED}
+
+            def missing() -> set[str]:
+                page = httpx.get(url[0].strip()).raise_for_status().text
+                assert (
+                    f'mfg_notify_build_info{{python_version="{platform.python_version()}",version="{__version__}"}} 1'
+                    in page
+                )
+                return expected - {name for name, _ in samples(page)}
+
+            eventually(missing, lambda names: not names)
+            demo.send_signal(signal.SIGINT)
+            assert demo.wait(PATIENCE) == 0
+        finally:
+            # Not killed: its server would stay behind.
+            demo.terminate()
+            demo.wait(PATIENCE)
+
+
+SHELL_SCRIPT = """
+eval "$(mfg-notify completion bash)"
+COMP_WORDS=(mfg-notify "$@")
+COMP_CWORD=$#
+"$(complete -p mfg-notify | sed -E 's/.* -F (\\S+) .*/\\1/')" mfg-notify
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        (["mig"], ["migrate"]),
+        (["migrate", "u"], ["up"]),
+        (["run", "--web.t"], ["--web.telemetry-path"]),
+        (["run", "--log.level", "w"], ["warning"]),
+        (["completion", ""], ["bash", "zsh", "fish"]),
+    ],
+    ids=" ".join,
+)
+def test_bash_completes(installed: Installed, typed: list[str], completed: list[str]) -> None:
+    code, text = installed.run("bash", "--norc", "-c", SHELL_SCRIPT, "bash", *typed)
+    assert (code, text.split()) == (0, completed)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_shell_has_its_script(shell: str) -> None:
+    result = CliRunner().invoke(main, ["completion", shell])
+    assert result.exit_code == 0
+    assert f"_MFG_NOTIFY_COMPLETE={shell}_complete" in result.output

@@ -1,0 +1,264 @@
+"""The board's stream with a real database: what it shows, when it says that it is old, and how it ends."""
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import httpx
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+from tests.conftest import Database, create_game_tables
+from tests.support import PATIENCE, ExporterProcess, eventually, stop_backend
+
+from mfg_notify.demo.embedded import EmbeddedPostgres
+from mfg_notify.postgres import migrations
+from mfg_notify.web.board import VIEWERS_MAXIMUM
+
+STREAM = "/-/board/stream"
+SECRET = "s3cr3t-w0rd"  # noqa: S105 - of nobody
+Picture = dict[str, Any]
+
+
+class Watching:
+    """One viewer."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self.answer = answer
+        self._lines = answer.iter_lines()
+        self._last: Picture = {}
+
+    def pictures(self) -> Iterator[Picture]:
+        """Yield pictures as they come, and the last one again with each beat."""
+        for line in self._lines:
+            if line.startswith("data: {"):
+                self._last = json.loads(line.removeprefix("data: "))
+            if line.startswith("data: "):
+                yield self._last
+
+    def until(self, satisfied: Callable[[Picture], Any]) -> Picture:
+        """Wait for a picture that satisfies."""
+        until = time.monotonic() + PATIENCE
+        for picture in self.pictures():
+            if satisfied(picture):
+                return picture
+            assert time.monotonic() < until, f"still {picture}"
+        raise AssertionError("the stream has ended")
+
+
+@contextmanager
+def watching(exporter: ExporterProcess) -> Iterator[Watching]:
+    with httpx.stream("GET", exporter.address + STREAM, timeout=PATIENCE) as answer:
+        yield Watching(answer)
+
+
+def add_player(connection: psycopg.Connection) -> None:
+    connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
+
+
+def add_task(connection: psycopg.Connection, key: str) -> None:
+    connection.execute(
+        """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good, assigned_ship)
+           VALUES (%s, 1, 'COLLECT_SELL', 'READY', 'G', 'SHIP-1')""",
+        (key,),
+    )
+
+
+def end_connections(connection: psycopg.Connection) -> None:
+    connection.execute(
+        """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+           WHERE datname = current_database() AND application_name = 'mfg-notify'"""
+    )
+
+
+def test_changes_are_on_the_stream_as_they_happen(installed: Database) -> None:
+    with installed.connect() as game, ExporterProcess(installed.dsn) as exporter:
+        exporter.wait_ready()
+        add_player(game)
+        with watching(exporter) as viewer:
+            assert viewer.answer.headers["content-type"].startswith("text/event-stream")
+            assert "content-encoding" not in viewer.answer.headers
+            first = viewer.until(lambda picture: picture["state"] == "live")
+            assert (first["known_at"], first["changes"], first["ready"]) == (None, [], True)
+            add_task(game, "t-1")
+            seen = viewer.until(lambda picture: picture["changes"])
+            [line] = seen["changes"]
+            assert (line["key"], line["before"], line["after"], line["ship"]) == ("t-1", None, "READY", "SHIP-1")
+            assert seen["game"]["tables"]["tasks"] == [["1", "COLLECT_SELL", 0, 1, 0, 0, 0, 0]]
+            assert ["Events counted since the start", 1, ""] in seen["exporter"]
+            game.execute("UPDATE manufacturing_tasks SET status = 'ASSIGNED'")
+            seen = viewer.until(lambda picture: len(picture["changes"]) == 2)
+            assert (seen["changes"][0]["before"], seen["changes"][0]["after"]) == ("READY", "ASSIGNED")
+            assert seen["game"]["summary"]["ships_assigned"] == 1
+
+
+def test_each_change_once_over_folds_and_reconnects(installed: Database) -> None:
+    keys = [f"t-{n:03d}" for n in range(90)]
+    with installed.connect() as game, ExporterProcess(installed.dsn) as exporter, watching(exporter) as viewer:
+        add_player(game)
+        exporter.wait_ready()
+        for n, key in enumerate(keys):
+            add_task(game, key)
+            if n % 30 == 20:
+                viewer.until(lambda picture: picture["changes"])
+                end_connections(game)
+            if n % 30 == 25:
+                exporter.wait_ready()
+        newest = keys[::-1][:50]
+        seen = viewer.until(lambda picture: [line["key"] for line in picture["changes"]] == newest)
+        eventually(lambda: game.execute("SELECT count(*) FROM mfg_notify.event").fetchone() == (0,))
+        # Those that come by the journal alone, without payloads, and the folds after them.
+        with game.transaction():
+            for n in range(200):
+                add_task(game, f"u-{n:03d}")
+        newest = [f"u-{n:03d}" for n in range(199, 149, -1)]
+        seen = viewer.until(lambda picture: [line["key"] for line in picture["changes"]] == newest)
+        assert len({line["id"] for line in seen["changes"]}) == 50
+
+
+def test_a_forged_change_goes_again(installed: Database) -> None:
+    with installed.connect() as game, ExporterProcess(installed.dsn) as exporter, watching(exporter) as viewer:
+        exporter.wait_ready()
+        add_player(game)
+        add_task(game, "real")
+        viewer.until(lambda picture: len(picture["changes"]) == 1)
+        game.execute(
+            """SELECT pg_notify((SELECT channel FROM mfg_notify.settings),
+                 '[1,999999999,1,1700000000000000,["task","I","forged",null,'
+                 '[1,"COLLECT_SELL","READY",null,0,0,0,null,null,null]]]')"""
+        )
+        seen = viewer.until(lambda picture: picture["changes"][0]["key"] == "forged")
+        assert len(seen["changes"]) == 2
+        viewer.until(lambda picture: [line["key"] for line in picture["changes"]] == ["real"])
+
+
+def test_it_says_when_the_numbers_were_last_known() -> None:
+    with EmbeddedPostgres() as server:
+        create_game_tables(server.dsn())
+        began = time.time()
+        with psycopg.connect(server.dsn(), autocommit=True) as game:
+            migrations.up(game, "public", print)
+            with ExporterProcess(server.dsn()) as exporter, watching(exporter) as viewer:
+                exporter.wait_ready()
+                add_player(game)
+                add_task(game, "t-1")
+                viewer.until(lambda picture: picture["changes"])
+                server.stop("fast")
+                old = viewer.until(lambda picture: picture["state"] == "waiting" and picture["known_at"])
+                assert began < old["known_at"] / 1_000_000 < time.time()
+                assert old["game"]["tables"]["tasks"] == [["1", "COLLECT_SELL", 0, 1, 0, 0, 0, 0]]
+                server.start()
+                viewer.until(lambda picture: picture["state"] == "live" and picture["known_at"] is None)
+
+
+def test_a_standby_says_so(installed: Database) -> None:
+    with ExporterProcess(installed.dsn) as first:
+        first.wait_ready()
+        with ExporterProcess(installed.dsn) as second, watching(second) as viewer:
+            standby = viewer.until(lambda picture: picture["state"] == "standby")
+            assert (standby["game"], standby["known_at"]) == (None, None)
+            assert standby["words"] == "standby: another exporter is active"
+            assert first.terminate() == 0
+            viewer.until(lambda picture: picture["state"] == "live" and picture["game"])
+
+
+def test_open_streams_do_not_hold_up_the_end(installed: Database) -> None:
+    with ExporterProcess(installed.dsn) as exporter:
+        exporter.wait_ready()
+        with watching(exporter) as viewer:
+            viewer.until(lambda picture: picture["state"] == "live")
+            assert exporter.terminate() == 0
+            # The stream was ended in good order, and nothing had to be cancelled.
+            assert list(viewer.pictures()) == []
+        assert "timeout" not in exporter.read_log()
+
+
+def test_a_viewer_who_does_not_read_holds_up_nothing(installed: Database) -> None:
+    with installed.connect() as game, ExporterProcess(installed.dsn) as exporter:
+        exporter.wait_ready()
+        add_player(game)
+        for n in range(50):
+            add_task(game, f"{n}-".ljust(60, "x"))
+        host, port = exporter.address.removeprefix("http://").split(":")
+        with socket.socket() as stuck:
+            stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            stuck.connect((host, int(port)))
+            stuck.sendall(f"GET {STREAM} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            with watching(exporter) as viewer:
+                for n in range(30):
+                    game.execute("UPDATE manufacturing_tasks SET retry_count = %s", (n,))
+                    viewer.until(lambda picture, n=n: f"retry {n}" in picture["changes"][0]["remark"] or n == 0)  # type: ignore[misc]
+            assert exporter.terminate() == 0
+
+
+def test_a_bounded_number_of_viewers(installed: Database) -> None:
+    with ExporterProcess(installed.dsn) as exporter, ExitStack() as stack:
+        viewers = [stack.enter_context(watching(exporter)) for _ in range(VIEWERS_MAXIMUM)]
+        assert {viewer.answer.status_code for viewer in viewers} == {200}
+        refused = exporter.get(STREAM)
+        assert (refused.status_code, refused.text) == (503, f"{VIEWERS_MAXIMUM} are watching already\n")
+        assert exporter.get("/metrics").status_code == 200
+        viewers[0].answer.close()
+
+        def admitted() -> bool:
+            with watching(exporter) as viewer:
+                return viewer.answer.status_code == 200
+
+        eventually(admitted)
+
+
+def test_the_page_allows_its_own_files_only(installed: Database) -> None:
+    with ExporterProcess(installed.dsn) as exporter:
+        page = exporter.get("/")
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "http:" not in page.text + policy
+        assert "style=" not in page.text
+        for name in ("board.js", "board.css", "icon.svg"):
+            assert f'"./-/board/{name}"' in page.text
+            asset = exporter.get(f"/-/board/{name}")
+            assert asset.status_code == 200
+            assert asset.headers["x-content-type-options"] == "nosniff"
+        assert httpx.head(exporter.address + STREAM).status_code == 200
+        assert exporter.get("/-/board/board.html").status_code == 404
+
+
+def test_without_the_board(installed: Database) -> None:
+    with ExporterProcess(installed.dsn, environment={"MFG_NOTIFY_WEB_NO_BOARD": "true"}) as exporter:
+        exporter.wait_ready()
+        page = exporter.get("/")
+        assert "<script" not in page.text
+        assert '<a href="/metrics">' in page.text
+        assert exporter.get(STREAM).status_code == 404
+
+
+def test_no_secret_on_the_stream(installed: Database) -> None:
+    with installed.connect() as game:
+        [(channel,)] = game.execute("SELECT channel FROM mfg_notify.settings").fetchall()
+    with ExporterProcess(make_conninfo(installed.dsn, password=SECRET)) as exporter, watching(exporter) as viewer:
+        live = json.dumps(viewer.until(lambda picture: picture["state"] == "live"))
+        assert SECRET not in live
+        assert channel not in live
+        with installed.connect() as game:
+            game.execute(sql.SQL("ALTER TABLE {} RENAME TO gone").format(sql.Identifier("mfg_notify", "settings")))
+            end_connections(game)
+            waiting = json.dumps(viewer.until(lambda picture: picture["state"] == "waiting"))
+        assert SECRET not in waiting
+        assert channel not in waiting
+
+
+def test_a_database_that_hangs_holds_up_no_viewer(installed: Database) -> None:
+    with installed.connect() as connection, ExporterProcess(installed.dsn) as exporter, watching(exporter) as viewer:
+        viewer.until(lambda picture: picture["state"] == "live")
+        hanging = stop_backend(connection)
+        try:
+            assert exporter.page()
+            viewer.until(lambda picture: ["Connections given up", 1, ""] in picture["exporter"])
+        finally:
+            os.kill(hanging, signal.SIGCONT)

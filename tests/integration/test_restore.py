@@ -1,0 +1,64 @@
+"""A dump of the whole database, restored: the copy has the same numbers and goes on counting from there."""
+
+import secrets
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from psycopg import sql
+from tests.conftest import Database, Server
+from tests.support import assert_exact, exporting, samples, settled
+
+from mfg_notify.core.catalogue import CATALOGUE, Kind
+from mfg_notify.demo import embedded
+from mfg_notify.demo.game import play
+from mfg_notify.demo.world import GameOptions
+
+pytestmark = pytest.mark.anyio
+
+COUNTED = tuple(metric.full_name for metric in CATALOGUE if metric.kind is not Kind.GAUGE)
+
+
+@pytest.fixture
+def empty(server: Server) -> Iterator[Database]:
+    """Return a database with nothing in it."""
+    name = sql.Identifier(f"mfg_test_{secrets.token_hex(6)}")
+    with server.connect() as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(name))
+    yield Database(server.dsn_of(name.as_string().strip('"')))
+    with server.connect() as connection:
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+
+
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(embedded._binaries(18) / program), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def counters(page: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Return what can only rise; the sum of the profits is not among it."""
+    found = samples(page).items()
+    return {key: n for key, n in found if key[0].startswith(COUNTED) and not key[0].endswith("credits_sum")}
+
+
+async def test_a_restored_dump_goes_on_counting(installed: Database, empty: Database, tmp_path: Path) -> None:
+    dump = str(tmp_path / "dump")
+    with installed.connect() as connection:
+        async with exporting(installed.dsn, reconcile_interval=0.2) as exporter:
+            await play(installed.dsn, GameOptions(seed=5, rate=0), statements=800)
+            before = await settled(exporter, connection)
+        # Some events that nobody has folded are in the dump, too.
+        await play(installed.dsn, GameOptions(seed=5, rate=0), statements=200)
+        assert connection.execute("SELECT EXISTS (SELECT FROM mfg_notify.event)").fetchone() == (True,)
+    dumped = run("pg_dump", "--format=custom", f"--file={dump}", f"--dbname={installed.dsn}")
+    assert dumped.returncode == 0, dumped.stderr
+    restored = run("pg_restore", f"--dbname={empty.dsn}", dump)
+    # An older server does not know every setting of a newer pg_restore.
+    assert restored.returncode == 0 or "transaction_timeout" in restored.stderr, restored.stderr
+    with empty.connect() as connection:
+        async with exporting(empty.dsn, reconcile_interval=0.2) as exporter:
+            after = counters(await settled(exporter, connection))
+            assert all(after[key] >= n for key, n in counters(before).items())
+            await play(empty.dsn, GameOptions(seed=6, rate=0), statements=200)
+            assert_exact(await settled(exporter, connection), connection)

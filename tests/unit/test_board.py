@@ -1,0 +1,259 @@
+"""What the board says: the last changes, each once, the tables, and how seldom it is drawn."""
+
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.builders import NOW, SECOND, Image, event, factory, pipeline, samples, task
+
+from mfg_notify.core.board import (
+    CHANGES_MAXIMUM,
+    ROWS_MAXIMUM,
+    LastChanges,
+    Picture,
+    describe_change,
+    draw_game,
+)
+from mfg_notify.core.events import Event, TaskChange
+from mfg_notify.core.factory_floor import HOUR, LiveRows, Memory, survey
+from mfg_notify.core.rules import Completion, SampleKey
+from mfg_notify.core.series import View
+from mfg_notify.web.board import BEAT, INTERVAL, SHARE, Board
+
+
+def change(number: int, status: str = "READY") -> Event:
+    return event(None, task(status), number=number)
+
+
+def ids(changes: LastChanges) -> list[int]:
+    return [found.id for found in changes.newest()]
+
+
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.sets(st.integers(1, 250), max_size=120).map(sorted)),
+        max_size=12,
+    )
+)
+def test_each_change_once_whatever_the_way_and_order(arrivals: list[tuple[bool, list[int]]]) -> None:
+    changes = LastChanges()
+    came: set[int] = set()
+    for by_fold, numbers in arrivals:
+        (changes.settle if by_fold else changes.announce)(map(change, numbers))
+        came |= set(numbers)
+    assert ids(changes) == sorted(came, reverse=True)[:CHANGES_MAXIMUM]
+
+
+def test_what_the_journal_does_not_have_is_forgotten() -> None:
+    changes = LastChanges()
+    changes.announce([change(1), change(2), change(10**18)])
+    changes.settle([change(1)])
+    changes.forget_ghosts(frozenset({2}))
+    assert ids(changes) == [2, 1]
+    changes.settle([change(2)])
+    changes.forget_ghosts(frozenset())
+    assert ids(changes) == [2, 1]
+
+
+def test_a_fold_has_the_last_word_on_an_id() -> None:
+    changes = LastChanges()
+    changes.announce([change(1, "FORGED")])
+    changes.settle([change(1, "READY")])
+    changes.forget_ghosts(frozenset())
+    assert [describe_change(found).after for found in changes.newest()] == ["READY"]
+
+
+def test_a_database_that_was_set_back_begins_anew() -> None:
+    changes = LastChanges()
+    changes.announce([change(900)])
+    changes.clear()
+    changes.settle([change(1)])
+    changes.forget_ghosts(frozenset())
+    assert ids(changes) == [1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (None, task(assigned_ship="S-1"), ("task", "COLLECT_SELL", None, "PENDING", "new", "S-1")),
+        (
+            task("READY"),
+            task("ASSIGNED", assigned_ship="S-1"),
+            ("task", "COLLECT_SELL", "READY", "ASSIGNED", "", "S-1"),
+        ),
+        (task(assigned_ship="S-1"), None, ("task", "COLLECT_SELL", "PENDING", None, "deleted", "S-1")),
+        (
+            task("EXECUTING", retry_count=0, total_cost=5),
+            task("READY", retry_count=2, total_cost=1505, total_revenue=7),
+            ("task", "COLLECT_SELL", "EXECUTING", "READY", "retry 2, spent 1,500, earned 7", ""),
+        ),
+        (
+            pipeline("EXECUTING"),
+            pipeline("COMPLETED", net_profit=-1200),
+            ("pipeline", "RIFLES", "EXECUTING", "COMPLETED", "profit -1,200", ""),
+        ),
+        (
+            factory("HIGH", delivered=1, required=4),
+            factory("ABUNDANT", ready=True, delivered=2, required=4),
+            ("factory", "X1-F IRON", "HIGH", "ABUNDANT", "ready for collection, 2 of 4 inputs", ""),
+        ),
+        (factory(ready=True), factory(), ("factory", "X1-F IRON", None, None, "collected", "")),
+    ],
+)
+def test_a_change_in_a_line(old: Image | None, new: Image | None, said: tuple[str | None, ...]) -> None:
+    line = describe_change(event(old, new, number=7, key="12"))
+    assert (line.kind, line.subject, line.before, line.after, line.remark, line.ship) == said
+    assert (line.id, line.at, line.player, line.key) == ("7", NOW, "1", "12")
+
+
+def test_an_emptied_table_in_a_line() -> None:
+    line = describe_change(Event(7, 7, NOW, TaskChange("T", "", None, None)))
+    assert (line.kind, line.player, line.remark) == ("task", "", "all rows removed")
+
+
+def test_the_tables() -> None:
+    rows = LiveRows(
+        {"a": pipeline("PLANNING"), "b": pipeline("EXECUTING"), "c": pipeline("EXECUTING", product_good="DRUGS")},
+        {
+            "a": task("PENDING"),
+            "b": task("READY"),
+            "c": task("EXECUTING", assigned_ship="S-1"),
+            "d": task("READY", player_id=2, task_type="LIQUIDATE"),
+        },
+        {1: factory("HIGH", ready=True, delivered=1, required=4), 2: factory(None, output_good="GOLD")},
+        {(1, "S-1"): True, (1, "S-2"): True, (2, "S-3"): False},
+    )
+    totals = samples(
+        """
+        pipeline_completed_total 1 RIFLES COMPLETED 7
+        pipeline_completed_total 1 MEDICINE FAILED 2
+        tasks_completed_total 1 COLLECT_SELL success 5
+        tasks_completed_total 1 COLLECT_SELL failure 1
+        factory_cycles_total 1 X1-F IRON 3
+        revenue_total 1 99
+        """
+    )
+    memory = Memory({"x": Completion("x", 1, NOW - SECOND, 500), "y": Completion("y", 2, NOW - SECOND, -700)})
+    game = draw_game(View(totals, survey(rows), memory), NOW)
+    assert game.tables == {
+        "players": [("1", 1, 2, 3, 1, 1, 50, 1, 500), ("2", 0, 0, 1, 0, 0, 0, 0, -700)],
+        "pipelines": [
+            ("1", "DRUGS", 0, 1, 0, 0, 0),
+            ("1", "RIFLES", 1, 1, 7, 0, 0),
+            ("1", "MEDICINE", 0, 0, 0, 2, 0),
+        ],
+        "tasks": [("1", "COLLECT_SELL", 1, 1, 1, 5, 1, 0), ("2", "LIQUIDATE", 0, 1, 0, 0, 0, 0)],
+        "factories": [("1", "X1-F", "GOLD", None, 1, 0), ("1", "X1-F", "IRON", 4, 0.25, 3)],
+    }
+    assert msgspec.structs.astuple(game.summary) == (3, 4, 1, 1, 1, -200)
+    assert set(game.left_out.values()) == {0}
+
+
+def test_players_that_have_been_silent_for_a_day_are_not_shown() -> None:
+    memory = Memory({}, {("player", 1, ""): NOW - 25 * HOUR, ("player", 2, ""): NOW - HOUR})
+    totals = samples("pipeline_completed_total 1 RIFLES COMPLETED 1 \n pipeline_completed_total 2 RIFLES COMPLETED 1")
+    game = draw_game(View(totals, survey(LiveRows()), memory), NOW)
+    assert game.tables["pipelines"] == [("2", "RIFLES", 0, 0, 1, 0, 0)]
+
+
+def test_whatever_the_game_has_a_picture_is_small() -> None:
+    many = ROWS_MAXIMUM + 300
+    rows = LiveRows(
+        {str(n): pipeline(product_good=f"LIVE{n}", player_id=n) for n in range(many)},
+        {str(n): task(task_type=f"T{n}") for n in range(many)},
+        {n: factory("HIGH", output_good=f"G{n}") for n in range(many)},
+    )
+    totals: dict[SampleKey, int] = {
+        ("manufacturing_pipeline_completed_total", ("0", f"OLD{n}", "FAILED")): 2**70 for n in range(many)
+    }
+    game = draw_game(View(totals, survey(rows), Memory()), NOW)
+    for name, table in game.tables.items():
+        assert len(table) == ROWS_MAXIMUM
+        assert game.left_out[name] == (2 * many if name == "pipelines" else many) - ROWS_MAXIMUM
+    # What is live is not left out for what is over.
+    assert all(str(row[1]).startswith("LIVE") for row in game.tables["pipelines"])
+    assert game.summary.pipelines == many
+    assert msgspec.json.encode(game)
+
+
+class Clock:
+    """Stands still unless it is moved."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+class Easel:
+    """Draws pictures that differ, and counts them."""
+
+    def __init__(self, clock: Clock, seconds: float = 0.0) -> None:
+        self.drawn = 0
+        self.words = ""
+        self._clock = clock
+        self._seconds = seconds
+
+    def __call__(self) -> Picture:
+        """Draw."""
+        self.drawn += 1
+        self._clock.now += self._seconds
+        return Picture("1", "live", True, self.words, None, None, [], [])
+
+
+@pytest.mark.anyio
+async def test_one_drawing_for_all_viewers() -> None:
+    clock = Clock()
+    easel = Easel(clock)
+    board = Board(easel, clock)
+    viewers = [board.watch() for _ in range(9)]
+    first = [await anext(viewer) for viewer in viewers]
+    assert easel.drawn == 1
+    assert len(set(first)) == 1
+    easel.words = "other words"
+    clock.now += INTERVAL
+    second = [await anext(viewer) for viewer in viewers]
+    assert easel.drawn == 2
+    assert b"other words" in second[0]
+    assert len(set(second)) == 1
+
+
+@pytest.mark.anyio
+async def test_the_longer_a_drawing_takes_the_more_seldom_it_is_made() -> None:
+    clock = Clock()
+    easel = Easel(clock, seconds=2.0)
+    board = Board(easel, clock)
+    await anext(board.watch())
+    clock.now += 2.0 / SHARE - 2.0 - 0.01
+    await anext(board.watch())
+    assert easel.drawn == 1
+    clock.now += 0.01
+    await anext(board.watch())
+    assert easel.drawn == 2
+
+
+@pytest.mark.anyio
+async def test_a_viewer_gets_what_has_changed_then_beats_then_the_end() -> None:
+    clock = Clock()
+    easel = Easel(clock)
+    board = Board(easel, clock)
+    viewer = board.watch()
+    assert (await anext(viewer)).startswith(b"data: {")
+    # Who took long misses what was between.
+    for words in ("one", "two", "three"):
+        easel.words = words
+        clock.now += INTERVAL
+        await anext(board.watch())
+    assert b'"three"' in await anext(viewer)
+    clock.now += BEAT
+    assert (await anext(viewer)).startswith(b"event: beat\n")
+    board.close()
+    assert [event async for event in _rest(viewer)] == []
+
+
+async def _rest(viewer: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for frame in viewer:
+        yield frame
