@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import LiteralString
 
 import anyio
 import hypothesis
@@ -16,6 +17,7 @@ from tests import truth
 from mfg_notify.demo.embedded import EmbeddedPostgres
 from mfg_notify.demo.game import create_tables
 from mfg_notify.postgres import migrations
+from mfg_notify.postgres.queries import QUERY
 
 # How long an example takes says nothing about it.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -130,3 +132,45 @@ def database(server: Server) -> Iterator[Database]:
 def installed(server: Server) -> Iterator[Database]:
     """Return an empty game database with the triggers and the audit."""
     yield from server.clone(server.installed)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Makes roles with names of their own."""
+
+    connection: psycopg.Connection
+    made: list[str]
+
+    def name(self, word: str) -> str:
+        """Return a name for a role that the test makes; it is dropped in the end."""
+        self.made.append(f'mfg {word}"{secrets.token_hex(6)}')
+        return self.made[-1]
+
+    def make(self, word: str, attributes: LiteralString = "") -> str:
+        """Make a role that can log in."""
+        name = self.name(word)
+        self.connection.execute(sql.SQL("CREATE ROLE {} LOGIN {}").format(sql.Identifier(name), sql.SQL(attributes)))
+        return name
+
+    def exists(self, name: str) -> bool:
+        """Tell whether the server has such a role."""
+        return self.connection.execute(QUERY["role_exists"], {"role": name}).fetchone() == (True,)
+
+
+@pytest.fixture
+def roles(server: Server) -> Iterator[Roles]:
+    """Make roles; a test asks for this first, so that its database is gone when they are dropped."""
+    with server.connect() as connection:
+        roles = Roles(connection, [])
+        yield roles
+        for name in roles.made:
+            connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def exporter_dsn(roles: Roles, installed: Database) -> str:
+    """Return the conninfo of the database `installed` for a role that can do what an exporter needs, and no more."""
+    name = roles.name("exporter")
+    with installed.connect() as connection:
+        migrations.create_role(connection, "public", name, print)
+    return make_conninfo(installed.dsn, user=name)

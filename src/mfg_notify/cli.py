@@ -3,11 +3,14 @@
 The only room that reads the environment, prints, and ends the process.
 """
 
+import dataclasses
+import json
 import os
 import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,7 +25,8 @@ from rich.console import Console
 from rich.markup import escape
 from setproctitle import setproctitle
 
-from mfg_notify import __version__, logs
+from mfg_notify import __version__, logs, systemd
+from mfg_notify import tail as following
 from mfg_notify.core.attention import Policy
 from mfg_notify.core.series import SERIES_MAXIMUM
 from mfg_notify.dashboards import files
@@ -31,6 +35,7 @@ from mfg_notify.demo import game
 from mfg_notify.demo.world import GameOptions
 from mfg_notify.errors import MfgNotifyError, UsageError
 from mfg_notify.exporter import MARKET_INTERVAL, Exporter, Settings
+from mfg_notify.postgres import doctor as examination
 from mfg_notify.postgres import migrations
 from mfg_notify.postgres.connection import complete_conninfo, describe, translated_errors
 from mfg_notify.web import server as web
@@ -242,7 +247,7 @@ def run(
     """Run the exporter: listen, fold, reconcile, serve.
 
     It starts even while the database is down, says so, and recovers by itself. SIGTERM and SIGINT fold once more and
-    end it.
+    end it. Under systemd (Type=notify) it says when it serves, how it is, and that it is alive.
     """
     _configure_logs(log_level, log_format)
     market_interval = MARKET_INTERVAL if collect_market else None
@@ -258,8 +263,14 @@ def run(
         access=Access(web_config_file) if web_config_file else None,
     )
     sockets = web.bind(listen_addresses)
-    exporter = Exporter(settings)
-    anyio.run(partial(exporter.run, sockets, handle_signals=True))
+    anyio.run(_export, Exporter(settings), sockets)
+
+
+async def _export(exporter: Exporter, sockets: list[socket.socket]) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(systemd.accompany, exporter, systemd.Manager(os.environ))
+        await exporter.run(sockets, handle_signals=True)
+        tasks.cancel_scope.cancel()
 
 
 @main.group()
@@ -349,6 +360,73 @@ def migrate_sql(game_schema: str, create_role: str | None, *, down: bool) -> Non
         click.echo(migrations.render(migration.down if down else migration.up, game_schema))
     if create_role is not None and not down:
         click.echo(migrations.render_role(create_role, game_schema))
+
+
+_SIGNS = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "failed": "[red]✗[/]"}
+
+
+@main.command()
+@connection_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead, for programs.")
+def doctor(dsn: str, game_schema: str, *, as_json: bool) -> None:
+    """Find what is wrong, and say what mends it.
+
+    It looks at everything between the game's database and the exporter. Run it as the exporter would be run: same
+    user, same machine, same --dsn. A line a check: ✓ is well, ! works and should be looked after, ✗ does not work;
+    under it, after →, what mends it. Checks that depend on a failed one are left out. Exit code 1 if any ✗ was found.
+
+    It only reads, changes nothing, and disturbs neither the game nor a running exporter.
+
+    With --json: {"ok": true, "findings": [{"check": …, "verdict": "ok", "warning" or "failed", "message": …, "remedy":
+    … or null}, …]}.
+    """
+    conninfo = complete_conninfo(dsn, "mfg-notify doctor")
+    findings = []
+    for finding in examination.examine(conninfo, game_schema, time.time):
+        findings.append(finding)
+        if not as_json:
+            say(f"{_SIGNS[finding.verdict]} {finding.check:<12} {escape(following.printable(finding.message))}")
+            if finding.remedy is not None:
+                say(f"  → {escape(following.printable(finding.remedy))}")
+    well = all(finding.verdict != "failed" for finding in findings)
+    if as_json:
+        found = [dataclasses.asdict(finding) for finding in findings]
+        click.echo(json.dumps({"ok": well, "findings": found}, ensure_ascii=False))
+    if not well:
+        sys.exit(1)
+
+
+@main.command()
+@connection_options
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line instead, for programs.")
+def tail(dsn: str, game_schema: str, *, as_json: bool) -> None:  # noqa: ARG001 - an option common to all
+    """Print the game's changes as they happen.
+
+    A line for each change of a row of the three tables of manufacturing: time, player, table, key, and what changed:
+    status, supply, inputs, ship, credits. Colours on a terminal, plain text in a pipe. Remarks go to standard error.
+
+    It reads only and disturbs no exporter; a role made by migrate up --create-role may do it. Events come by NOTIFY,
+    and where the triggers announce no content (many rows in one transaction, text that is not ASCII, high load, NOTIFY
+    switched off) from the journal, unless an exporter has folded them already: then a line that begins with … says how
+    many are not shown, and why.
+
+    Ends with Ctrl-C, or when nobody reads its output any more; exit code 0. When the database goes away it says so,
+    connects again, and goes on; exit code 1 if it cannot begin.
+
+    With --json: {"id": …, "xid": …, "at": …, "table": "pipeline", "task" or "factory", "operation": "insert", "update",
+    "delete" or "truncate", "key": …, "player_id": …, "old": the columns before, or null, "new": the columns after, or
+    null}; and for what is not shown {"not_shown": {"events": …, "first_id": …, "last_id": …, "reason": …}}.
+    """
+    conninfo = complete_conninfo(dsn, "mfg-notify tail")
+    console = Console(highlight=False, soft_wrap=True)
+
+    def line(item: following.Item) -> str:
+        with console.capture() as captured:
+            console.print(following.as_line(item), end="")
+        return captured.get()
+
+    output = following.Output(sys.stdout.fileno(), following.as_json if as_json else line)
+    anyio.run(following.run, conninfo, output, lambda words: click.echo(f"mfg-notify: {words}", err=True))
 
 
 def _connected(conninfo: str) -> psycopg.Connection:

@@ -100,6 +100,8 @@ class Settings:
 class State:
     """How the exporter is. `folds` and `reconciles` count those that succeeded, `market_looks` all."""
 
+    serving: bool = False
+    stopping: bool = False
     connected: bool = False
     leader: bool = False
     standby: bool = False
@@ -119,6 +121,8 @@ class State:
     @property
     def words(self) -> str:
         """The state for people."""
+        if self.stopping:
+            return "stopping"
         if self.problem is not None:
             return self.problem
         if not self.connected:
@@ -192,6 +196,8 @@ class Exporter:
 
         self._trouble_known: str | None = None
         self._triggers_known: dict[str, int] = {}
+        self._ghosts_known = self._ghosts_came = False
+        self._newer_known = False
         self._counters = Counters()
         self._memory = Memory()
         self._floor = FactoryFloor()
@@ -264,20 +270,25 @@ class Exporter:
                 await tasks.start(self._stop_on_signal)
             if sockets:
                 tasks.start_soon(serving.serve, list(sockets))
+                await serving.started_serving.wait()
+                await self._change(serving=True)
                 for listening in sockets:
-                    log.info("serving", address=server.address_of(listening, access.scheme if access else "http"))
+                    address = server.address_of(listening, access.scheme if access else "http")
+                    log.info("serving", address=address, version=__version__)
             await self._keep_connected()
             board.close()
             serving.should_exit = True
             tasks.cancel_scope.deadline = anyio.current_time() + server.GRACE + 0.5
             if handle_signals and not sockets:
                 tasks.cancel_scope.cancel()
+        log.info("stopped")
 
     async def _stop_on_signal(self, *, task_status: TaskStatus[None]) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             task_status.started()
             async for number in signals:
                 log.info("stopping", signal=signal.Signals(number).name)
+                await self._change(stopping=True)
                 self.stop()
                 return
 
@@ -390,6 +401,8 @@ class Exporter:
             try:
                 reading = market.read_market(self._conninfo, self._settings.schema)
                 self._market = await _in_time(MARKET_PATIENCE, reading)
+                if self._market_trouble is not None:
+                    log.info("metrics of the markets again")
                 self._market_trouble = None
             except DatabaseError as error:
                 # What cannot be read is not shown: old numbers would look like the markets of now.
@@ -568,7 +581,12 @@ class Exporter:
         if fold.drained:
             ghosts = self._counters.drop_ghosts(session.suspects)
             if ghosts:
-                log.warning("notifications without an event: forged, or lost in a crash of the server", events=ghosts)
+                # Whoever knows the channel could fill the log with this: not again before a reconciliation without.
+                if not self._ghosts_known:
+                    log.warning(
+                        "notifications without an event: forged, or lost in a crash of the server", events=ghosts
+                    )
+                self._ghosts_known = self._ghosts_came = True
                 self.telemetry.events_rejected.labels("ghost").inc(ghosts)
                 self._floor.doubt()
             self._changes.forget_ghosts(self._counters.pending())
@@ -648,7 +666,8 @@ class Exporter:
         for name, number in corrections.items():
             self.telemetry.reconcile_corrections.labels(name).inc(number)
         if corrections:
-            log.warning("the gauges were wrong: events were missed", corrections=dict(corrections))
+            log.warning("the gauges were wrong: events were missed", **corrections)
+        self._ghosts_known, self._ghosts_came = self._ghosts_came, False
         self._memory.prune(self.database_now())
         self._presentable = True
         self._known_at = self.database_now()
@@ -670,13 +689,20 @@ class Exporter:
             log.warning("the triggers gave up the events of some statements", statements=health.lost_statements)
         self.telemetry.lost_statements = max(health.lost_statements, seen or 0)
         for table, count in health.triggers.items():
-            if count < migrations.TRIGGERS // 3 and self._triggers_known.get(table) != count:
+            complete = migrations.TRIGGERS // 3
+            known = self._triggers_known.get(table, complete)
+            if count < complete and known != count:
                 log.error("triggers are missing or disabled; run `mfg-notify migrate up`", table=table, enabled=count)
+            elif count == complete and known != count:
+                log.info("all triggers are enabled again", table=table)
             self._triggers_known[table] = count
             self.telemetry.triggers_installed.labels(table).set(count)
         session.problem = None
         if health.unknown_versions:
             session.problem = f"{health.unknown_versions} events are of a newer version; upgrade mfg-notify"
+            if not self._newer_known:
+                log.error("events are of a newer version; upgrade mfg-notify", events=health.unknown_versions)
+        self._newer_known = bool(health.unknown_versions)
 
     def _read_view(self) -> View | None:
         if not self._presentable:

@@ -1,4 +1,7 @@
-"""Logs: one line an event that an operator cares about, to standard error. Never a payload, never a secret."""
+"""Logs: one line an event that an operator cares about, to standard error. Never a payload, never a secret.
+
+A state is said when it begins and when it ends, not at each try. What the libraries log takes the same form.
+"""
 
 import logging
 import sys
@@ -24,16 +27,28 @@ def configure(level: str, log_format: Format) -> None:
             renderer = structlog.processors.LogfmtRenderer(
                 key_order=["timestamp", "level", "event"], drop_missing=True, bool_as_flag=False
             )
+    common: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
+    ]
+    # A traceback is a field of its line, except for people.
+    tracebacks: list[Processor] = [] if console else [structlog.processors.format_exc_info]
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
-            renderer,
-        ],
+        processors=[*common, *tracebacks, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+    libraries = logging.StreamHandler(sys.stderr)
+    libraries.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=common,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tracebacks, renderer],
+        )
+    )
+    logging.basicConfig(handlers=[libraries], level=max(LEVELS[level], logging.WARNING), force=True)
+    logging.captureWarnings(capture=True)
     # What psycopg warns of (a rollback on a broken connection) is part of a reconnect, which has its own line.
     logging.getLogger("psycopg").setLevel(logging.CRITICAL)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # Anyone who reaches the port can send what is no HTTP, as often as they like.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)

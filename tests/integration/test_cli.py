@@ -30,7 +30,7 @@ def run(*arguments: str) -> tuple[int, str]:
 def test_help_and_version() -> None:
     assert run("--version") == (0, f"mfg-notify, version {__version__}\n")
     for command in (
-        "run", "migrate up", "migrate down", "migrate status", "migrate sql", "demo", "simulate",
+        "run", "migrate up", "migrate down", "migrate status", "migrate sql", "doctor", "tail", "demo", "simulate",
         "dashboards write", "dashboards merge",
     ):  # fmt: skip
         result = CliRunner().invoke(main, [*command.split(), "--help"])

@@ -2,8 +2,7 @@
 
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, LiteralString
 
 import psycopg
@@ -12,7 +11,7 @@ from click.testing import CliRunner
 from psycopg import errors, sql
 from psycopg.conninfo import make_conninfo
 from tests import truth
-from tests.conftest import Database, Server
+from tests.conftest import Database, Roles
 from tests.support import ExporterProcess, eventually, simulated_game, value
 
 from mfg_notify.cli import main
@@ -25,39 +24,6 @@ from mfg_notify.postgres.queries import QUERY
 Connection = psycopg.Connection[Any]
 OFTEN = ("--reconcile-interval", "200ms")
 ELSEWHERE = "Game_2"
-
-
-@dataclass(frozen=True)
-class Roles:
-    """Makes roles with names of their own."""
-
-    connection: Connection
-    made: list[str]
-
-    def name(self, word: str) -> str:
-        """Return a name for a role that the test makes; it is dropped in the end."""
-        self.made.append(f'mfg {word}"{secrets.token_hex(6)}')
-        return self.made[-1]
-
-    def make(self, word: str, attributes: LiteralString = "") -> str:
-        """Make a role that can log in."""
-        name = self.name(word)
-        self.connection.execute(sql.SQL("CREATE ROLE {} LOGIN {}").format(sql.Identifier(name), sql.SQL(attributes)))
-        return name
-
-    def exists(self, name: str) -> bool:
-        """Tell whether the server has such a role."""
-        return self.connection.execute(QUERY["role_exists"], {"role": name}).fetchone() == (True,)
-
-
-@pytest.fixture
-def roles(server: Server) -> Iterator[Roles]:
-    """Make roles; a test asks for this first, so that its database is gone when they are dropped."""
-    with server.connect() as connection:
-        roles = Roles(connection, [])
-        yield roles
-        for name in roles.made:
-            connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(name)))
 
 
 def as_role(dsn: str, role: str) -> str:

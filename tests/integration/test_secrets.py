@@ -121,16 +121,21 @@ def test_a_running_exporter(way: str, log_format: str, installed: Database, tmp_
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_migrate_and_simulate(way: str, database: Database, tmp_path: Path) -> None:
+def test_migrate_simulate_and_doctor(way: str, database: Database, tmp_path: Path) -> None:
     dsn, more = WAYS[way](server_of(database), tmp_path)
-    for command in (["migrate", "up"], ["migrate", "status"], ["simulate"], ["migrate", "down"]):
+    codes = []
+    for command in (
+        ["doctor"], ["migrate", "up"], ["doctor", "--json"], ["migrate", "status"], ["simulate"],
+        ["migrate", "down"], ["tail"],
+    ):  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-m", "mfg_notify", *command, "--dsn", dsn],
             env=environment(more), cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
-        # The game is not a simulated one, so that command refuses: in words, too.
-        assert done.returncode == (1 if command == ["simulate"] else 0), done.stderr
+        codes.append(done.returncode)
         assert_hidden(done.stdout + done.stderr)
+    # What refuses does so in words, too: not installed yet, not a simulated game, not installed any more.
+    assert codes == [1, 0, 0, 0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("dsn", WRONG)

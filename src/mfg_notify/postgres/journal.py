@@ -120,9 +120,12 @@ def _decode(rows: list[TupleRow]) -> tuple[list[Event], int]:
     for number, xid, at, body in rows:
         try:
             events.append(Event(number, xid, at, decode_change(body)))
-        except MalformedEvent as error:
+        except MalformedEvent:
             malformed += 1
-            log.warning("journal row is not an event", id=number, error=str(error))
+            last = number
+    if malformed:
+        # Not why: that would repeat what is in the row.
+        log.warning("journal rows are not events; they count as nothing", rows=malformed, last_id=last)
     return events, malformed
 
 
@@ -178,7 +181,7 @@ async def read_settled(connection: Connection) -> Settled:
         async with read_only_snapshot(connection):
             owner = await (await connection.execute(QUERY["generation"])).fetchone()
             if owner is None:
-                raise SchemaNotReady("mfg_notify.owner has lost its row; run `mfg-notify migrate up`")
+                raise SchemaNotReady("mfg_notify.owner has lost its row; `mfg-notify doctor` says what mends it")
             totals = {}
             async for metric, labels, n in await connection.execute(QUERY["totals"]):
                 # A metric that only a newer version knows stays in the table, untouched.

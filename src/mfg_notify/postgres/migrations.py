@@ -91,6 +91,12 @@ def latest_version() -> int:
     return migrations()[-1].number
 
 
+def triggers() -> set[tuple[str, str]]:
+    """Return table and name of every trigger that the migrations make."""
+    made = re.compile(r"^CREATE OR REPLACE TRIGGER (\w+)[^;]*? ON public\.(\w+)", re.MULTILINE)
+    return {(table, name) for migration in migrations() for name, table in made.findall(migration.up)}
+
+
 def render(text: str, schema: str) -> str:
     """Return a migration for a game whose tables are in `schema`. Raise `UsageError` for an odd name."""
     if schema == "public":

@@ -5,6 +5,7 @@ import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import anyio
 import uvicorn
 from starlette.applications import Starlette
 
@@ -59,6 +60,12 @@ class Server(uvicorn.Server):
         config.load()
         config.ssl = context
         super().__init__(config)
+        self.started_serving = anyio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to serve, and say so."""
+        await super().startup(sockets)
+        self.started_serving.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,0 +1,527 @@
+"""`mfg-notify doctor`: one test a finding, and after it, wherever there is one, the command that is said to mend it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import LiteralString
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from tests.conftest import Database, Roles, create_game_tables
+from tests.support import PATIENCE, ROOT, ExporterProcess, eventually, free_port
+
+from mfg_notify.cli import main
+from mfg_notify.demo.embedded import EmbeddedPostgres
+from mfg_notify.postgres.connection import complete_conninfo
+from mfg_notify.postgres.doctor import Finding, _connect, examine
+
+EVERYTHING = [
+    *("connection", "server", "primary", "clock", "delivery", "queue", "game", "installation", "rights"),
+    *("excess", "version", "columns", "triggers", "notify", "exporter", "backlog", "losses"),
+]
+
+RIGHT = "r1ght-s3cr3t"
+
+
+def examined(dsn: str, schema: str = "public", clock: Callable[[], float] = time.time) -> dict[str, Finding]:
+    """Return the findings by the name of their check."""
+    return {finding.check: finding for finding in examine(complete_conninfo(dsn, "mfg-notify doctor"), schema, clock)}
+
+
+def wrong(findings: dict[str, Finding]) -> set[str]:
+    """Return what has failed."""
+    return {finding.check for finding in findings.values() if finding.verdict == "failed"}
+
+
+def migrate_up(dsn: str, *options: str) -> None:
+    """Run the command that most findings ask for."""
+    result = CliRunner().invoke(main, ["migrate", "up", "--dsn", dsn, *options], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+
+
+# ----------------------------------------------------------------------------------------------- command --
+
+
+def test_all_is_well_beside_a_running_exporter(exporter_dsn: str) -> None:
+    with ExporterProcess(exporter_dsn) as exporter:
+        exporter.wait_ready()
+        result = CliRunner().invoke(main, ["doctor", "--dsn", exporter_dsn], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        lines = result.output.splitlines()
+        assert [line.split()[1] for line in lines] == EVERYTHING
+        assert all(line.startswith("✓ ") for line in lines), result.output
+        assert f"(pid {exporter.process.pid})" in result.output
+        # Nobody has been disturbed: same connections, and the exporter has heard of nothing.
+        assert "mfg_notify_notifications_received_total 0.0" in exporter.page()
+        assert "level=warning" not in exporter.read_log()
+
+
+def test_what_it_prints(installed: Database) -> None:
+    with installed.connect() as connection:
+        connection.execute("DROP TRIGGER mfg_notify_update ON manufacturing_tasks")
+    result = CliRunner().invoke(main, ["doctor", "--dsn", installed.dsn], catch_exceptions=False)
+    assert result.exit_code == 1
+    assert (
+        "✗ triggers     mfg_notify_update on manufacturing_tasks is missing\n  → mfg-notify migrate up\n"
+        in result.output
+    )
+    assert "! exporter     no exporter is active: events wait in the journal\n  → mfg-notify run\n" in result.output
+    result = CliRunner().invoke(main, ["doctor", "--json", "--dsn", installed.dsn], catch_exceptions=False)
+    assert result.exit_code == 1
+    printed = json.loads(result.output)
+    assert printed["ok"] is False
+    assert [finding["check"] for finding in printed["findings"]] == EVERYTHING
+    assert {
+        "check": "triggers", "verdict": "failed", "message": "mfg_notify_update on manufacturing_tasks is missing",
+        "remedy": "mfg-notify migrate up",
+    } in printed["findings"]  # fmt: skip
+    migrate_up(installed.dsn)
+    printed = json.loads(CliRunner().invoke(main, ["doctor", "--json", "--dsn", installed.dsn]).output)
+    assert printed["ok"] is True
+
+
+def test_the_server_would_not_let_it_write(installed: Database) -> None:
+    with (
+        _connect(complete_conninfo(installed.dsn)) as connection,
+        pytest.raises(psycopg.errors.ReadOnlySqlTransaction),
+    ):
+        connection.execute("UPDATE mfg_notify.owner SET generation = generation + 1")
+
+
+# -------------------------------------------------------------------------------------------- connection --
+
+
+def test_no_server() -> None:
+    port = free_port()
+    findings = examined(f"host=127.0.0.1 port={port} user=u dbname=d")
+    assert list(findings) == ["connection"]
+    assert findings["connection"].verdict == "failed"
+    assert "refused" in findings["connection"].message
+    assert f"pg_isready -h 127.0.0.1 -p {port} " in str(findings["connection"].remedy)
+
+
+def test_no_such_database(installed: Database) -> None:
+    findings = examined(make_conninfo(installed.dsn, dbname="nowhere"))
+    assert list(findings) == ["connection"]
+    assert "psql --list" in str(findings["connection"].remedy)
+
+
+def test_wrong_password() -> None:
+    with EmbeddedPostgres() as server:
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE ROLE mfg_exporter LOGIN PASSWORD {}").format(RIGHT))
+            (server.folder / "data" / "pg_hba.conf").write_text(
+                "local all postgres trust\nlocal postgres all scram-sha-256\n"
+            )
+            connection.execute("SELECT pg_reload_conf()")
+        for given, said in (({"password": "wr0ng-s3cr3t"}, "authentication failed"), ({}, "no password supplied")):
+            dsn = server.dsn(user="mfg_exporter", **given)
+            # The server reads its new file soon.
+            finding = eventually(lambda dsn=dsn: examined(dsn)["connection"], lambda found: found.verdict == "failed")  # type: ignore[misc]
+            assert said in finding.message
+            assert finding.remedy is not None
+            assert 'ALTER ROLE "mfg_exporter" PASSWORD' in finding.remedy
+            assert "s3cr3t" not in finding.message + finding.remedy
+        assert examined(server.dsn(user="mfg_exporter", password=RIGHT))["connection"].verdict == "ok"
+        elsewhere = examined(server.dsn("template1", user="mfg_exporter"))["connection"]
+        assert 'add a line for database, "mfg_exporter" and this address to pg_hba.conf' in str(elsewhere.remedy)
+
+
+def test_not_let_in(roles: Roles, installed: Database) -> None:
+    barred, unknown, outside = roles.make("barred"), roles.name("unknown"), roles.make("outside")
+    with installed.connect() as connection:
+        connection.execute(sql.SQL("ALTER ROLE {} NOLOGIN").format(sql.Identifier(barred)))
+        connection.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(sql.Identifier(installed.name)))
+        for role, said, remedy in (
+            (barred, "not permitted to log in", "ALTER ROLE {} LOGIN"),
+            (unknown, "does not exist", "mfg-notify migrate up --create-role {},"),
+            (outside, "permission denied for database", "mfg-notify migrate up --create-role {},"),
+        ):
+            dsn = make_conninfo(installed.dsn, user=role)
+            findings = examined(dsn)
+            assert list(findings) == ["connection"]
+            assert said in findings["connection"].message
+            mending = remedy.format(sql.Identifier(role).as_string())
+            assert str(findings["connection"].remedy).startswith(mending)
+            if mending.startswith("ALTER"):
+                connection.execute(mending.encode())
+            migrate_up(installed.dsn, "--create-role", role)
+            assert wrong(examined(dsn)) == set()
+
+
+def test_one_connection_too_few(roles: Roles, installed: Database) -> None:
+    name = roles.make("single", "CONNECTION LIMIT 1")
+    findings = examined(make_conninfo(installed.dsn, user=name))
+    assert list(findings) == ["connection"]
+    assert "too many connections" in findings["connection"].message
+    assert "CONNECTION LIMIT" in str(findings["connection"].remedy)
+
+
+# ------------------------------------------------------------------------------------------------ server --
+
+
+def test_standby() -> None:
+    with EmbeddedPostgres() as server:
+        create_game_tables(server.dsn())
+        migrate_up(server.dsn())
+        assert examined(server.dsn())["primary"].verdict == "ok"
+        server.stop()
+        (server.folder / "data" / "standby.signal").touch()
+        server.start()
+        findings = examined(server.dsn())
+        assert wrong(findings) == {"primary"}
+        assert "target_session_attrs=read-write" in str(findings["primary"].remedy)
+        # What only a primary can do is left out, the rest is looked at.
+        assert set(EVERYTHING) - set(findings) == {"delivery", "queue", "notify", "exporter", "backlog"}
+
+
+@pytest.mark.parametrize(("hours", "said"), [(1, "60 min behind"), (-0.05, "3 min ahead of"), (0, "agree")])
+def test_clock_skew(installed: Database, hours: float, said: str) -> None:
+    finding = examined(installed.dsn, clock=lambda: time.time() + 3600 * hours)["clock"]
+    assert said in finding.message
+    assert finding.verdict == ("warning" if hours else "ok")
+    assert finding.remedy is None or "set-ntp" in finding.remedy
+
+
+@contextmanager
+def pgbouncer(dsn: str, mode: str, folder: Path) -> Iterator[str]:
+    """Run a PgBouncer in front of a server, and yield the conninfo that leads through it."""
+    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+    if program is None:
+        pytest.skip("there is no pgbouncer")
+    given = conninfo_to_dict(dsn)
+    port = free_port()
+    file = folder / "pgbouncer.ini"
+    # auth_type any lets everyone in, as the user that the database's line names.
+    file.write_text(
+        f"[databases]\n* = host={given['host']} port={given.get('port', 5432)} user={given['user']}\n[pgbouncer]\n"
+        f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = {mode}\n"
+    )
+    user = None
+    if os.geteuid() == 0:
+        # It refuses to run as root; the owner of the server's socket can reach that.
+        user = Path(str(given["host"])).owner()
+        shutil.chown(file, user)
+        for parent in (folder, *folder.parents[:-2]):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    with subprocess.Popen([program, file], user=user, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            said = ""
+            while "process up" not in said:
+                line = process.stderr.readline()
+                assert line, said
+                said += line
+            yield make_conninfo(dsn, host="127.0.0.1", port=port)
+        finally:
+            process.terminate()
+
+
+def test_pooler_in_transaction_mode(installed: Database, tmp_path: Path) -> None:
+    with pgbouncer(installed.dsn, "transaction", tmp_path) as dsn:
+        findings = examined(dsn)
+        assert wrong(findings) == {"delivery"}
+        assert "a pooler in transaction mode (PgBouncer) is in the way" in findings["delivery"].message
+        assert "pool_mode=session" in str(findings["delivery"].remedy)
+        # Nor would tail show anything: it says why.
+        tail = subprocess.run(
+            [sys.executable, "-m", "mfg_notify", "tail", "--dsn", dsn],
+            capture_output=True, text=True, check=False, timeout=PATIENCE, cwd=ROOT,
+        )  # fmt: skip
+        assert tail.returncode == 1
+        assert "a pooler in transaction mode (PgBouncer) is in the way" in tail.stderr
+
+
+def test_pooler_in_session_mode(installed: Database, tmp_path: Path) -> None:
+    with pgbouncer(installed.dsn, "session", tmp_path) as dsn:
+        findings = examined(dsn)
+        assert wrong(findings) == set()
+        assert "through a pooler in session mode" in findings["delivery"].message
+
+
+def test_queue_filling() -> None:
+    with EmbeddedPostgres(settings={"max_notify_queue_pages": "64"}) as server:
+        create_game_tables(server.dsn())
+        migrate_up(server.dsn())
+        with psycopg.connect(server.dsn()) as lazy, psycopg.connect(server.dsn(), autocommit=True) as loud:
+            lazy.execute("LISTEN anything")
+            lazy.commit()
+            # Whoever listens and does not end a transaction keeps the queue from being emptied.
+            lazy.execute("SELECT 1")
+            for full, verdict, said in ((0.1, "warning", "filling: "), (0.25, "failed", "do not notify from 25% on")):
+                while loud.execute("SELECT pg_notification_queue_usage() < %s", (full,)).fetchone() == (True,):
+                    loud.execute("SELECT pg_notify('anything', repeat('x', 7000))")
+                finding = examined(server.dsn())["queue"]
+                assert finding.verdict == verdict
+                assert said in finding.message
+                assert "pg_terminate_backend(PID)" in str(finding.remedy)
+            # Full to the brim, not even the doctor's own notification fits.
+            with pytest.raises(psycopg.OperationalError):  # noqa: PT012 - any of them
+                while True:
+                    loud.execute("SELECT pg_notify('anything', repeat('x', 7000))")
+            finding = examined(server.dsn())["delivery"]
+            assert finding.verdict == "failed"
+            assert "queue is full" in finding.message
+
+
+# ---------------------------------------------------------------------------------------------- database --
+
+
+def test_another_schema(installed: Database) -> None:
+    findings = examined(installed.dsn, schema="game")
+    assert wrong(findings) == {"game"}
+    assert findings["game"].message == "the game's tables are in schema public, not in game"
+    assert "--game-schema public" in str(findings["game"].remedy)
+
+
+def test_no_game(installed: Database) -> None:
+    findings = examined(make_conninfo(installed.dsn, dbname="postgres"))
+    assert wrong(findings) == {"game"}
+    assert not {"installation", "rights", "triggers", "columns", "exporter"} & set(findings)
+
+
+def test_not_installed(database: Database) -> None:
+    findings = examined(database.dsn)
+    assert wrong(findings) == {"installation"}
+    assert not {"rights", "triggers", "columns", "exporter"} & set(findings)
+    assert findings["installation"].remedy == "mfg-notify migrate up"
+    migrate_up(database.dsn)
+    assert wrong(examined(database.dsn)) == set()
+
+
+def test_no_rights_at_all(roles: Roles, installed: Database) -> None:
+    name = roles.make("stranger")
+    dsn = make_conninfo(installed.dsn, user=name)
+    findings = examined(dsn)
+    assert wrong(findings) == {"rights"}
+    assert "USAGE ON SCHEMA mfg_notify" in findings["rights"].message
+    assert f"--create-role {sql.Identifier(name).as_string()}" in str(findings["rights"].remedy)
+    assert not {"version", "columns", "exporter", "backlog", "losses"} & set(findings)
+    migrate_up(installed.dsn, "--create-role", name)
+    assert wrong(examined(dsn)) == set()
+
+
+def test_every_missing_right_is_named(exporter_dsn: str, installed: Database) -> None:
+    role = sql.Identifier(str(conninfo_to_dict(exporter_dsn)["user"]))
+    assert examined(exporter_dsn)["rights"].verdict == "ok"
+    with installed.connect() as connection:
+        granted: list[tuple[str, str, str]] = connection.execute(
+            """SELECT a.privilege_type,
+                      format('ON %%s mfg_notify.%%s', CASE relkind WHEN 'S' THEN 'SEQUENCE' END, relname), c.relname
+               FROM pg_class c, aclexplode(c.relacl) a
+               WHERE c.relnamespace = 'mfg_notify'::regnamespace AND a.grantee = %(role)s::regrole
+               UNION ALL
+               SELECT 'EXECUTE', 'ON FUNCTION mfg_notify.' || p.proname, p.proname
+               FROM pg_proc p, aclexplode(p.proacl) a
+               WHERE p.pronamespace = 'mfg_notify'::regnamespace AND a.grantee = %(role)s::regrole
+               UNION ALL
+               SELECT format('SELECT (%%s)', t.attname), 'ON ' || t.attrelid::regclass, t.attname
+               FROM pg_attribute t, aclexplode(t.attacl) a WHERE a.grantee = %(role)s::regrole
+               UNION ALL VALUES ('USAGE', 'ON SCHEMA mfg_notify', 'mfg_notify')""",
+            {"role": role.as_string()},
+        ).fetchall()
+        assert len(granted) > 40
+        for right, thing, name in granted:
+            what = sql.SQL(f"{right} {thing}")
+            connection.execute(sql.SQL("REVOKE {} FROM {}").format(what, role))
+            finding = examined(exporter_dsn)["rights"]
+            optional = thing.removeprefix("ON ") in ("ships", "market_data")
+            assert finding.verdict == ("warning" if optional else "failed"), what
+            assert right in finding.message
+            assert name in finding.message
+            connection.execute(sql.SQL("GRANT {} TO {}").format(what, role))
+        assert examined(exporter_dsn)["rights"].verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    ("grant", "said"),
+    [
+        ("SELECT (agent_symbol) ON players", "can read public.players, where the API tokens are"),
+        ("UPDATE (status) ON manufacturing_tasks", "can write public.manufacturing_tasks"),
+        ("TRUNCATE ON ships", "can write public.ships"),
+        ("", ""),
+    ],
+)
+def test_a_role_that_can_do_more_than_it_needs(
+    exporter_dsn: str, installed: Database, grant: LiteralString, said: str
+) -> None:
+    role = sql.Identifier(str(conninfo_to_dict(exporter_dsn)["user"]))
+    if grant:
+        with installed.connect() as connection:
+            connection.execute(sql.SQL("GRANT {} TO {}").format(sql.SQL(grant), role))
+    finding = examined(exporter_dsn)["excess"]
+    assert finding.verdict == ("warning" if grant else "ok")
+    assert said in finding.message
+    assert not grant or "--create-role" in str(finding.remedy)
+
+
+def test_a_superuser(installed: Database) -> None:
+    finding = examined(installed.dsn)["excess"]
+    assert finding.verdict == "warning"
+    assert "is a superuser" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("damage", "check", "said", "remedy"),
+    [
+        ("UPDATE mfg_notify.settings SET version = 1", "version", "are of version 1", "mfg-notify migrate up"),
+        ("UPDATE mfg_notify.settings SET version = 99", "version", "are of version 99", "pip install --upgrade"),
+        ("DELETE FROM mfg_notify.settings", "version", "has lost its row", "mfg-notify migrate down, then"),
+        ("DROP TABLE mfg_notify.latest", "version", "missing in schema mfg_notify: latest", "mfg-notify migrate up"),
+        ("DROP FUNCTION mfg_notify.speaks", "version", "missing in schema mfg_notify: speaks", "mfg-notify migrate up"),
+        ("ALTER TABLE manufacturing_tasks DROP ready_at", "columns", "manufacturing_tasks.ready_at", "upgrade the bot"),
+        (
+            "DROP TRIGGER mfg_notify_statement ON manufacturing_pipelines",
+            "triggers", "mfg_notify_statement on manufacturing_pipelines is missing", "mfg-notify migrate up",
+        ),
+        (
+            "ALTER TABLE manufacturing_tasks DISABLE TRIGGER mfg_notify_insert",
+            "triggers", "mfg_notify_insert on manufacturing_tasks is disabled", "mfg-notify migrate up",
+        ),
+        (
+            "ALTER TABLE manufacturing_factory_states ENABLE REPLICA TRIGGER mfg_notify_delete",
+            "triggers", "mfg_notify_delete on manufacturing_factory_states is disabled", "mfg-notify migrate up",
+        ),
+        (
+            "CREATE TRIGGER mfg_notify_truncate AFTER TRUNCATE ON manufacturing_tasks"
+            " EXECUTE FUNCTION mfg_notify.statement_ended()",
+            "triggers", "mfg_notify_truncate on manufacturing_tasks is of another version",
+            "DROP TRIGGER mfg_notify_truncate ON public.manufacturing_tasks",
+        ),
+        ("DELETE FROM mfg_notify.owner", "exporter", "owner has lost its row", "INSERT INTO mfg_notify.owner"),
+    ],
+)  # fmt: skip
+def test_what_is_installed_is_damaged(
+    installed: Database, damage: LiteralString, check: str, said: str, remedy: str
+) -> None:
+    with installed.connect() as connection:
+        connection.execute(damage)
+    findings = examined(installed.dsn)
+    assert wrong(findings) == {check}
+    assert said in findings[check].message
+    assert str(findings[check].remedy).startswith(remedy)
+    if remedy.startswith("mfg-notify migrate up"):
+        migrate_up(installed.dsn)
+    elif remedy.startswith(("DROP", "INSERT")):
+        with installed.connect() as connection:
+            connection.execute(str(findings[check].remedy).encode())
+    else:
+        return
+    assert wrong(examined(installed.dsn)) == set()
+
+
+def test_prepared_transactions() -> None:
+    with EmbeddedPostgres(settings={"max_prepared_transactions": "2"}) as server:
+        create_game_tables(server.dsn())
+        migrate_up(server.dsn())
+        finding = examined(server.dsn())["notify"]
+        assert finding.verdict == "warning"
+        assert "the exporter looks once a second" in finding.message
+        # They were switched on after the installation: the game would be refused.
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            connection.execute("UPDATE mfg_notify.settings SET notify = true")
+            finding = examined(server.dsn())["notify"]
+            assert finding.verdict == "failed"
+            assert finding.remedy == "UPDATE mfg_notify.settings SET notify = false"
+            connection.execute(finding.remedy)
+        assert examined(server.dsn())["notify"].verdict == "warning"
+
+
+def test_told_not_to_notify(installed: Database) -> None:
+    with installed.connect() as connection:
+        connection.execute("UPDATE mfg_notify.settings SET notify = false")
+        finding = examined(installed.dsn)["notify"]
+        assert finding.verdict == "warning"
+        assert finding.remedy == "UPDATE mfg_notify.settings SET notify = true"
+        connection.execute(finding.remedy)
+    assert examined(installed.dsn)["notify"].verdict == "ok"
+
+
+def test_quiet_triggers_are_well(installed: Database) -> None:
+    assert examined(installed.dsn)["notify"].message == "the triggers notify"
+    with installed.connect() as connection:
+        connection.execute("SELECT setval('mfg_notify.quiet', 1)")
+    finding = examined(installed.dsn)["notify"]
+    assert finding.verdict == "ok"
+    assert "quiet" in finding.message
+
+
+# ----------------------------------------------------------------------------------------------- journal --
+
+
+@pytest.mark.parametrize(
+    ("lease", "said"),
+    [
+        ("who = NULL", "no exporter is active"),
+        ("who = 'forge:17:ab', beat = now() - interval '10 minutes'", "on forge (pid 17) has been silent for 10 min"),
+        ("who = 'forge:17:ab', beat = now() + interval '1 day'", "has been silent for 24.0 h"),
+    ],
+)  # fmt: skip
+def test_no_exporter(installed: Database, lease: LiteralString, said: str) -> None:
+    with installed.connect() as connection:
+        connection.execute(sql.SQL("UPDATE mfg_notify.owner SET {}").format(sql.SQL(lease)))
+    finding = examined(installed.dsn)["exporter"]
+    assert finding.verdict == "warning"
+    assert said in finding.message
+    assert finding.remedy == "mfg-notify run"
+    with ExporterProcess(installed.dsn) as exporter:
+        exporter.wait_ready()
+        assert examined(installed.dsn)["exporter"].verdict == "ok"
+
+
+def write_events(installed: Database, age: str, version: int = 1) -> None:
+    with installed.connect() as connection:
+        connection.execute(
+            """INSERT INTO mfg_notify.event (at, version, body)
+               SELECT now() - %s::interval, %s, '[]' FROM generate_series(1, 3)""",
+            (age, version),
+        )
+
+
+@pytest.mark.parametrize(("age", "verdict"), [("1 second", "ok"), ("2 minutes", "warning"), ("6 minutes", "failed")])
+def test_backlog(installed: Database, age: str, verdict: str) -> None:
+    write_events(installed, age)
+    finding = examined(installed.dsn)["backlog"]
+    assert finding.verdict == verdict
+    assert "3 events in the journal" in finding.message
+    assert verdict == "ok" or "mfg-notify run" in str(finding.remedy)
+
+
+def test_a_full_journal(installed: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_events(installed, "1 second")
+    monkeypatch.setattr("mfg_notify.postgres.doctor.JOURNAL_MAXIMUM", 3)
+    finding = examined(installed.dsn)["backlog"]
+    assert finding.verdict == "failed"
+    assert "the triggers give up what comes now" in finding.message
+
+
+def test_events_of_a_newer_version(installed: Database) -> None:
+    write_events(installed, "1 second", 9)
+    finding = examined(installed.dsn)["backlog"]
+    assert finding.verdict == "failed"
+    assert "3 events in the journal are of a newer version" in finding.message
+    assert finding.remedy == "pip install --upgrade mfg-notify"
+
+
+def test_losses(installed: Database) -> None:
+    # Statements of the game while someone keeps the journal locked.
+    with installed.connect() as connection, installed.connect() as other, other.transaction():
+        other.execute("LOCK TABLE mfg_notify.event IN ACCESS EXCLUSIVE MODE")
+        connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
+        connection.execute(
+            """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
+               VALUES ('t', 1, 'SELL', 'READY', 'G')"""
+        )
+    finding = examined(installed.dsn)["losses"]
+    assert finding.verdict == "warning"
+    assert "the events of 1 statement were given up" in finding.message
+    assert "mfg-notify did not record" in str(finding.remedy)

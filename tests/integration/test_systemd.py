@@ -1,0 +1,127 @@
+"""What systemd hears of a running exporter, on a real socket; and that the unit in `systemd/` fits the exporter."""
+
+import configparser
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tests.conftest import Database
+from tests.support import PATIENCE, ROOT, ExporterProcess, eventually
+
+from mfg_notify.cli import main
+from mfg_notify.exporter import LAST_FOLD_PATIENCE
+from mfg_notify.web.server import GRACE
+
+NOWHERE = "host=/nonexistent dbname=game"
+
+
+class Systemd:
+    """The other end of $NOTIFY_SOCKET."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.heard: list[str] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
+        self._socket.settimeout(PATIENCE)
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._socket.close()
+
+    def wait_for(self, assignment: str) -> list[str]:
+        """Wait until something is said; return all assignments up to then that are not signs of life."""
+        while not any(assignment in said for said in self.heard):
+            self.heard += self._socket.recv(65536).decode().split("\n")
+        return [said for said in self.heard if said != "WATCHDOG=1"]
+
+    def wait_for_silence(self) -> None:
+        """Wait until nothing is said for many times as long as there is between two signs of life."""
+        self._socket.settimeout(1.5)
+        with suppress(TimeoutError):
+            for _ in range(100):
+                self._socket.recv(65536)
+            pytest.fail("it goes on and on")
+
+
+@pytest.fixture(params=["a file", "abstract"])
+def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Systemd]:
+    """Listen where an exporter can be told to report."""
+    name = f"@mfg-notify/{secrets.token_hex(8)}" if request.param == "abstract" else str(tmp_path / "notify")
+    listening = Systemd(name)
+    yield listening
+    listening.close()
+
+
+def test_from_start_to_stop(installed: Database, systemd: Systemd) -> None:
+    with ExporterProcess(installed.dsn, environment={"NOTIFY_SOCKET": systemd.address}) as exporter:
+        heard = systemd.wait_for("STATUS=ready")
+        # First that it serves, and then how it is.
+        assert heard[0] == "READY=1"
+        assert heard.count("READY=1") == 1
+        assert exporter.get("/-/ready").status_code == 200
+        exporter.process.send_signal(signal.SIGTERM)
+        heard = systemd.wait_for("STOPPING=1")
+        assert exporter.process.wait(PATIENCE) == 0
+        assert "WATCHDOG=1" not in systemd.heard
+
+
+def test_it_is_started_without_a_database(systemd: Systemd) -> None:
+    with ExporterProcess(NOWHERE, environment={"NOTIFY_SOCKET": systemd.address}) as exporter:
+        assert systemd.wait_for("READY=1")[0] == "READY=1"
+        assert exporter.get("/-/healthy").status_code == 200
+        # One line, though libpq's errors have several.
+        assert [said for said in systemd.wait_for("/nonexistent") if "=" not in said] == []
+        assert exporter.terminate() == 0
+        systemd.wait_for("STOPPING=1")
+
+
+def test_signs_of_life_end_when_the_event_loop_hangs(systemd: Systemd) -> None:
+    watched = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "300000"}
+    with ExporterProcess(NOWHERE, program=("tests.integration.hanging",), environment=watched) as exporter:
+        systemd.wait_for("READY=1")
+        for _ in range(3):
+            systemd.heard.clear()
+            systemd.wait_for("WATCHDOG=1")
+        exporter.process.send_signal(signal.SIGUSR1)
+        systemd.wait_for_silence()
+
+
+def test_no_sign_of_life_for_another_process(systemd: Systemd) -> None:
+    environment = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "3000", "WATCHDOG_PID": str(os.getpid())}
+    with ExporterProcess(NOWHERE, environment=environment) as exporter:
+        systemd.wait_for("READY=1")
+        assert exporter.terminate() == 0
+        systemd.wait_for("STOPPING=1")
+        assert "WATCHDOG=1" not in systemd.heard
+
+
+def test_a_socket_that_is_gone_is_said_once(tmp_path: Path) -> None:
+    environment = {"NOTIFY_SOCKET": str(tmp_path / "gone"), "WATCHDOG_USEC": "3000"}
+    with ExporterProcess(NOWHERE, environment=environment) as exporter:
+        eventually(lambda: "systemd does not listen" in exporter.read_log())
+        eventually(lambda: "waiting for the database" in exporter.read_log())
+        assert exporter.get("/-/healthy").status_code == 200
+        assert exporter.terminate() == 0
+        assert exporter.read_log().count("systemd does not listen") == 1
+
+
+def test_the_unit() -> None:
+    unit = configparser.RawConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(ROOT / "systemd" / "mfg-notify.service", encoding="utf-8")
+    service = unit["Service"]
+    assert service["Type"] == "notify"
+    assert int(service["WatchdogSec"]) > 0
+    assert int(service["TimeoutStopSec"]) > LAST_FOLD_PATIENCE + GRACE
+    program, *arguments = service["ExecStart"].split()
+    assert program.endswith("/bin/mfg-notify")
+    # Its options exist: with one more, help is all that happens.
+    assert CliRunner().invoke(main, [*arguments, "--help"]).exit_code == 0
+    assert CliRunner().invoke(main, [*arguments, "--no-such-option"]).exit_code == 2

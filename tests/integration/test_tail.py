@@ -1,0 +1,435 @@
+"""`mfg-notify tail`: what it shows of the game, what it says that it could not show, and how it ends."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+from tests.conftest import Database, create_game_tables
+from tests.support import PATIENCE, ROOT, ExporterProcess, eventually, simulated_game
+
+from mfg_notify.core.events import (
+    Event,
+    FactoryChange,
+    FactoryImage,
+    PipelineChange,
+    PipelineImage,
+    TaskChange,
+    TaskImage,
+)
+from mfg_notify.demo.embedded import EmbeddedPostgres
+from mfg_notify.postgres import migrations
+from mfg_notify.tail import Account, Gap, as_json, as_line
+
+PIPE_SIZE = 65536
+PLAYER: LiteralString = "INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')"
+TASK: LiteralString = (
+    "INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good) VALUES (%s, 1, 'SELL', 'READY', 'G')"
+)
+
+PIPELINE: LiteralString = (
+    "INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price)"
+    " VALUES (%s, 1, %s, 'M', 1)"
+)
+
+
+class Tail:
+    """`mfg-notify tail` as a process of its own; what it prints is read as it comes."""
+
+    def __init__(self, dsn: str, *options: str, stdout: int | None = None) -> None:
+        """Start it; its remarks are read with what it prints, unless that goes to `stdout`."""
+        kept = {name: text for name, text in os.environ.items() if not name.startswith(("PG", "MFG_NOTIFY_"))}
+        self.printed = b""
+        self._reading, writing = os.pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mfg_notify", "tail", "--dsn", dsn, *options],
+            stdout=writing if stdout is None else stdout, stderr=writing, cwd=ROOT, env=kept,
+        )  # fmt: skip
+        os.close(writing)
+        os.set_blocking(self._reading, False)
+
+    def read(self) -> str:
+        """Return everything that it has printed so far."""
+        try:
+            while chunk := os.read(self._reading, 65536):
+                self.printed += chunk
+        except BlockingIOError:
+            pass
+        return self.printed.decode()
+
+    def wait_for(self, text: str) -> str:
+        """Wait until it has printed this; return everything."""
+        return eventually(self.read, lambda printed: text in printed)
+
+    def interrupt(self, number: signal.Signals = signal.SIGINT) -> int:
+        """End it as Ctrl-C does; return its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self._reading)
+
+
+@contextmanager
+def tailing(dsn: str, *options: str) -> Iterator[Tail]:
+    """Follow from now on: when the block begins, it listens."""
+    tail = Tail(dsn, *options)
+    try:
+        tail.wait_for("following")
+        yield tail
+    finally:
+        tail.close()
+
+
+def play(dsn: str, *statements: tuple[LiteralString, Sequence[object]]) -> None:
+    """Execute statements of the game in one transaction."""
+    with psycopg.connect(dsn) as connection:
+        for statement, values in statements:
+            connection.execute(statement, values)
+
+
+def objects(printed: str) -> list[dict[str, Any]]:
+    """Return the JSON objects among the lines that have been printed whole."""
+    return [json.loads(line) for line in printed.split("\n")[:-1] if line.startswith("{")]
+
+
+# ------------------------------------------------------------------------------------------------- shown --
+
+
+def test_events_beside_an_exporter(exporter_dsn: str, installed: Database) -> None:
+    with ExporterProcess(exporter_dsn) as exporter, tailing(exporter_dsn) as tail:
+        exporter.wait_ready()
+        play(installed.dsn, (PLAYER, ()), (TASK, ("t-1",)))
+        play(
+            installed.dsn,
+            ("UPDATE manufacturing_tasks SET status = 'ASSIGNED', assigned_ship = 'SHIP-1'", ()),
+            ("UPDATE manufacturing_tasks SET status = 'COMPLETED', total_revenue = 12000", ()),
+        )
+        printed = tail.wait_for("COMPLETED")
+        events = [line for line in printed.splitlines() if "player" in line]
+        assert [re.sub(r"^\d\d:\d\d:\d\d\.\d{3}  ", "", line) for line in events] == [
+            "player 1  task      t-1  SELL  new → READY",
+            "player 1  task      t-1  SELL  READY → ASSIGNED  ship SHIP-1",
+            "player 1  task      t-1  SELL  ASSIGNED → COMPLETED  ship SHIP-1  earned 12,000",
+        ]
+        assert tail.interrupt() == 0
+        # The exporter has counted them all the same, and nothing else has reached it.
+        eventually(exporter.page, lambda page: "mfg_notify_notifications_received_total 3.0" in page)
+        assert "level=warning" not in exporter.read_log()
+
+
+def test_every_event_once_and_the_rest_counted(installed: Database) -> None:
+    with installed.connect() as connection, tailing(installed.dsn, "--json") as tail:
+        with simulated_game(installed.dsn, "--rate", "600", "--seed", "3"):
+            eventually(lambda: len(objects(tail.read())) > 500)
+        [(last,)] = connection.execute("SELECT last_value FROM mfg_notify.event_id_seq").fetchall()
+        journal: dict[int, str] = dict(
+            connection.execute("SELECT id, body::json ->> 2 FROM mfg_notify.event").fetchall()
+        )
+
+        def accounted() -> int:
+            found = objects(tail.read())
+            return sum(item["not_shown"]["events"] if "not_shown" in item else 1 for item in found)
+
+        eventually(accounted, lambda events: events >= last)
+        # Nobody folds here: what was committed is in the journal, and that and nothing else is shown, each once. What
+        # is missing was rolled back.
+        assert accounted() == last
+        shown = [(item["id"], item["key"]) for item in objects(tail.read()) if "not_shown" not in item]
+        assert dict(shown) == journal
+        assert len(shown) == len(journal)
+
+
+def test_more_than_is_announced(installed: Database) -> None:
+    rows = 300
+    with tailing(installed.dsn, "--json") as tail:
+        play(installed.dsn, (PLAYER, ()))
+        play(
+            installed.dsn,
+            ("INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)"
+             " SELECT 't' || n, 1, 'SELL', 'READY', 'G' FROM generate_series(1, %s) n", (rows,)),
+            (PIPELINE, ("p", "EISENTRÄGER")),
+        )  # fmt: skip
+        # No exporter takes them away, so that all can be read in the journal.
+        eventually(lambda: len(objects(tail.read())) > rows)
+        shown = objects(tail.read())
+        assert [item["id"] for item in shown] == list(range(1, rows + 2))
+        assert shown[-1]["new"]["product_good"] == "EISENTRÄGER"
+
+
+def test_what_is_folded_first_is_counted(installed: Database) -> None:
+    with installed.connect() as folder, tailing(installed.dsn) as tail:
+        # As an exporter in a hurry: the events are gone before anybody could see them.
+        with folder.transaction():
+            folder.execute(PLAYER)
+            folder.execute(
+                "INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)"
+                " SELECT 't' || n, 1, 'SELL', 'READY', 'G' FROM generate_series(1, 150) n"
+            )
+            folder.execute("DELETE FROM mfg_notify.event")
+        printed = tail.wait_for("… 150 events are not shown (within numbers 1 to 150): ")
+        assert "announced without content, and folded before they could be read" in printed
+        # Not announced at all, as under load; and one that comes after it is shown.
+        with folder.transaction():
+            folder.execute("UPDATE mfg_notify.settings SET notify = false")
+            folder.execute("UPDATE manufacturing_tasks SET status = 'ASSIGNED' WHERE id = 't1'")
+            folder.execute("DELETE FROM mfg_notify.event")
+            folder.execute("UPDATE mfg_notify.settings SET notify = true")
+        folder.execute("UPDATE manufacturing_tasks SET status = 'COMPLETED' WHERE id = 't1'")
+        tail.wait_for("ASSIGNED → COMPLETED")
+        tail.wait_for("… 1 event is not shown (number 151): ")
+
+
+def test_quiet_triggers(installed: Database) -> None:
+    with installed.connect() as connection, tailing(installed.dsn) as tail:
+        connection.execute(PLAYER)
+        connection.execute("SELECT setval('mfg_notify.quiet', 1)")
+        connection.execute(TASK, ("t-1",))
+        tail.wait_for("t-1  SELL  new → READY")
+        with connection.transaction():
+            connection.execute(TASK, ("t-2",))
+            connection.execute("DELETE FROM mfg_notify.event")
+        printed = tail.wait_for("… 1 event is not shown (number 2): ")
+        assert "announce nothing while changes come fast, and an exporter folded them first" in printed
+        connection.execute("SELECT setval('mfg_notify.quiet', 0)")
+        connection.execute(TASK, ("t-3",))
+        tail.wait_for("t-3  SELL  new → READY")
+        assert tail.read().count("t-1") == 1
+
+
+def test_nothing_is_missing_while_its_transaction_is_open(installed: Database) -> None:
+    with installed.connect() as slow, installed.connect() as quick, tailing(installed.dsn) as tail:
+        slow.execute(PLAYER)
+        with slow.transaction():
+            slow.execute(TASK, ("slow",))
+            quick.execute(TASK, ("quick",))
+            tail.wait_for("quick")
+            # It has looked again since, and knows of event 1 by its number alone.
+            wait_for_looks(quick)
+            assert "not shown" not in tail.read()
+        assert "not shown" not in tail.wait_for("slow")
+        with slow.transaction(force_rollback=True):
+            slow.execute(TASK, ("never",))
+        assert "rolled back" in tail.wait_for("not shown (number")
+
+
+def wait_for_looks(connection: psycopg.Connection) -> None:
+    """Wait until tail has looked into the journal a few times from now on."""
+    looks: set[object] = set()
+
+    def count() -> int:
+        looks.update(
+            connection.execute(
+                """SELECT query_start FROM pg_stat_activity
+                   WHERE datname = current_database() AND application_name = 'mfg-notify tail'
+                     AND query ~ 'FROM mfg_notify.event WHERE'"""
+            ).fetchall()
+        )
+        return len(looks)
+
+    eventually(count, lambda found: found > 3)
+
+
+def test_notify_switched_off(installed: Database) -> None:
+    with installed.connect() as connection:
+        connection.execute("UPDATE mfg_notify.settings SET notify = false")
+        connection.execute(PLAYER)
+        with tailing(installed.dsn) as tail:
+            assert "NOTIFY is switched off in this database" in tail.read()
+            connection.execute(TASK, ("t-1",))
+            tail.wait_for("t-1  SELL  new → READY")
+            # Switched on, it says that it connects again, and goes on.
+            connection.execute("UPDATE mfg_notify.settings SET notify = true")
+            tail.wait_for("connected again")
+            connection.execute(TASK, ("t-2",))
+            tail.wait_for("t-2  SELL  new → READY")
+
+
+# --------------------------------------------------------------------------------------------------- end --
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(installed: Database, number: signal.Signals) -> None:
+    with tailing(installed.dsn) as tail:
+        assert tail.interrupt(number) == 0
+        assert "Traceback" not in tail.read()
+
+
+def test_the_pipe_closes(installed: Database) -> None:
+    reading, writing = os.pipe()
+    tail = Tail(installed.dsn, stdout=writing)
+    os.close(writing)
+    try:
+        tail.wait_for("following")
+        with subprocess.Popen(["head", "-1"], stdin=reading, stdout=subprocess.PIPE, text=True) as head:
+            os.close(reading)
+            play(installed.dsn, (PLAYER, ()), (TASK, ("t-1",)))
+            output, _ = head.communicate(timeout=PATIENCE)
+        assert "t-1" in output
+        # Nothing more happens in the game, and it ends all the same.
+        assert tail.process.wait(PATIENCE) == 0
+        assert len(tail.read().splitlines()) == 1
+    finally:
+        tail.close()
+
+
+def test_a_reader_who_does_not_read(installed: Database) -> None:
+    reading, writing = os.pipe()
+    tail = Tail(installed.dsn, "--json", stdout=writing)
+    os.close(writing)
+    try:
+        tail.wait_for("following")
+        play(
+            installed.dsn, (PLAYER, ()),
+            ("INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)"
+             " SELECT 't' || n, 1, 'SELL', 'READY', 'G' FROM generate_series(1, 1000) n", ()),
+        )  # fmt: skip
+        # The pipe is full, so the process waits in a write, and can be ended all the same.
+        eventually(lambda: waiting_in(reading), lambda size: size >= PIPE_SIZE)
+        assert tail.interrupt() == 0
+        assert "Traceback" not in tail.read()
+    finally:
+        os.close(reading)
+        tail.close()
+
+
+def waiting_in(pipe: int) -> int:
+    """Return how many bytes nobody has read yet."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4), sys.byteorder)
+
+
+def test_the_database_goes_away_and_comes_back() -> None:
+    with EmbeddedPostgres() as server:
+        create_game_tables(server.dsn())
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            migrations.up(connection, "public", print)
+            connection.execute(PLAYER)
+        with tailing(server.dsn()) as tail:
+            play(server.dsn(), (TASK, ("before",)))
+            tail.wait_for("before")
+            server.restart("fast")
+            # It may not have connected yet: what happens now is found in the journal.
+            play(server.dsn(), (TASK, ("meanwhile",)))
+            tail.wait_for("connected again")
+            tail.wait_for("meanwhile")
+            play(server.dsn(), (TASK, ("after",)))
+            tail.wait_for("after")
+            assert tail.read().count("trying again") == 1
+            assert tail.interrupt() == 0
+
+
+def test_no_first_connection(database: Database) -> None:
+    for dsn, said in (
+        ("host=127.0.0.1 port=1 user=u dbname=d", "refused"),
+        (database.dsn, "mfg-notify migrate up"),
+        (make_conninfo(database.dsn, user="nobody here"), "does not exist"),
+    ):
+        tail = Tail(dsn)
+        try:
+            assert tail.process.wait(PATIENCE) == 1
+            assert tail.read().startswith("Error: ")
+            assert said in tail.read()
+            assert "Traceback" not in tail.read()
+        finally:
+            tail.close()
+
+
+# ------------------------------------------------------------------------------------------------- looks --
+
+
+def test_colours_on_a_terminal(installed: Database) -> None:
+    ours, theirs = pty.openpty()
+    tail = Tail(installed.dsn, stdout=theirs)
+    os.close(theirs)
+    try:
+        tail.wait_for("following")
+        play(
+            installed.dsn, (PLAYER, ()), (PIPELINE, ("p", "\x1b[2J\x07IRON")),
+            ("UPDATE manufacturing_pipelines SET status = 'FAILED'", ()),
+        )  # fmt: skip
+        printed = b""
+        while b"FAILED" not in printed:
+            printed += os.read(ours, 65536)
+        assert b"\x1b[31m" in printed
+        # What the game wrote is shown, not obeyed.
+        assert b"\x1b[2J" not in printed
+        assert "\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}IRON".encode() in printed
+    finally:
+        os.close(ours)
+        tail.close()
+
+
+AT = 1_700_000_000_000_000
+
+
+def line(change: PipelineChange | TaskChange | FactoryChange) -> str:
+    return as_line(Event(1, 2, AT, change)).plain.split("  ", 1)[1]
+
+
+def test_lines() -> None:
+    planned = PipelineImage(1, "IRON", "EXECUTING", 100, 0, 0, AT, None)
+    done = PipelineImage(1, "IRON", "COMPLETED", 1200, 3400, 2200, AT, AT)
+    assert line(PipelineChange("U", "p", planned, done)) == (
+        "player 1  pipeline  p  IRON  EXECUTING → COMPLETED  profit +2,200"
+    )
+    assert line(PipelineChange("D", "p", planned, None)) == "player 1  pipeline  p  IRON  EXECUTING → deleted"
+    tried = TaskImage(2, "SELL", "EXECUTING", "SHIP-1", 0, 0, 0, None, None, None)
+    again = TaskImage(2, "SELL", "EXECUTING", "SHIP-1", 1, 500, 0, None, None, None)
+    assert line(TaskChange("U", "t", tried, again)) == (
+        "player 2  task      t  SELL  EXECUTING  ship SHIP-1  retry 1, spent 500"
+    )
+    assert line(TaskChange("T", "", None, None)) == "task  all rows removed"
+    short = FactoryImage(3, "X1-A", "IRON", None, 1, 3, None, False, None)
+    full = FactoryImage(3, "X1-A", "IRON", None, 3, 3, "HIGH", True, True)
+    assert line(FactoryChange("U", "7", short, full)) == (
+        "player 3  factory   7  X1-A IRON  supply unknown → HIGH  ready for collection, 3 of 3 inputs"
+    )
+    assert line(FactoryChange("I", "7", None, full)) == "player 3  factory   7  X1-A IRON  supply new → HIGH"
+
+
+def test_json() -> None:
+    task = TaskImage(2, "SELL", "READY", None, 1, 0, 0, AT, None, None)
+    assert json.loads(as_json(Event(1, 2, AT, TaskChange("I", "t", None, task)))) == {
+        "id": 1, "xid": 2, "at": "2023-11-14T22:13:20.000000+00:00", "table": "task", "operation": "insert",
+        "key": "t", "player_id": 2, "old": None,
+        "new": {
+            "player_id": 2, "task_type": "SELL", "status": "READY", "assigned_ship": None, "retry_count": 1,
+            "total_cost": 0, "total_revenue": 0, "ready_at": "2023-11-14T22:13:20.000000+00:00", "started_at": None,
+            "completed_at": None,
+        },
+    }  # fmt: skip
+    assert json.loads(as_json(Gap(3, 1, 7, "why"))) == {
+        "not_shown": {"events": 3, "first_id": 1, "last_id": 7, "reason": "why"}
+    }
+
+
+def test_account() -> None:
+    account = Account(10)
+    assert account.take(11)
+    assert not account.take(11)
+    account.look(14, 100)
+    # Transaction 99 is still under way: nothing is known to be missing.
+    assert account.settle(99, "why") is None
+    assert account.take(13)
+    account.look(20, 105)
+    assert account.settle(100, "why") == Gap(2, 12, 14, "why")
+    assert account.settle(104, "why") is None
+    for number in range(15, 21):
+        assert account.take(number)
+    assert account.settle(105, "why") is None
+    assert account.floor == 20
