@@ -18,7 +18,8 @@ from benchmarks.stage import PATIENCE, Running, Stage
 
 Figures = dict[str, Any]
 Say = Callable[[str], None]
-LIVE_TASKS = 20_000
+CHANGES_A_TRANSACTION = 10
+"""In day.sql, which is about changes and not about commits."""
 HISTORIES = (10_000, 1_000_000, 5_000_000)
 
 
@@ -375,7 +376,7 @@ def a_day(stage: Stage, say: Say, *, changes: int) -> Figures:
             part = min(changes - done, changes // 8 + 1)
             written = 0
             while written < part:
-                written += len(stage.write("day", "change.sql", 8, 20).latencies)
+                written += CHANGES_A_TRANSACTION * len(stage.write("day", "day.sql", 8, 20).latencies)
             done += written
             for name, relation in (
                 ("journal MiB", "mfg_notify.event"), ("index MiB", "mfg_notify.event_pkey"),

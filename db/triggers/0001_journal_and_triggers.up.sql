@@ -443,6 +443,10 @@ WHEN OTHERS THEN
         BEGIN
             old_row := CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END;
             new_row := CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END;
+            IF NOT coalesce(new_row, old_row) ?& string_to_array(
+                'id player_id product_good status total_cost total_revenue net_profit started_at completed_at', ' ') THEN
+                RAISE EXCEPTION 'a column is missing';
+            END IF;
             old_image := mfg_notify.pipeline_image_of(old_row);
             new_image := mfg_notify.pipeline_image_of(new_row);
             IF (old_row ->> 'id', old_image::text) IS DISTINCT FROM (new_row ->> 'id', new_image::text) THEN
@@ -513,6 +517,11 @@ WHEN OTHERS THEN
         BEGIN
             old_row := CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END;
             new_row := CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END;
+            IF NOT coalesce(new_row, old_row) ?& string_to_array(
+                'id player_id task_type status assigned_ship retry_count total_cost total_revenue ready_at'
+                ' started_at completed_at', ' ') THEN
+                RAISE EXCEPTION 'a column is missing';
+            END IF;
             old_image := mfg_notify.task_image_of(old_row);
             new_image := mfg_notify.task_image_of(new_row);
             IF (old_row ->> 'id', old_image::text) IS DISTINCT FROM (new_row ->> 'id', new_image::text) THEN
@@ -585,6 +594,11 @@ WHEN OTHERS THEN
         BEGIN
             old_row := CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END;
             new_row := CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END;
+            IF NOT coalesce(new_row, old_row) ?& string_to_array(
+                'id player_id factory_symbol output_good pipeline_id required_inputs delivered_inputs'
+                ' current_supply ready_for_collection', ' ') THEN
+                RAISE EXCEPTION 'a column is missing';
+            END IF;
             IF TG_OP = 'UPDATE' AND (old_row ->> 'current_supply', old_row ->> 'ready_for_collection')
                     IS DISTINCT FROM (new_row ->> 'current_supply', new_row ->> 'ready_for_collection') THEN
                 speaks := mfg_notify.speaks(
@@ -593,7 +607,9 @@ WHEN OTHERS THEN
             END IF;
             old_image := mfg_notify.factory_image_of(old_row, NULL);
             new_image := mfg_notify.factory_image_of(new_row, speaks);
-            IF (old_row ->> 'id', old_image::text) IS DISTINCT FROM (new_row ->> 'id', new_image::text) THEN
+            IF (old_row ->> 'id', old_image::text, old_row -> 'required_inputs', old_row -> 'delivered_inputs')
+                    IS DISTINCT FROM
+                    (new_row ->> 'id', new_image::text, new_row -> 'required_inputs', new_row -> 'delivered_inputs') THEN
                 kept := mfg_notify.keep('factory', TG_OP, old_row ->> 'id', new_row ->> 'id', old_image, new_image);
             END IF;
             RETURN NULL;

@@ -74,7 +74,7 @@ def peak_memory(exporter: ExporterProcess) -> int:
 @fault("one statement, many rows")
 def one_statement_many_rows(rig: Rig) -> None:
     rows = rig.rounds(5_000, 100_000)
-    with rig.exporter() as exporter, hearing(rig) as listening, rig.connect() as game:
+    with rig.exporter("--notify", "always") as exporter, hearing(rig) as listening, rig.connect() as game:
         exporter.wait_ready()
         before = peak_memory(exporter)
         [(player,)] = game.execute(PLAYER).fetchall()
@@ -92,7 +92,7 @@ def one_statement_many_rows(rig: Rig) -> None:
 
 @fault("notification queue full", settings={"max_notify_queue_pages": "64"})
 def notification_queue_full(rig: Rig) -> None:
-    with rig.exporter() as exporter:
+    with rig.exporter("--notify", "always") as exporter:
         exporter.wait_ready()
         with rig.game(), rig.connect() as game:
             [(player,)] = game.execute(PLAYER).fetchall()

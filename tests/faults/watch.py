@@ -64,8 +64,8 @@ class Ratchet:
             # The wait is measured by two clocks: only how many there were is known exactly.
             if series[0].startswith(PREFIX + WAIT) and not series[0].endswith("_count"):
                 continue
-            # What is past the cap on series is summed there; the truth knows no such product.
-            if ("product_good", "other") in series[1]:
+            # What is past the cap on series is summed under `other`; the truth knows no such labels.
+            if any(value == "other" for label, value in series[1] if label != "cost_type"):
                 continue
             committed = history.get(series, [])
             for at, value in shown:

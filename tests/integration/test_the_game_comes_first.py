@@ -191,6 +191,8 @@ def test_a_session_that_was_there_before_a_column_got_another_type(
             "UPDATE manufacturing_tasks SET assigned_ship = 'S-1', total_revenue = 5 WHERE id = 't'",
             "UPDATE manufacturing_tasks SET priority = 5",
             "UPDATE manufacturing_factory_states SET current_supply = 'HIGH', ready_for_collection = true",
+            """UPDATE manufacturing_factory_states
+               SET delivered_inputs = '{"IRON": {"delivered": true, "quantity": 5}}'""",
             "UPDATE manufacturing_factory_states SET ready_at = now()",
             "UPDATE manufacturing_tasks SET id = 'u' WHERE id = 't'",
             "DELETE FROM manufacturing_tasks WHERE id = 'u'",
@@ -201,7 +203,23 @@ def test_a_session_that_was_there_before_a_column_got_another_type(
         return [body for (body,) in game.execute("SELECT body FROM mfg_notify.event ORDER BY id").fetchall()]
 
     before = live("before")
-    assert len(before) == 12
+    assert len(before) == 13
     with installed.connect() as other:
         other.execute(alteration.encode())
     assert live("after") == before
+
+
+@pytest.mark.parametrize("harm", ["DROP COLUMN total_cost", "RENAME COLUMN total_cost TO cost"])
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_watched_column_that_is_gone_is_a_loss_that_is_counted(
+    installed: Database, game: psycopg.Connection, harm: str, *, warm: bool
+) -> None:
+    with installed.connect() as other:
+        if not warm:
+            other.execute(f"ALTER TABLE manufacturing_tasks {harm}".encode())
+            game = other
+        for number, status in enumerate(("READY", "ASSIGNED", "EXECUTING", "PENDING")):
+            if warm and number == 2:
+                other.execute(f"ALTER TABLE manufacturing_tasks {harm}".encode())
+            game.execute("UPDATE manufacturing_tasks SET status = %s", (status,))
+        assert lost(other) == (2 if warm else 4)
