@@ -71,10 +71,18 @@ def test_slow_commits_make_quiet_at_a_lower_rate() -> None:
 def test_a_single_slow_commit_says_nothing() -> None:
     hours = Hours()
     hours.attention.committed(10.0)
+    hours.attention.committed(0.0001)
     assert not hours.window(1000)
     hours.commits_take(0.0001)
     hours.attention.committed(10.0)
     assert not hours.window(1000)
+
+
+def test_the_first_commits_count_already() -> None:
+    hours = Hours()
+    hours.attention.committed(0.005)
+    hours.attention.committed(0.006)
+    assert hours.window(BUSY_SHARE / 0.005 * 1.1)
 
 
 @pytest.mark.parametrize("policy", [Policy.ALWAYS, Policy.NEVER])

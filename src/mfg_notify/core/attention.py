@@ -87,8 +87,10 @@ class Attention:
         self._rate = rate = self._events / elapsed
         self._events, self._since = 0, now
         limit = QUIET_ABOVE
-        if len(self._commits) == COMMITS:
-            limit = min(limit, BUSY_SHARE / median(self._commits))
+        if self._commits:
+            # One commit that was held up says nothing: until there are enough, the quickest speaks for them.
+            enough = len(self._commits) == COMMITS
+            limit = min(limit, BUSY_SHARE / (median(self._commits) if enough else min(self._commits)))
         if rate > limit:
             self._hurry = True
         self._calm = self._calm + 1 if rate < limit * LOUD_BELOW else 0
