@@ -114,8 +114,8 @@ def test_how_often_the_journal_is_looked_into() -> None:
     assert hours.attention.next_look(0.001) == POLL_LONGEST
     hours.window(QUIET_ABOVE * 2)
     assert hours.attention.next_look(0.001) == POLL_SHORTEST
-    # A fold that takes longer is followed by as long a rest.
-    assert hours.attention.next_look(0.2) == 0.2
+    # A fold that takes longer is followed by a longer rest.
+    assert hours.attention.next_look(0.2) == 0.1
     hours.window(100)
     assert hours.attention.next_look(0.001) == pytest.approx(EVENTS_A_LOOK / 100, rel=0.1)
     hours.window(0)

@@ -16,13 +16,13 @@ QUIET_ABOVE = 2500.0
 """Events a second from which on the triggers are quiet."""
 LOUD_BELOW = 0.6
 """What is left of that rate when they notify again."""
-BUSY_SHARE = 0.5
+BUSY_SHARE = 0.8
 """Part of the time in which commits that notify may be under way before the triggers are quiet, whatever the rate."""
 WINDOW = 0.25
 """Seconds over which events are counted, at least, before a rate is made of them."""
 EVENTS_A_LOOK = 20
 """While the triggers are quiet, a fold waits until about so many events have come."""
-POLL_SHORTEST = 0.02
+POLL_SHORTEST = 0.015
 """Seconds from a fold to the next at least, however fast they come."""
 POLL_LONGEST = 1.0
 """And at most."""
@@ -131,4 +131,4 @@ class Attention:
             self._pause = min(2 * self._pause, POLL_LONGEST)
             return self._pause
         wait = EVENTS_A_LOOK / self._rate if self._rate else POLL_LONGEST
-        return min(max(wait, took, POLL_SHORTEST), POLL_LONGEST)
+        return min(max(wait, took / 2, POLL_SHORTEST), POLL_LONGEST)
