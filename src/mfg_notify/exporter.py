@@ -433,7 +433,8 @@ class Exporter:
                 tick_due = now + TICK_INTERVAL
                 if self.state.leader and not was_leader:
                     fold_due = reconcile_due = now
-            if self.state.leader and now >= reconcile_due and session.taken is None:
+            # Not before what has waited is folded: all that came meanwhile would have to be kept.
+            if self.state.drained and now >= reconcile_due and session.taken is None:
                 await self._take_snapshot(session)
                 reconcile_due = now + self._settings.reconcile_interval
                 fold_due = now
@@ -571,8 +572,9 @@ class Exporter:
             self._counters.resync(settled.totals, settled.generation, fold.events)
             self._memory = settled.memory
             news = fold.events
-        for event in fold.events:
-            self._floor.apply(event)
+        if self.state.drained:  # before that, the snapshot is still to come
+            for event in fold.events:
+                self._floor.apply(event)
         self._account(session, news)
         self._changes.settle(fold.events)
         session.rest_until = 0.0 if fold.events else self._clock() + EMPTY_REST

@@ -22,7 +22,7 @@ Microseconds = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 """Since the epoch, by the clock of whoever wrote the row."""
 
 
-class PipelineImage(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class PipelineImage(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
     """The watched columns of a row of manufacturing_pipelines."""
 
     player_id: Whole
@@ -35,7 +35,7 @@ class PipelineImage(Struct, frozen=True, array_like=True, forbid_unknown_fields=
     completed_at: Microseconds | None
 
 
-class TaskImage(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class TaskImage(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
     """The watched columns of a row of manufacturing_tasks; assigned_ship '' is None."""
 
     player_id: Whole
@@ -50,7 +50,7 @@ class TaskImage(Struct, frozen=True, array_like=True, forbid_unknown_fields=True
     completed_at: Microseconds | None
 
 
-class FactoryImage(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class FactoryImage(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
     """The watched columns of a row of manufacturing_factory_states; current_supply '' is None.
 
     `speaks`: was this the newest live row of its factory when it changed (asked only where supply or readiness
@@ -72,7 +72,7 @@ Operation = Literal["I", "U", "D", "T"]
 """INSERT, UPDATE, DELETE of a row; TRUNCATE of the table (no key, no images)."""
 
 
-class PipelineChange(Struct, frozen=True, array_like=True, tag="pipeline", forbid_unknown_fields=True):
+class PipelineChange(Struct, frozen=True, gc=False, array_like=True, tag="pipeline", forbid_unknown_fields=True):
     """One change of one pipeline."""
 
     operation: Operation
@@ -81,7 +81,7 @@ class PipelineChange(Struct, frozen=True, array_like=True, tag="pipeline", forbi
     new: PipelineImage | None
 
 
-class TaskChange(Struct, frozen=True, array_like=True, tag="task", forbid_unknown_fields=True):
+class TaskChange(Struct, frozen=True, gc=False, array_like=True, tag="task", forbid_unknown_fields=True):
     """One change of one task."""
 
     operation: Operation
@@ -90,7 +90,7 @@ class TaskChange(Struct, frozen=True, array_like=True, tag="task", forbid_unknow
     new: TaskImage | None
 
 
-class FactoryChange(Struct, frozen=True, array_like=True, tag="factory", forbid_unknown_fields=True):
+class FactoryChange(Struct, frozen=True, gc=False, array_like=True, tag="factory", forbid_unknown_fields=True):
     """One change of one factory row; the key is the row's number as text."""
 
     operation: Operation
@@ -102,7 +102,7 @@ class FactoryChange(Struct, frozen=True, array_like=True, tag="factory", forbid_
 Change = PipelineChange | TaskChange | FactoryChange
 
 
-class Event(Struct, frozen=True):
+class Event(Struct, frozen=True, gc=False):
     """A change as the journal keeps it: its number, its transaction, and when it was written (database clock)."""
 
     id: int
@@ -116,7 +116,7 @@ class Event(Struct, frozen=True):
         return str(self.change.__struct_config__.tag)
 
 
-class _Payload(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class _Payload(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
     version: int
     id: Count
     xid: Count
