@@ -328,7 +328,7 @@ BEGIN
         event := json_build_array(word, left(op, 1), coalesce(new_key, old_key), old_image, new_image);
     END IF;
     IF kept <> '' THEN
-        IF length(kept) > 32000 THEN
+        IF length(kept) > 4000 THEN
             PERFORM mfg_notify.record(kept, true);
         ELSE
             event := kept || E'\n' || event;

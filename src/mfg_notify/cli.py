@@ -566,6 +566,8 @@ def simulate(
     options = GameOptions(seed=seed, players=players, speed=speed, rate=rate)
     _claim(conninfo, game_schema, force=force)
     say(f"playing in {describe(conninfo)}; Ctrl-C ends it")
+    # Whoever started us in the background may have had us ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with translated_errors():
             progress = anyio.run(partial(game.play, conninfo, options, schema=game_schema, duration=duration))
