@@ -234,7 +234,7 @@ def disk_full(rig: Rig) -> None:
 def switch_triggers(rig: Rig, verb: LiteralString) -> None:
     def switch(connection: psycopg.Connection) -> None:
         for table in GAME.split(", "):
-            for operation in ("insert", "update", "delete", "truncate"):
+            for operation in ("insert", "update", "delete", "statement"):
                 connection.execute(f"ALTER TABLE {table} {verb} TRIGGER mfg_notify_{operation}".encode())
 
     patiently(rig, switch)

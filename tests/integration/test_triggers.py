@@ -129,13 +129,17 @@ def test_cascaded_delete_and_truncate(bench: Bench) -> None:
     }
 
 
-def test_many_rows_are_one_notification(bench: Bench) -> None:
+def test_many_rows_are_few_notifications(bench: Bench) -> None:
     assert len(bench.write(TASKS, 100)) == 100
     assert len(bench.notified()) == 100
     assert len(bench.write("UPDATE manufacturing_tasks SET status = 'READY'")) == 100
     bench.write("DELETE FROM manufacturing_tasks")
-    assert len(bench.write(TASKS, 101)) == 101
-    assert bench.notified() == ["fold"]
+    bench.notified()
+    assert len(bench.write(TASKS, 1001)) == 1001
+    payloads = bench.notified()
+    assert payloads[-1] == "fold"
+    assert payloads.count("fold") == 1
+    assert len(payloads) <= 101
 
 
 def test_many_statements_in_a_transaction_are_one_notification_more(bench: Bench) -> None:
@@ -154,7 +158,7 @@ def test_many_statements_in_a_transaction_are_one_notification_more(bench: Bench
             save(status)
     payloads = bench.notified()
     assert payloads.count("fold") == 1
-    assert len(payloads) == 62
+    assert 62 <= len(payloads) <= 101
     save("PENDING")
     assert len(bench.notified()) == 60
     assert len(bench.journal()) == 360 + 1
