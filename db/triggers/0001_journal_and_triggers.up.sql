@@ -270,8 +270,8 @@ $$;
 -- queue fails the COMMIT of whoever notifies, where nothing can be caught any more. So nothing is sent from a quarter
 -- full on. And what this very transaction is about to send is not in the queue yet, so a transaction sends at most 100
 -- payloads of less than 2,000 bytes, and one 'fold' instead of those that would be more: that fits into what is left
--- of the smallest queue there can be.
-CREATE OR REPLACE FUNCTION mfg_notify.record(events text) RETURNS void
+-- of the smallest queue there can be. A statement whose events are written in portions says 'fold' for all of them.
+CREATE OR REPLACE FUNCTION mfg_notify.record(events text, more_follow boolean) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     one       record;
@@ -288,6 +288,9 @@ BEGIN
     END IF;
     IF starts_with(setting, me) THEN
         announced := announced + substr(setting, length(me) + 1)::bigint;
+    END IF;
+    IF more_follow THEN
+        announced := greatest(announced, 101);
     END IF;
     setting := set_config('mfg_notify.announced', me || announced, true);
     -- None where the installation does not notify.
@@ -326,7 +329,7 @@ BEGIN
     END IF;
     IF kept <> '' THEN
         IF length(kept) > 4000 THEN
-            PERFORM mfg_notify.record(kept);
+            PERFORM mfg_notify.record(kept, true);
         ELSE
             event := kept || E'\n' || event;
         END IF;
@@ -366,7 +369,7 @@ BEGIN
             IF pg_sequence_last_value('mfg_notify.quiet') = 1 AND strpos(kept, E'\n') = 0 THEN
                 INSERT INTO mfg_notify.event (body) VALUES (kept);
             ELSE
-                PERFORM mfg_notify.record(kept);
+                PERFORM mfg_notify.record(kept, false);
             END IF;
             kept := set_config('mfg_notify.kept', '', true);
             RETURN NULL;

@@ -434,7 +434,7 @@ class Exporter:
                 if self.state.leader and not was_leader:
                     fold_due = reconcile_due = now
             # Not before what has waited is folded: all that came meanwhile would have to be kept.
-            if self.state.drained and now >= reconcile_due and session.taken is None:
+            if self.state.leader and self.state.drained and now >= reconcile_due and session.taken is None:
                 await self._take_snapshot(session)
                 reconcile_due = now + self._settings.reconcile_interval
                 fold_due = now

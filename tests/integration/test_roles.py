@@ -211,7 +211,7 @@ FORBIDDEN: tuple[LiteralString, ...] = (
     "UPDATE mfg_notify.settings SET notify = false",
     "INSERT INTO mfg_notify.owner DEFAULT VALUES",
     "DELETE FROM mfg_notify.owner",
-    "SELECT mfg_notify.record('x')",
+    "SELECT mfg_notify.record('x', false)",
     "SELECT mfg_notify.speaks(1, 1, '', '', '')",
     "SELECT * FROM mfg_notify.granted",
     "CREATE TABLE mfg_notify.mine ()",
