@@ -1,33 +1,33 @@
--- Ten changes a transaction: a day's changes in less time.
+-- Ten changes a transaction: a day's changes in less time. In the order of rows, so that no two wait for each other.
 BEGIN;
-\set n random(1, :tasks)
+\set n random(0 * :tasks / 10 + 1, 1 * :tasks / 10)
 \set s random(0, 1000000)
 UPDATE manufacturing_tasks SET pipeline_id = 'p' || 1 + :n % 200, player_id = 1 + :n % 5, task_type = 'COLLECT_SELL', status = CASE status WHEN 'READY' THEN 'ASSIGNED' WHEN 'ASSIGNED' THEN 'EXECUTING' WHEN 'EXECUTING' THEN 'PENDING' ELSE 'READY' END, good = 'GOOD_1', quantity = 10, actual_quantity = 0, source_market = 'X1-AB12-C3', target_market = 'X1-AB12-D4', factory_symbol = 'X1-AB12-E5', priority = :s, assigned_ship = 'SHIP-' || :n % 40, retry_count = 0, max_retries = 3, total_cost = 0, total_revenue = 0, error_message = '', collect_phase_completed = false, acquire_phase_completed = false, created_at = '2026-01-01 00:00:00+00', ready_at = now(), started_at = now() WHERE id = 't' || :n;
-\set n random(1, :tasks)
+\set n random(1 * :tasks / 10 + 1, 2 * :tasks / 10)
 \set s random(0, 1000000)
 UPDATE manufacturing_tasks SET pipeline_id = 'p' || 1 + :n % 200, player_id = 1 + :n % 5, task_type = 'COLLECT_SELL', status = CASE status WHEN 'READY' THEN 'ASSIGNED' WHEN 'ASSIGNED' THEN 'EXECUTING' WHEN 'EXECUTING' THEN 'PENDING' ELSE 'READY' END, good = 'GOOD_1', quantity = 10, actual_quantity = 0, source_market = 'X1-AB12-C3', target_market = 'X1-AB12-D4', factory_symbol = 'X1-AB12-E5', priority = :s, assigned_ship = 'SHIP-' || :n % 40, retry_count = 0, max_retries = 3, total_cost = 0, total_revenue = 0, error_message = '', collect_phase_completed = false, acquire_phase_completed = false, created_at = '2026-01-01 00:00:00+00', ready_at = now(), started_at = now() WHERE id = 't' || :n;
-\set n random(1, :tasks)
+\set n random(2 * :tasks / 10 + 1, 3 * :tasks / 10)
 \set s random(0, 1000000)
 UPDATE manufacturing_tasks SET pipeline_id = 'p' || 1 + :n % 200, player_id = 1 + :n % 5, task_type = 'COLLECT_SELL', status = CASE status WHEN 'READY' THEN 'ASSIGNED' WHEN 'ASSIGNED' THEN 'EXECUTING' WHEN 'EXECUTING' THEN 'PENDING' ELSE 'READY' END, good = 'GOOD_1', quantity = 10, actual_quantity = 0, source_market = 'X1-AB12-C3', target_market = 'X1-AB12-D4', factory_symbol = 'X1-AB12-E5', priority = :s, assigned_ship = 'SHIP-' || :n % 40, retry_count = 0, max_retries = 3, total_cost = 0, total_revenue = 0, error_message = '', collect_phase_completed = false, acquire_phase_completed = false, created_at = '2026-01-01 00:00:00+00', ready_at = now(), started_at = now() WHERE id = 't' || :n;
-\set n random(1, :tasks)
+\set n random(3 * :tasks / 10 + 1, 4 * :tasks / 10)
 \set s random(0, 1000000)
 UPDATE manufacturing_tasks SET pipeline_id = 'p' || 1 + :n % 200, player_id = 1 + :n % 5, task_type = 'COLLECT_SELL', status = CASE status WHEN 'READY' THEN 'ASSIGNED' WHEN 'ASSIGNED' THEN 'EXECUTING' WHEN 'EXECUTING' THEN 'PENDING' ELSE 'READY' END, good = 'GOOD_1', quantity = 10, actual_quantity = 0, source_market = 'X1-AB12-C3', target_market = 'X1-AB12-D4', factory_symbol = 'X1-AB12-E5', priority = :s, assigned_ship = 'SHIP-' || :n % 40, retry_count = 0, max_retries = 3, total_cost = 0, total_revenue = 0, error_message = '', collect_phase_completed = false, acquire_phase_completed = false, created_at = '2026-01-01 00:00:00+00', ready_at = now(), started_at = now() WHERE id = 't' || :n;
-\set n random(1, :tasks)
+\set n random(4 * :tasks / 10 + 1, 5 * :tasks / 10)
 \set s random(0, 1000000)
 UPDATE manufacturing_tasks SET pipeline_id = 'p' || 1 + :n % 200, player_id = 1 + :n % 5, task_type = 'COLLECT_SELL', status = CASE status WHEN 'READY' THEN 'ASSIGNED' WHEN 'ASSIGNED' THEN 'EXECUTING' WHEN 'EXECUTING' THEN 'PENDING' ELSE 'READY' END, good = 'GOOD_1', quantity = 10, actual_quantity = 0, source_market = 'X1-AB12-C3', target_market = 'X1-AB12-D4', factory_symbol = 'X1-AB12-E5', priority = :s, assigned_ship = 'SHIP-' || :n % 40, retry_count = 0, max_retries = 3, total_cost = 0, total_revenue = 0, error_message = '', collect_phase_completed = false, acquire_phase_completed = false, created_at = '2026-01-01 00:00:00+00', ready_at = now(), started_at = now() WHERE id = 't' || :n;
-\set n random(1, :tasks)
+\set n random(5 * :tasks / 10 + 1, 6 * :tasks / 10)
 \set s random(0, 1000000)
 UPDATE manufacturing_tasks SET pipeline_id = 'p' || 1 + :n % 200, player_id = 1 + :n % 5, task_type = 'COLLECT_SELL', status = CASE status WHEN 'READY' THEN 'ASSIGNED' WHEN 'ASSIGNED' THEN 'EXECUTING' WHEN 'EXECUTING' THEN 'PENDING' ELSE 'READY' END, good = 'GOOD_1', quantity = 10, actual_quantity = 0, source_market = 'X1-AB12-C3', target_market = 'X1-AB12-D4', factory_symbol = 'X1-AB12-E5', priority = :s, assigned_ship = 'SHIP-' || :n % 40, retry_count = 0, max_retries = 3, total_cost = 0, total_revenue = 0, error_message = '', collect_phase_completed = false, acquire_phase_completed = false, created_at = '2026-01-01 00:00:00+00', ready_at = now(), started_at = now() WHERE id = 't' || :n;
-\set n random(1, :tasks)
+\set n random(6 * :tasks / 10 + 1, 7 * :tasks / 10)
 \set s random(0, 1000000)
 UPDATE manufacturing_tasks SET pipeline_id = 'p' || 1 + :n % 200, player_id = 1 + :n % 5, task_type = 'COLLECT_SELL', status = CASE status WHEN 'READY' THEN 'ASSIGNED' WHEN 'ASSIGNED' THEN 'EXECUTING' WHEN 'EXECUTING' THEN 'PENDING' ELSE 'READY' END, good = 'GOOD_1', quantity = 10, actual_quantity = 0, source_market = 'X1-AB12-C3', target_market = 'X1-AB12-D4', factory_symbol = 'X1-AB12-E5', priority = :s, assigned_ship = 'SHIP-' || :n % 40, retry_count = 0, max_retries = 3, total_cost = 0, total_revenue = 0, error_message = '', collect_phase_completed = false, acquire_phase_completed = false, created_at = '2026-01-01 00:00:00+00', ready_at = now(), started_at = now() WHERE id = 't' || :n;
-\set n random(1, :tasks)
+\set n random(7 * :tasks / 10 + 1, 8 * :tasks / 10)
 \set s random(0, 1000000)
 UPDATE manufacturing_tasks SET pipeline_id = 'p' || 1 + :n % 200, player_id = 1 + :n % 5, task_type = 'COLLECT_SELL', status = CASE status WHEN 'READY' THEN 'ASSIGNED' WHEN 'ASSIGNED' THEN 'EXECUTING' WHEN 'EXECUTING' THEN 'PENDING' ELSE 'READY' END, good = 'GOOD_1', quantity = 10, actual_quantity = 0, source_market = 'X1-AB12-C3', target_market = 'X1-AB12-D4', factory_symbol = 'X1-AB12-E5', priority = :s, assigned_ship = 'SHIP-' || :n % 40, retry_count = 0, max_retries = 3, total_cost = 0, total_revenue = 0, error_message = '', collect_phase_completed = false, acquire_phase_completed = false, created_at = '2026-01-01 00:00:00+00', ready_at = now(), started_at = now() WHERE id = 't' || :n;
-\set n random(1, :tasks)
+\set n random(8 * :tasks / 10 + 1, 9 * :tasks / 10)
 \set s random(0, 1000000)
 UPDATE manufacturing_tasks SET pipeline_id = 'p' || 1 + :n % 200, player_id = 1 + :n % 5, task_type = 'COLLECT_SELL', status = CASE status WHEN 'READY' THEN 'ASSIGNED' WHEN 'ASSIGNED' THEN 'EXECUTING' WHEN 'EXECUTING' THEN 'PENDING' ELSE 'READY' END, good = 'GOOD_1', quantity = 10, actual_quantity = 0, source_market = 'X1-AB12-C3', target_market = 'X1-AB12-D4', factory_symbol = 'X1-AB12-E5', priority = :s, assigned_ship = 'SHIP-' || :n % 40, retry_count = 0, max_retries = 3, total_cost = 0, total_revenue = 0, error_message = '', collect_phase_completed = false, acquire_phase_completed = false, created_at = '2026-01-01 00:00:00+00', ready_at = now(), started_at = now() WHERE id = 't' || :n;
-\set n random(1, :tasks)
+\set n random(9 * :tasks / 10 + 1, 10 * :tasks / 10)
 \set s random(0, 1000000)
 UPDATE manufacturing_tasks SET pipeline_id = 'p' || 1 + :n % 200, player_id = 1 + :n % 5, task_type = 'COLLECT_SELL', status = CASE status WHEN 'READY' THEN 'ASSIGNED' WHEN 'ASSIGNED' THEN 'EXECUTING' WHEN 'EXECUTING' THEN 'PENDING' ELSE 'READY' END, good = 'GOOD_1', quantity = 10, actual_quantity = 0, source_market = 'X1-AB12-C3', target_market = 'X1-AB12-D4', factory_symbol = 'X1-AB12-E5', priority = :s, assigned_ship = 'SHIP-' || :n % 40, retry_count = 0, max_retries = 3, total_cost = 0, total_revenue = 0, error_message = '', collect_phase_completed = false, acquire_phase_completed = false, created_at = '2026-01-01 00:00:00+00', ready_at = now(), started_at = now() WHERE id = 't' || :n;
 COMMIT;

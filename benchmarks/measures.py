@@ -372,7 +372,7 @@ def wal(stage: Stage, say: Say, *, changes: int = 5_000) -> Figures:
 
 
 def a_day(stage: Stage, say: Say, *, changes: int) -> Figures:
-    """As many changes as a day at 50 a second brings, as fast as they go: memory, journal and index in eight parts."""
+    """As many changes as hours at 50 a second bring, as fast as they go: memory, journal and index in eight parts."""
     stage.make_game("day", triggers=True)
     found: Figures = {"MiB": [], "journal MiB": [], "index MiB": [], "totals MiB": []}
     done, begun = 0, time.monotonic()

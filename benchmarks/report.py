@@ -92,7 +92,8 @@ def _figures(results: Figures) -> str:
     ]
     rows += [
         (
-            f"a day at 50 changes/s ({day['changes']:,} changes) in {day['seconds'] / 60:.0f} minutes, in eight parts",
+            f"what {day['changes'] / 180_000:.0f} hours at 50 changes/s bring ({day['changes']:,} changes), in "
+            f"{day['seconds'] / 60:.0f} minutes and eight parts",
             f"exporter {_listed(day['MiB'], 0)} MiB; journal {_listed(day['journal MiB'], 0)}, its index "
             f"{_listed(day['index MiB'], 0)}, totals {_listed(day['totals MiB'], 1)} MiB",
         ),
