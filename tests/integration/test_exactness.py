@@ -1,5 +1,6 @@
 """Every metric reaches /metrics with the value that an independent recount in SQL gives."""
 
+import anyio
 import pytest
 from tests.conftest import Database
 from tests.support import assert_exact, exporting, page_of, samples, settled, value
@@ -66,6 +67,28 @@ async def test_no_correction_without_a_fault(installed: Database) -> None:
     assert reconciles > 20
     corrections = {key: n for key, n in samples(page).items() if key[0] == "mfg_notify_reconcile_corrections_total"}
     assert corrections == {}
+
+
+async def test_a_standby_with_an_old_state_looks_at_nothing(installed: Database) -> None:
+    """It has led before its connection broke; what it would read now would be stale when it leads again."""
+    looks = "mfg_notify_reconcile_duration_seconds_count"
+    pings = "mfg_notify_listener_roundtrip_seconds_count"
+    with installed.connect() as other:
+        other.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
+        async with exporting(installed.dsn, reconcile_interval=0.1) as exporter:
+            other.execute(
+                """WITH taken AS (
+                       UPDATE mfg_notify.owner
+                       SET who = 'another', backend_pid = pg_backend_pid(), beat = clock_timestamp() RETURNING 1)
+                   SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a, taken
+                   WHERE a.application_name = 'mfg-notify' AND a.datname = current_database()"""
+            )
+            await exporter.wait_until(lambda state: state.standby)
+            before = value(page_of(exporter), looks), value(page_of(exporter), pings) or 0
+            while (value(page_of(exporter), pings) or 0) < before[1] + 2:
+                other.execute("UPDATE mfg_notify.owner SET beat = clock_timestamp()")
+                await anyio.sleep(0.02)
+            assert value(page_of(exporter), looks) == before[0]
 
 
 async def test_disabled_triggers_show_as_corrections(installed: Database) -> None:
