@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 STATISTICS_LAG = 12
 """Seconds until a session that has come to rest has added to the server's own counts."""
 CHANGES_A_TRANSACTION = 10
-"""In day.sql, which is about changes and not about commits."""
+"""Where it is about changes and not about commits."""
 HISTORIES = (10_000, 1_000_000, 5_000_000)
 
 
@@ -374,6 +374,8 @@ def wal(stage: Stage, say: Say, *, changes: int = 5_000) -> Figures:
 def a_day(stage: Stage, say: Say, *, changes: int) -> Figures:
     """As many changes as hours at 50 a second bring, as fast as they go: memory, journal and index in eight parts."""
     stage.make_game("day", triggers=True)
+    script = stage.scratch / "day.sql"
+    script.write_text(_many_changes((Path(__file__).parent / "change.sql").read_text(encoding="utf-8")))
     found: Figures = {"MiB": [], "journal MiB": [], "index MiB": [], "totals MiB": []}
     done, begun = 0, time.monotonic()
     with stage.exporter("day") as exporter:
@@ -381,7 +383,7 @@ def a_day(stage: Stage, say: Say, *, changes: int) -> Figures:
             part = min(changes - done, changes // 8 + 1)
             written = 0
             while written < part:
-                written += CHANGES_A_TRANSACTION * len(stage.write("day", "day.sql", 8, 20).latencies)
+                written += CHANGES_A_TRANSACTION * len(stage.write("day", str(script), 8, 20).latencies)
             done += written
             for name, relation in (
                 ("journal MiB", "mfg_notify.event"), ("index MiB", "mfg_notify.event_pkey"),
@@ -395,3 +397,15 @@ def a_day(stage: Stage, say: Say, *, changes: int) -> Figures:
             say(f"a day: {done} of {changes} changes, {exporter.memory_mib:.0f} MiB")
         found["polling"] = exporter.number("mfg_notify_polling")
     return found | {"changes": done, "seconds": time.monotonic() - begun}
+
+
+def _many_changes(script: str) -> str:
+    """Return the script of one change as many in a transaction, in the order of rows: no two wait for each other."""
+    parts = (
+        script.replace(
+            "random(1, :tasks)", f"random({n} * :tasks / {CHANGES_A_TRANSACTION} + 1, "
+            f"{n + 1} * :tasks / {CHANGES_A_TRANSACTION})"
+        )
+        for n in range(CHANGES_A_TRANSACTION)
+    )  # fmt: skip
+    return "BEGIN;\n" + "".join(parts) + "COMMIT;\n"

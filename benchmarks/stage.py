@@ -112,7 +112,7 @@ class Stage:
             connection.execute("CHECKPOINT")
 
     def write(self, database: str, script: str, clients: int, seconds: float, rate: float | None = None) -> Writing:
-        """Let pgbench play a script of this folder: prepared statements, `clients` at once, as fast as they can.
+        """Let pgbench play a script, of this folder or by its path: prepared, `clients` at once, as fast as they can.
 
         With a `rate` they send so many transactions a second together, at random times.
         """
