@@ -26,7 +26,7 @@ from mfg_notify.postgres.doctor import Finding, _connect, examine
 
 EVERYTHING = [
     *("connection", "server", "primary", "clock", "delivery", "queue", "game", "installation", "rights"),
-    *("excess", "version", "columns", "triggers", "notify", "exporter", "backlog", "losses"),
+    *("excess", "version", "columns", "triggers", "notify", "exporter", "backlog", "losses", "idle"),
 ]
 
 RIGHT = "r1ght-s3cr3t"
@@ -525,3 +525,20 @@ def test_losses(installed: Database) -> None:
     assert finding.verdict == "warning"
     assert "the events of 1 statement were given up" in finding.message
     assert "mfg-notify did not record" in str(finding.remedy)
+
+
+def test_idle_columns(installed: Database) -> None:
+    assert "too few to tell" in examined(installed.dsn)["idle"].message
+    with installed.connect() as connection:
+        connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
+        connection.execute(
+            """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
+               SELECT 't' || n, 1, 'SELL', 'PENDING', 'G' FROM generate_series(1, 1000) n"""
+        )
+        connection.execute("UPDATE manufacturing_tasks SET assigned_ship = 'S-1', status = 'ASSIGNED' WHERE id = 't1'")
+        with ExporterProcess(installed.dsn) as exporter:
+            exporter.wait_ready()
+    finding = examined(installed.dsn)["idle"]
+    assert finding.verdict == "ok"
+    assert "manufacturing_pipeline_completed_total (pipelines.status)" in finding.message
+    assert "manufacturing_task_assignments_total" not in finding.message

@@ -16,6 +16,7 @@ import psycopg
 from psycopg import errors, sql
 from psycopg.conninfo import conninfo_to_dict
 
+from mfg_notify.core.catalogue import COUNTERS, HISTOGRAMS
 from mfg_notify.core.events import VERSION
 from mfg_notify.errors import AccessDenied, DatabaseError, DatabaseUnavailable, SchemaNotReady
 from mfg_notify.postgres import migrations
@@ -41,6 +42,9 @@ MINUTES_ARE_PLAIN = 120
 """Up to here a duration is said in this unit."""
 NAMED_MAXIMUM = 6
 """Things that a line names one by one."""
+
+EVENTS_THAT_TELL = 1000
+"""Events after which a column that has never moved a metric looks idle."""
 
 TABLES = 3
 """Of the game, with triggers of ours."""
@@ -430,6 +434,21 @@ def _check_losses(examination: _Examination) -> _Answer:
     return _Answer("ok", "no statement's events were given up")
 
 
+def _check_idle(examination: _Examination) -> _Answer:
+    # Some of the game's daemons have left columns idle; that is no fault, but explains a metric that stays at 0.
+    [(moved, events)] = examination.ask("doctor_moved")
+    if events < EVENTS_THAT_TELL:
+        return _Answer("ok", f"{events} events so far: too few to tell which columns the game leaves alone")
+    idle = [
+        f"{metric.name} ({metric.source})"
+        for metric in (*COUNTERS, *HISTOGRAMS)
+        if metric.name not in moved and f"{metric.name}_bucket" not in moved
+    ]
+    if idle:
+        return _Answer("ok", f"never moved since the installation: {_several(idle)}; the game leaves its columns alone")
+    return _Answer("ok", "every counter has moved since the installation")
+
+
 def _check_excess(examination: _Examination) -> _Answer:
     [(superuser, reads_players, writes)] = examination.ask("doctor_excess_rights", schema=examination.schema)
     role, schema = examination.role, examination.schema
@@ -463,6 +482,7 @@ _CHECKS: tuple[tuple[str, tuple[str, ...], Callable[[_Examination], _Answer]], .
     ("exporter", ("version", "primary"), _check_exporter),
     ("backlog", ("version", "primary"), _check_backlog),
     ("losses", ("version",), _check_losses),
+    ("idle", ("version", "rights"), _check_idle),
 )
 """Name, the checks without which it would say nothing new, and the check itself; in the order of their lines."""
 

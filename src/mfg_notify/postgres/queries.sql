@@ -303,6 +303,11 @@ SELECT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
              WHERE has_table_privilege(oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
                 OR has_any_column_privilege(oid, 'INSERT, UPDATE') ORDER BY relname)
 
+-- name: doctor_moved
+-- Metrics that have counted anything since the installation, and how many events there were.
+SELECT ARRAY(SELECT DISTINCT metric FROM mfg_notify.total WHERE n <> 0),
+       (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM mfg_notify.event_id_seq)
+
 -- name: doctor_quiet
 -- Whether the exporter has told the triggers not to notify for now.
 SELECT last_value = 1 FROM mfg_notify.quiet
