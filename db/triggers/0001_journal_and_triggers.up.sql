@@ -263,8 +263,8 @@ $$;
 --
 -- A row trigger looks at each row and keeps the events in a setting that ends with the transaction; the statement
 -- trigger that follows writes them to the journal. Row triggers alone would need a subtransaction with a number of its
--- own for each row that they write; statement triggers with transition tables cost more than twice as much for the
--- statement of one row, which nearly all are (benchmarks/, docs/performance.md).
+-- own for each row that they write; statement triggers with transition tables cost half as much again for the statement of
+-- one row, which nearly all are, and twice as much where nothing watched changes (docs/performance.md).
 
 -- Writes events, one a line, to the journal, and announces them unless that could hurt the game: a full notification
 -- queue fails the COMMIT of whoever notifies, where nothing can be caught any more. So nothing is sent from a quarter
