@@ -155,6 +155,15 @@ async def test_it_sleeps_once_everybody_who_was_quiet_has_ended(installed: Datab
         assert exporter.state.folds == folds
 
 
+async def test_first_event_of_all_after_many_empty_folds(installed: Database, game: psycopg.Connection) -> None:
+    """An id that a new sequence names as its last, and has not given out yet, is still to come."""
+    async with exporting(installed, Policy.NEVER) as exporter:
+        empty = exporter.state.folds + 5
+        await exporter.wait_until(lambda state: state.folds >= empty)
+        insert(game, 1)
+        await reached(exporter, lambda page: applied(page) == 1)
+
+
 async def test_never_means_never(installed: Database, game: psycopg.Connection) -> None:
     with overhearing(installed) as heard:
         async with exporting(installed, Policy.NEVER) as exporter:

@@ -66,7 +66,7 @@ UPDATE mfg_notify.owner SET who = NULL WHERE who = %(who)s
 UPDATE mfg_notify.owner SET generation = generation + 1, beat = clock_timestamp()
 WHERE who = %(who)s
 RETURNING generation, pg_current_xact_id()::text::bigint, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
-          (SELECT last_value FROM mfg_notify.event_id_seq)
+          (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM mfg_notify.event_id_seq)
 
 -- name: hush
 -- Within a fold, so that only who holds the lease can say it: the triggers are not to notify. In force at once, in
