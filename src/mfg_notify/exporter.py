@@ -636,8 +636,9 @@ class Exporter:
         now = self.database_now()
         for (table, operation), n in Counter((event.table, event.change.operation) for event in events).items():
             self.telemetry.events_applied.labels(table, operation).inc(n)
+        observe = self.telemetry.event_delay.observe
         for event in events:
-            self.telemetry.event_delay.observe(max(0, now - event.at) / MICROSECONDS_PER_SECOND)
+            observe(max(0, now - event.at) / MICROSECONDS_PER_SECOND)
 
     async def _take_snapshot(self, session: _Session) -> None:
         """Read the live rows; they wait for the fence of the next fold."""

@@ -155,8 +155,11 @@ async def test_it_sleeps_once_everybody_who_was_quiet_has_ended(installed: Datab
         assert exporter.state.folds == folds
 
 
-async def test_first_event_of_all_after_many_empty_folds(installed: Database, game: psycopg.Connection) -> None:
+async def test_first_event_of_all_after_many_empty_folds(
+    installed: Database, game: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An id that a new sequence names as its last, and has not given out yet, is still to come."""
+    monkeypatch.setattr(attention, "POLL_LONGEST", attention.POLL_SHORTEST)
     async with exporting(installed, Policy.NEVER) as exporter:
         empty = exporter.state.folds + 5
         await exporter.wait_until(lambda state: state.folds >= empty)

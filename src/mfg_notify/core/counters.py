@@ -24,25 +24,24 @@ class Settlement:
     sightings: dict[tuple[str, int, str], int] = field(default_factory=dict)
     """Latest time (epoch microseconds) by kind, player and key."""
 
-    def add(self, event: Event) -> None:
-        """Add one event; ids rise."""
-        summed = self.increments
-        for key, n in increments(event):
-            summed[key] = summed.get(key, 0) + n
-        done = completion(event)
-        if done is not None:
-            self.completions[done.pipeline_id] = done
-        for kind, player_id, name, at in sightings(event):
-            place = (kind, player_id, name)
-            if at > self.sightings.get(place, -1):
-                self.sightings[place] = at
+    def add(self, events: Iterable[Event]) -> None:
+        """Add events; the ids of one row rise."""
+        summed, seen = self.increments, self.sightings
+        for event in events:
+            for key, n in increments(event):
+                summed[key] = summed.get(key, 0) + n
+            done = completion(event)
+            if done is not None:
+                self.completions[done.pipeline_id] = done
+            for place, at in sightings(event):
+                if at > seen.get(place, -1):
+                    seen[place] = at
 
 
 def settle(events: Iterable[Event]) -> Settlement:
-    """Sum up events that come in order of id."""
+    """Sum up events; the ids of one row rise."""
     settlement = Settlement()
-    for event in events:
-        settlement.add(event)
+    settlement.add(events)
     return settlement
 
 

@@ -113,7 +113,10 @@ class Event(Struct, frozen=True, gc=False):
     @property
     def table(self) -> str:
         """`pipeline`, `task` or `factory`."""
-        return str(self.change.__struct_config__.tag)
+        return _TABLES[type(self.change)]
+
+
+_TABLES = {kind: str(kind.__struct_config__.tag) for kind in (PipelineChange, TaskChange, FactoryChange)}
 
 
 class _Payload(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):

@@ -5,7 +5,7 @@ events give the same numbers. Gauges are not here: they are functions of the liv
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from mfg_notify.core import catalogue
@@ -28,13 +28,9 @@ class Completion(NamedTuple):
     profit: int | None
 
 
-class Sighting(NamedTuple):
-    """When something was last seen: kind `task_type` (a start), `ship` (on a task) or `player` (any event)."""
-
-    kind: str
-    player_id: int
-    key: str
-    at: int
+Sighting = tuple[tuple[str, int, str], int]
+"""When something was last seen, in epoch microseconds. What: kind `task_type` (a start), `ship` (on a task) or `player`
+(any event), player, key."""
 
 
 _SUPPLY = frozenset(SUPPLY_LEVELS)
@@ -149,6 +145,7 @@ def bucket(metric: Metric, value: int) -> str:
     return str(bounds[place]) if place < len(bounds) else "+Inf"
 
 
+@lru_cache(maxsize=1_000)
 def cost_type(task_type: str) -> str:
     """Return the cost_type of a task type; new task types appear, so it goes by how the word begins."""
     for prefix, kind in _COST_TYPES:
@@ -174,19 +171,18 @@ def completion(event: Event) -> Completion | None:
     return None
 
 
-def sightings(event: Event) -> Iterator[Sighting]:
-    """Yield what was seen: the player, the ship that holds the task, the start of a task type."""
+def sightings(event: Event) -> list[Sighting]:
+    """Return what was seen: the player, the ship that holds the task, the start of a task type."""
     change = event.change
     image = change.new or change.old
     if image is None:
-        return
-    yield Sighting("player", image.player_id, "", event.at)
-    if not isinstance(change, TaskChange) or change.new is None:
-        return
-    new = change.new
-    if new.assigned_ship is not None:
-        yield Sighting("ship", new.player_id, new.assigned_ship, event.at)
-    if new.status == "EXECUTING" and (change.old is None or change.old.status != "EXECUTING"):
-        yield Sighting(
-            "task_type", new.player_id, new.task_type, event.at if new.started_at is None else new.started_at
-        )
+        return []
+    found = [(("player", image.player_id, ""), event.at)]
+    if isinstance(change, TaskChange) and change.new is not None:
+        new = change.new
+        if new.assigned_ship is not None:
+            found.append((("ship", new.player_id, new.assigned_ship), event.at))
+        if new.status == "EXECUTING" and (change.old is None or change.old.status != "EXECUTING"):
+            at = event.at if new.started_at is None else new.started_at
+            found.append((("task_type", new.player_id, new.task_type), at))
+    return found

@@ -12,7 +12,7 @@ import structlog
 from psycopg.rows import TupleRow
 
 from mfg_notify.core.catalogue import SETTLED_LABELS
-from mfg_notify.core.counters import Settlement, settle
+from mfg_notify.core.counters import Settlement
 from mfg_notify.core.events import VERSION, Event, decode_change
 from mfg_notify.core.factory_floor import Memory
 from mfg_notify.core.rules import Completion, SampleKey
@@ -22,6 +22,8 @@ from mfg_notify.postgres.queries import QUERY
 
 CHUNK = 10_000
 """Events folded in one transaction."""
+PARTS = 4
+"""Statements that take them: while one part is settled here, the server is at work on the next."""
 
 FENCE = "fence "
 """Payload that ends a fold: `fence ` and its generation. It counts only from one's own backend."""
@@ -31,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """One committed fold. `events` are in order of id; `malformed` rows were taken out and counted as nothing."""
+    """One committed fold. `events` of one row of the game are in order of id; `malformed` rows count as nothing."""
 
     generation: int
     events: list[Event]
@@ -95,38 +97,61 @@ async def fold(
             beginning = await connection.execute(QUERY["begin_fold"], {"who": who})
             if hush:
                 await connection.execute(QUERY["hush"], {"who": who})
-            taking = await connection.execute(
-                QUERY["take_events"], {"version": VERSION, "chunk": chunk, "after": after}
-            )
+            part = -(-chunk // PARTS)
+            take = {"version": VERSION, "chunk": part, "after": after}
+            takings = [await connection.execute(QUERY["take_events"], take)]
             begun = await beginning.fetchone()
             if begun is None:
                 raise psycopg.Rollback
             generation, xid, oldest, last_id = begun
-            rows = sorted(await taking.fetchall())
-            events, malformed = _decode(rows)
-            settlement = settle(events)
-            if rows:
-                await _save(connection, settlement)
-                await connection.execute(QUERY["mark_folded"], {"id": rows[-1][0]})
+            rows = await takings[0].fetchall()
+            if len(rows) == part:
+                for taken in range(part, chunk, part):
+                    limit = {"chunk": min(part, chunk - taken)}
+                    takings.append(await connection.execute(QUERY["take_events"], take | limit))
+            found = _Found()
+            found.add(rows)
+            for taking in takings[1:]:
+                found.add(await taking.fetchall())
+            if found.rows:
+                await _save(connection, found.settlement)
+                await connection.execute(QUERY["mark_folded"], {"id": found.last_id})
             await connection.execute(QUERY["fence"], {"channel": channel, "fence": f"{FENCE}{generation}"})
-            drained = len(rows) < chunk
-            fold = Fold(generation, events, settlement, malformed, drained, xid, oldest, last_id)
+            drained = found.rows < chunk
+            fold = Fold(generation, found.events, found.settlement, len(found.malformed), drained, xid, oldest, last_id)
+    if n := len(found.malformed):
+        # Not why: that would repeat what is in the row.
+        log.warning("journal rows are not events; they count as nothing", rows=n, last_id=found.malformed[-1])
     return fold
 
 
-def _decode(rows: list[TupleRow]) -> tuple[list[Event], int]:
-    events: list[Event] = []
-    malformed = 0
-    for number, xid, at, body in rows:
-        try:
-            events.append(Event(number, xid, at, decode_change(body)))
-        except MalformedEvent:
-            malformed += 1
-            last = number
-    if malformed:
-        # Not why: that would repeat what is in the row.
-        log.warning("journal rows are not events; they count as nothing", rows=malformed, last_id=last)
-    return events, malformed
+class _Found:
+    """What the parts of a fold have brought so far.
+
+    The events of one row of the game come in order of id, within a part and from part to part: that row's lock has put
+    their transactions in order.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.last_id = -1
+        self.events: list[Event] = []
+        self.malformed: list[int] = []
+        self.settlement = Settlement()
+
+    def add(self, rows: list[TupleRow]) -> None:
+        """Decode and settle a part."""
+        rows.sort()
+        events = []
+        for number, xid, at, body in rows:
+            try:
+                events.append(Event(number, xid, at, decode_change(body)))
+            except MalformedEvent:
+                self.malformed.append(number)
+        self.rows += len(rows)
+        self.last_id = max(self.last_id, rows[-1][0] if rows else -1)
+        self.events += events
+        self.settlement.add(events)
 
 
 async def _save(connection: Connection, settlement: Settlement) -> None:
