@@ -261,10 +261,18 @@ $$;
 -- The breaker is a setting that ends with the transaction: its number and ':count', or ':silent' where not even the
 -- counter can be had. What follows a failure uses nothing of ours, for that may be what has failed.
 --
--- A row trigger looks at each row and keeps the events in a setting that ends with the transaction; the statement
--- trigger that follows writes them to the journal. Row triggers alone would need a subtransaction with a number of its
--- own for each row that they write; statement triggers with transition tables cost half as much again for the statement of
--- one row, which nearly all are, and twice as much where nothing watched changes (docs/performance.md).
+-- A row trigger looks at each row and writes the first event of a transaction at once. Others it keeps, in a setting
+-- that ends with the transaction, for the statement trigger that follows: each write is a subtransaction with a number
+-- of its own, and a row trigger that wrote them all would need one for each row. Statement triggers with transition
+-- tables cost half as much again for the statement of one row, which nearly all are, and twice as much where nothing
+-- watched changes. What is dear is to set up functions and expressions, once a transaction each. So there are few, and
+-- of an old image the times, which no number asks for, are left out (docs/performance.md).
+
+-- How many events no exporter has folded, NULL before the first.
+CREATE OR REPLACE FUNCTION mfg_notify.backlog() RETURNS bigint
+LANGUAGE sql AS $$
+    SELECT pg_sequence_last_value('mfg_notify.event_id_seq') - coalesce(pg_sequence_last_value('mfg_notify.folded'), 0)
+$$;
 
 -- Writes events, one a line, to the journal, and announces them unless that could hurt the game: a full notification
 -- queue fails the COMMIT of whoever notifies, where nothing can be caught any more. So nothing is sent from a quarter
@@ -282,6 +290,10 @@ DECLARE
     setting   text := current_setting('mfg_notify.announced', true);
     announced bigint := 1 + length(events) - length(replace(events, E'\n', ''));
 BEGIN
+    -- An exporter that never comes back must not fill the disk.
+    IF mfg_notify.backlog() > 5000000 THEN
+        RAISE EXCEPTION 'the journal holds 5000000 events that no exporter has folded';
+    END IF;
     IF pg_sequence_last_value('mfg_notify.quiet') = 1 OR pg_notification_queue_usage() >= 0.25 THEN
         INSERT INTO mfg_notify.event (body) SELECT * FROM string_to_table(events, E'\n');
         RETURN;
@@ -311,30 +323,24 @@ BEGIN
 END
 $$;
 
--- Keeps the event of a row until the statement ends; what has become long is written. A changed key is a delete and an
--- insert.
-CREATE OR REPLACE FUNCTION mfg_notify.keep(
-    word text, op text, old_key text, new_key text, old_image json, new_image json
-) RETURNS text
+-- Takes the event of a row. The first one of a transaction is written at once, for most have no other. The others are
+-- kept until their statement ends, or until they are long. What is kept is '-' and a line for each event; '-' alone
+-- says that one has been written.
+CREATE OR REPLACE FUNCTION mfg_notify.keep(event json) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    kept  text := current_setting('mfg_notify.kept', true);
-    event text;
+    kept text := current_setting('mfg_notify.kept', true);
 BEGIN
-    IF old_key <> new_key THEN
-        event := json_build_array(word, 'D', old_key, old_image, NULL)::text || E'\n'
-                 || json_build_array(word, 'I', new_key, NULL, new_image)::text;
+    IF coalesce(kept, '') = '' THEN
+        PERFORM mfg_notify.record(event::text, false);
+        kept := '-';
+    ELSIF length(kept) > 4000 THEN
+        PERFORM mfg_notify.record(substr(kept, 3), true);
+        kept := E'-\n' || event;
     ELSE
-        event := json_build_array(word, left(op, 1), coalesce(new_key, old_key), old_image, new_image);
+        kept := kept || E'\n' || event;
     END IF;
-    IF kept <> '' THEN
-        IF length(kept) > 4000 THEN
-            PERFORM mfg_notify.record(kept, true);
-        ELSE
-            event := kept || E'\n' || event;
-        END IF;
-    END IF;
-    RETURN set_config('mfg_notify.kept', event, true);
+    PERFORM set_config('mfg_notify.kept', kept, true);
 END
 $$;
 
@@ -342,7 +348,7 @@ CREATE OR REPLACE FUNCTION mfg_notify.statement_ended() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '25ms' AS $$
 DECLARE
-    kept    text := current_setting('mfg_notify.kept', true);
+    kept    text := substr(current_setting('mfg_notify.kept', true), 3);
     breaker text := current_setting('mfg_notify.skip', true);
     reason  text;
 BEGIN
@@ -351,27 +357,20 @@ BEGIN
                                                     WHEN 'manufacturing_tasks' THEN 'task' ELSE 'factory' END,
                                  'T', '', NULL, NULL);
     END IF;
-    IF breaker <> '' AND starts_with(breaker, pg_current_xact_id()::text || ':') THEN
-        kept := '';
-    ELSE
-        breaker := '';
+    IF breaker <> '' THEN
+        IF starts_with(breaker, pg_current_xact_id()::text || ':') THEN
+            kept := '';
+        ELSE
+            breaker := '';
+        END IF;
     END IF;
-    IF coalesce(kept, '') = '' AND breaker NOT LIKE '%:count' THEN
+    IF coalesce(kept, '') = '' AND coalesce(breaker, '') NOT LIKE '%:count' THEN
         RETURN NULL;
     END IF;
     BEGIN
         IF kept <> '' THEN
-            -- An exporter that never comes back must not fill the disk.
-            IF pg_sequence_last_value('mfg_notify.event_id_seq')
-                    - coalesce(pg_sequence_last_value('mfg_notify.folded'), 0) > 5000000 THEN
-                RAISE EXCEPTION 'the journal holds 5000000 events that no exporter has folded';
-            END IF;
-            IF pg_sequence_last_value('mfg_notify.quiet') = 1 AND strpos(kept, E'\n') = 0 THEN
-                INSERT INTO mfg_notify.event (body) VALUES (kept);
-            ELSE
-                PERFORM mfg_notify.record(kept, false);
-            END IF;
-            kept := set_config('mfg_notify.kept', '', true);
+            PERFORM mfg_notify.record(kept, false);
+            kept := set_config('mfg_notify.kept', '-', true);
             RETURN NULL;
         END IF;
     EXCEPTION WHEN serialization_failure THEN
@@ -395,20 +394,42 @@ BEGIN
 END
 $$;
 
+-- Takes the event of a row that is given as JSON: slower, and whatever the types of its columns. A changed key is a
+-- delete and an insert.
+CREATE OR REPLACE FUNCTION mfg_notify.keep_pipeline(op text, old_row jsonb, new_row jsonb) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    old_image json;
+    new_image json;
+BEGIN
+    IF NOT coalesce(new_row, old_row) ?& string_to_array(
+            'id player_id product_good status total_cost total_revenue net_profit started_at completed_at', ' ') THEN
+        RAISE EXCEPTION 'a column is missing';
+    END IF;
+    old_image := mfg_notify.pipeline_image_of(old_row - '{started_at,completed_at}'::text[]);
+    new_image := mfg_notify.pipeline_image_of(new_row);
+    IF old_row ->> 'id' <> new_row ->> 'id' THEN
+        PERFORM mfg_notify.keep(json_build_array('pipeline', 'D', old_row ->> 'id', old_image, NULL));
+        PERFORM mfg_notify.keep(json_build_array('pipeline', 'I', new_row ->> 'id', NULL, new_image));
+    ELSIF mfg_notify.pipeline_image_of(old_row)::text IS DISTINCT FROM new_image::text THEN
+        PERFORM mfg_notify.keep(
+            json_build_array('pipeline', op, coalesce(new_row, old_row) ->> 'id', old_image, new_image));
+    END IF;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION mfg_notify.pipeline_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '25ms' AS $$
 DECLARE
-    breaker   text := current_setting('mfg_notify.skip', true);
-    old_image json;
-    new_image json;
-    old_row   jsonb;
-    new_row   jsonb;
-    kept      text;
-    reason    text;
+    event  json;
+    kept   text;
+    reason text;
 BEGIN
-    IF breaker <> '' AND starts_with(breaker, pg_current_xact_id()::text || ':') THEN
-        RETURN NULL;
+    IF current_setting('mfg_notify.skip', true) <> '' THEN
+        IF starts_with(current_setting('mfg_notify.skip', true), pg_current_xact_id()::text || ':') THEN
+            RETURN NULL;
+        END IF;
     END IF;
     IF TG_OP = 'UPDATE' AND (
             OLD.id, OLD.player_id, OLD.product_good, OLD.status, OLD.total_cost, OLD.total_revenue, OLD.net_profit,
@@ -422,17 +443,26 @@ BEGIN
     IF TG_OP = 'DELETE' AND OLD.status NOT IN ('PLANNING', 'EXECUTING') THEN
         RETURN NULL;
     END IF;
-    IF TG_OP <> 'INSERT' THEN
-        old_image := mfg_notify.pipeline_image(
+    IF OLD.id <> NEW.id THEN
+        PERFORM mfg_notify.keep_pipeline('U', to_jsonb(OLD), to_jsonb(NEW));
+        RETURN NULL;
+    END IF;
+    event := json_build_array(
+        'pipeline', left(TG_OP, 1), coalesce(NEW.id, OLD.id),
+        CASE WHEN TG_OP <> 'INSERT' THEN mfg_notify.pipeline_image(
             OLD.player_id, OLD.product_good, OLD.status, OLD.total_cost, OLD.total_revenue, OLD.net_profit,
-            OLD.started_at, OLD.completed_at);
-    END IF;
-    IF TG_OP <> 'DELETE' THEN
-        new_image := mfg_notify.pipeline_image(
+            NULL, NULL) END,
+        CASE WHEN TG_OP <> 'DELETE' THEN mfg_notify.pipeline_image(
             NEW.player_id, NEW.product_good, NEW.status, NEW.total_cost, NEW.total_revenue, NEW.net_profit,
-            NEW.started_at, NEW.completed_at);
+            NEW.started_at, NEW.completed_at) END);
+    IF coalesce(current_setting('mfg_notify.kept', true), '') = '' AND mfg_notify.backlog() <= 5000000
+            AND pg_sequence_last_value('mfg_notify.quiet') = 1 THEN
+        -- What keep() comes to then, without the calls.
+        INSERT INTO mfg_notify.event (body) VALUES (event);
+        kept := set_config('mfg_notify.kept', '-', true);
+    ELSE
+        PERFORM mfg_notify.keep(event);
     END IF;
-    kept := mfg_notify.keep('pipeline', TG_OP, OLD.id, NEW.id, old_image, new_image);
     RETURN NULL;
 EXCEPTION WHEN serialization_failure THEN
     RAISE;
@@ -441,17 +471,9 @@ WHEN OTHERS THEN
     -- A column has got another type since this session has planned the above. By way of JSON types do not matter.
     IF SQLSTATE = '42804' THEN
         BEGIN
-            old_row := CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END;
-            new_row := CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END;
-            IF NOT coalesce(new_row, old_row) ?& string_to_array(
-                'id player_id product_good status total_cost total_revenue net_profit started_at completed_at', ' ') THEN
-                RAISE EXCEPTION 'a column is missing';
-            END IF;
-            old_image := mfg_notify.pipeline_image_of(old_row);
-            new_image := mfg_notify.pipeline_image_of(new_row);
-            IF (old_row ->> 'id', old_image::text) IS DISTINCT FROM (new_row ->> 'id', new_image::text) THEN
-                kept := mfg_notify.keep('pipeline', TG_OP, old_row ->> 'id', new_row ->> 'id', old_image, new_image);
-            END IF;
+            PERFORM mfg_notify.keep_pipeline(
+                left(TG_OP, 1), CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END,
+                CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END);
             RETURN NULL;
         EXCEPTION WHEN serialization_failure THEN
             RAISE;
@@ -469,20 +491,41 @@ WHEN OTHERS THEN
 END
 $$;
 
+CREATE OR REPLACE FUNCTION mfg_notify.keep_task(op text, old_row jsonb, new_row jsonb) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    old_image json;
+    new_image json;
+BEGIN
+    IF NOT coalesce(new_row, old_row) ?& string_to_array(
+            'id player_id task_type status assigned_ship retry_count total_cost total_revenue ready_at'
+            ' started_at completed_at', ' ') THEN
+        RAISE EXCEPTION 'a column is missing';
+    END IF;
+    old_image := mfg_notify.task_image_of(old_row - '{ready_at,started_at,completed_at}'::text[]);
+    new_image := mfg_notify.task_image_of(new_row);
+    IF old_row ->> 'id' <> new_row ->> 'id' THEN
+        PERFORM mfg_notify.keep(json_build_array('task', 'D', old_row ->> 'id', old_image, NULL));
+        PERFORM mfg_notify.keep(json_build_array('task', 'I', new_row ->> 'id', NULL, new_image));
+    ELSIF mfg_notify.task_image_of(old_row)::text IS DISTINCT FROM new_image::text THEN
+        PERFORM mfg_notify.keep(
+            json_build_array('task', op, coalesce(new_row, old_row) ->> 'id', old_image, new_image));
+    END IF;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION mfg_notify.task_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '25ms' AS $$
 DECLARE
-    breaker   text := current_setting('mfg_notify.skip', true);
-    old_image json;
-    new_image json;
-    old_row   jsonb;
-    new_row   jsonb;
-    kept      text;
-    reason    text;
+    event  json;
+    kept   text;
+    reason text;
 BEGIN
-    IF breaker <> '' AND starts_with(breaker, pg_current_xact_id()::text || ':') THEN
-        RETURN NULL;
+    IF current_setting('mfg_notify.skip', true) <> '' THEN
+        IF starts_with(current_setting('mfg_notify.skip', true), pg_current_xact_id()::text || ':') THEN
+            RETURN NULL;
+        END IF;
     END IF;
     IF TG_OP = 'UPDATE' AND (
             OLD.id, OLD.player_id, OLD.task_type, OLD.status, OLD.assigned_ship, OLD.retry_count, OLD.total_cost,
@@ -496,17 +539,26 @@ BEGIN
     IF TG_OP = 'DELETE' AND OLD.status NOT IN ('PENDING', 'READY', 'ASSIGNED', 'EXECUTING') THEN
         RETURN NULL;
     END IF;
-    IF TG_OP <> 'INSERT' THEN
-        old_image := mfg_notify.task_image(
+    IF OLD.id <> NEW.id THEN
+        PERFORM mfg_notify.keep_task('U', to_jsonb(OLD), to_jsonb(NEW));
+        RETURN NULL;
+    END IF;
+    event := json_build_array(
+        'task', left(TG_OP, 1), coalesce(NEW.id, OLD.id),
+        CASE WHEN TG_OP <> 'INSERT' THEN mfg_notify.task_image(
             OLD.player_id, OLD.task_type, OLD.status, OLD.assigned_ship, OLD.retry_count, OLD.total_cost,
-            OLD.total_revenue, OLD.ready_at, OLD.started_at, OLD.completed_at);
-    END IF;
-    IF TG_OP <> 'DELETE' THEN
-        new_image := mfg_notify.task_image(
+            OLD.total_revenue, NULL, NULL, NULL) END,
+        CASE WHEN TG_OP <> 'DELETE' THEN mfg_notify.task_image(
             NEW.player_id, NEW.task_type, NEW.status, NEW.assigned_ship, NEW.retry_count, NEW.total_cost,
-            NEW.total_revenue, NEW.ready_at, NEW.started_at, NEW.completed_at);
+            NEW.total_revenue, NEW.ready_at, NEW.started_at, NEW.completed_at) END);
+    IF coalesce(current_setting('mfg_notify.kept', true), '') = '' AND mfg_notify.backlog() <= 5000000
+            AND pg_sequence_last_value('mfg_notify.quiet') = 1 THEN
+        -- What keep() comes to then, without the calls.
+        INSERT INTO mfg_notify.event (body) VALUES (event);
+        kept := set_config('mfg_notify.kept', '-', true);
+    ELSE
+        PERFORM mfg_notify.keep(event);
     END IF;
-    kept := mfg_notify.keep('task', TG_OP, OLD.id, NEW.id, old_image, new_image);
     RETURN NULL;
 EXCEPTION WHEN serialization_failure THEN
     RAISE;
@@ -515,18 +567,9 @@ WHEN OTHERS THEN
     -- A column has got another type since this session has planned the above. By way of JSON types do not matter.
     IF SQLSTATE = '42804' THEN
         BEGIN
-            old_row := CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END;
-            new_row := CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END;
-            IF NOT coalesce(new_row, old_row) ?& string_to_array(
-                'id player_id task_type status assigned_ship retry_count total_cost total_revenue ready_at'
-                ' started_at completed_at', ' ') THEN
-                RAISE EXCEPTION 'a column is missing';
-            END IF;
-            old_image := mfg_notify.task_image_of(old_row);
-            new_image := mfg_notify.task_image_of(new_row);
-            IF (old_row ->> 'id', old_image::text) IS DISTINCT FROM (new_row ->> 'id', new_image::text) THEN
-                kept := mfg_notify.keep('task', TG_OP, old_row ->> 'id', new_row ->> 'id', old_image, new_image);
-            END IF;
+            PERFORM mfg_notify.keep_task(
+                left(TG_OP, 1), CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END,
+                CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END);
             RETURN NULL;
         EXCEPTION WHEN serialization_failure THEN
             RAISE;
@@ -544,21 +587,50 @@ WHEN OTHERS THEN
 END
 $$;
 
+CREATE OR REPLACE FUNCTION mfg_notify.keep_factory(op text, old_row jsonb, new_row jsonb) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    old_image json;
+    new_image json;
+    speaks    boolean;
+BEGIN
+    IF NOT coalesce(new_row, old_row) ?& string_to_array(
+            'id player_id factory_symbol output_good pipeline_id required_inputs delivered_inputs'
+            ' current_supply ready_for_collection', ' ') THEN
+        RAISE EXCEPTION 'a column is missing';
+    END IF;
+    IF op = 'U' AND (old_row ->> 'current_supply', old_row ->> 'ready_for_collection')
+            IS DISTINCT FROM (new_row ->> 'current_supply', new_row ->> 'ready_for_collection') THEN
+        speaks := mfg_notify.speaks(
+            (new_row ->> 'id')::bigint, (new_row ->> 'player_id')::bigint, new_row ->> 'factory_symbol',
+            new_row ->> 'output_good', new_row ->> 'pipeline_id');
+    END IF;
+    old_image := mfg_notify.factory_image_of(old_row, NULL);
+    new_image := mfg_notify.factory_image_of(new_row, speaks);
+    IF old_row ->> 'id' <> new_row ->> 'id' THEN
+        PERFORM mfg_notify.keep(json_build_array('factory', 'D', old_row ->> 'id', old_image, NULL));
+        PERFORM mfg_notify.keep(json_build_array('factory', 'I', new_row ->> 'id', NULL, new_image));
+    ELSIF (old_image::text, old_row -> 'required_inputs', old_row -> 'delivered_inputs')
+            IS DISTINCT FROM (new_image::text, new_row -> 'required_inputs', new_row -> 'delivered_inputs') THEN
+        PERFORM mfg_notify.keep(
+            json_build_array('factory', op, coalesce(new_row, old_row) ->> 'id', old_image, new_image));
+    END IF;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION mfg_notify.factory_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '25ms' AS $$
 DECLARE
-    breaker   text := current_setting('mfg_notify.skip', true);
-    old_image json;
-    new_image json;
-    speaks    boolean;
-    old_row   jsonb;
-    new_row   jsonb;
-    kept      text;
-    reason    text;
+    event  json;
+    speaks boolean;
+    kept   text;
+    reason text;
 BEGIN
-    IF breaker <> '' AND starts_with(breaker, pg_current_xact_id()::text || ':') THEN
-        RETURN NULL;
+    IF current_setting('mfg_notify.skip', true) <> '' THEN
+        IF starts_with(current_setting('mfg_notify.skip', true), pg_current_xact_id()::text || ':') THEN
+            RETURN NULL;
+        END IF;
     END IF;
     IF TG_OP = 'UPDATE' AND (
             OLD.id, OLD.player_id, OLD.factory_symbol, OLD.output_good, OLD.pipeline_id, OLD.required_inputs::jsonb,
@@ -568,22 +640,31 @@ BEGIN
             NEW.delivered_inputs::jsonb, NEW.current_supply, NEW.ready_for_collection) THEN
         RETURN NULL;
     END IF;
-    IF TG_OP <> 'INSERT' THEN
-        old_image := mfg_notify.factory_image(
+    IF OLD.id <> NEW.id THEN
+        PERFORM mfg_notify.keep_factory('U', to_jsonb(OLD), to_jsonb(NEW));
+        RETURN NULL;
+    END IF;
+    -- Who speaks matters to transitions and cycles only; the many other saves do not pay for the question.
+    IF TG_OP = 'UPDATE' AND (OLD.current_supply, OLD.ready_for_collection)
+            IS DISTINCT FROM (NEW.current_supply, NEW.ready_for_collection) THEN
+        speaks := mfg_notify.speaks(NEW.id, NEW.player_id, NEW.factory_symbol, NEW.output_good, NEW.pipeline_id);
+    END IF;
+    event := json_build_array(
+        'factory', left(TG_OP, 1), coalesce(NEW.id, OLD.id)::text,
+        CASE WHEN TG_OP <> 'INSERT' THEN mfg_notify.factory_image(
             OLD.player_id, OLD.factory_symbol, OLD.output_good, OLD.pipeline_id, OLD.required_inputs::jsonb,
-            OLD.delivered_inputs::jsonb, OLD.current_supply, OLD.ready_for_collection, NULL);
-    END IF;
-    IF TG_OP <> 'DELETE' THEN
-        -- Who speaks matters to transitions and cycles only; the many other saves do not pay for the question.
-        IF TG_OP = 'UPDATE' AND OLD.id = NEW.id AND (OLD.current_supply, OLD.ready_for_collection)
-                IS DISTINCT FROM (NEW.current_supply, NEW.ready_for_collection) THEN
-            speaks := mfg_notify.speaks(NEW.id, NEW.player_id, NEW.factory_symbol, NEW.output_good, NEW.pipeline_id);
-        END IF;
-        new_image := mfg_notify.factory_image(
+            OLD.delivered_inputs::jsonb, OLD.current_supply, OLD.ready_for_collection, NULL) END,
+        CASE WHEN TG_OP <> 'DELETE' THEN mfg_notify.factory_image(
             NEW.player_id, NEW.factory_symbol, NEW.output_good, NEW.pipeline_id, NEW.required_inputs::jsonb,
-            NEW.delivered_inputs::jsonb, NEW.current_supply, NEW.ready_for_collection, speaks);
+            NEW.delivered_inputs::jsonb, NEW.current_supply, NEW.ready_for_collection, speaks) END);
+    IF coalesce(current_setting('mfg_notify.kept', true), '') = '' AND mfg_notify.backlog() <= 5000000
+            AND pg_sequence_last_value('mfg_notify.quiet') = 1 THEN
+        -- What keep() comes to then, without the calls.
+        INSERT INTO mfg_notify.event (body) VALUES (event);
+        kept := set_config('mfg_notify.kept', '-', true);
+    ELSE
+        PERFORM mfg_notify.keep(event);
     END IF;
-    kept := mfg_notify.keep('factory', TG_OP, OLD.id::text, NEW.id::text, old_image, new_image);
     RETURN NULL;
 EXCEPTION WHEN serialization_failure THEN
     RAISE;
@@ -592,26 +673,9 @@ WHEN OTHERS THEN
     -- A column has got another type since this session has planned the above. By way of JSON types do not matter.
     IF SQLSTATE = '42804' THEN
         BEGIN
-            old_row := CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END;
-            new_row := CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END;
-            IF NOT coalesce(new_row, old_row) ?& string_to_array(
-                'id player_id factory_symbol output_good pipeline_id required_inputs delivered_inputs'
-                ' current_supply ready_for_collection', ' ') THEN
-                RAISE EXCEPTION 'a column is missing';
-            END IF;
-            IF TG_OP = 'UPDATE' AND (old_row ->> 'current_supply', old_row ->> 'ready_for_collection')
-                    IS DISTINCT FROM (new_row ->> 'current_supply', new_row ->> 'ready_for_collection') THEN
-                speaks := mfg_notify.speaks(
-                    (new_row ->> 'id')::bigint, (new_row ->> 'player_id')::bigint, new_row ->> 'factory_symbol',
-                    new_row ->> 'output_good', new_row ->> 'pipeline_id');
-            END IF;
-            old_image := mfg_notify.factory_image_of(old_row, NULL);
-            new_image := mfg_notify.factory_image_of(new_row, speaks);
-            IF (old_row ->> 'id', old_image::text, old_row -> 'required_inputs', old_row -> 'delivered_inputs')
-                    IS DISTINCT FROM
-                    (new_row ->> 'id', new_image::text, new_row -> 'required_inputs', new_row -> 'delivered_inputs') THEN
-                kept := mfg_notify.keep('factory', TG_OP, old_row ->> 'id', new_row ->> 'id', old_image, new_image);
-            END IF;
+            PERFORM mfg_notify.keep_factory(
+                left(TG_OP, 1), CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END,
+                CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END);
             RETURN NULL;
         EXCEPTION WHEN serialization_failure THEN
             RAISE;

@@ -414,8 +414,8 @@ def tail(dsn: str, game_schema: str, *, as_json: bool) -> None:  # noqa: ARG001 
     connects again, and goes on; exit code 1 if it cannot begin.
 
     With --json: {"id": …, "xid": …, "at": …, "table": "pipeline", "task" or "factory", "operation": "insert", "update",
-    "delete" or "truncate", "key": …, "player_id": …, "old": the columns before, or null, "new": the columns after, or
-    null}; and for what is not shown {"not_shown": {"events": …, "first_id": …, "last_id": …, "reason": …}}.
+    "delete" or "truncate", "key": …, "player_id": …, "old": the columns before without times, or null, "new": those
+    after, or null}; and for what is not shown {"not_shown": {"events": …, "first_id": …, "last_id": …, "reason": …}}.
     """
     conninfo = complete_conninfo(dsn, "mfg-notify tail")
     console = Console(highlight=False, soft_wrap=True)

@@ -373,20 +373,20 @@ def as_json(item: Item) -> str:
         "operation": _OPERATIONS[change.operation],
         "key": change.key,
         "player_id": image.player_id if image is not None else None,
-        "old": _columns(change.old),
-        "new": _columns(change.new),
+        "old": None if change.old is None else _columns(change.old, times=False),
+        "new": None if change.new is None else _columns(change.new, times=True),
     }
     return json.dumps(found, ensure_ascii=False)
 
 
-def _columns(image: Image | None) -> dict[str, object] | None:
-    if image is None:
-        return None
-    columns = msgspec.structs.asdict(image)
-    return {
-        name: _time(value).isoformat(timespec="microseconds") if name.endswith("_at") and value is not None else value
-        for name, value in columns.items()
-    }
+def _columns(image: Image, *, times: bool) -> dict[str, object]:
+    columns: dict[str, object] = {}
+    for name, value in msgspec.structs.asdict(image).items():
+        if not name.endswith("_at"):
+            columns[name] = value
+        elif times:
+            columns[name] = None if value is None else _time(value).isoformat(timespec="microseconds")
+    return columns
 
 
 def as_line(item: Item) -> Text:

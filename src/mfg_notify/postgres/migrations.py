@@ -29,7 +29,8 @@ TRIGGERS = 12
 RELATIONS = ("event", "event_id_seq", "total", "recent", "latest", "owner", "settings", "lost", "folded", "quiet")
 FUNCTIONS = (
     *("missing_columns", "microseconds", "pipeline_image", "task_image", "factory_image", "speaks", "record"),
-    *("pipeline_image_of", "task_image_of", "factory_image_of", "keep"),
+    *("pipeline_image_of", "task_image_of", "factory_image_of", "backlog"),
+    *("keep", "keep_pipeline", "keep_task", "keep_factory"),
     *("pipeline_changed", "task_changed", "factory_changed", "statement_ended"),
 )
 """Without one of these the installation is not complete."""
