@@ -135,6 +135,18 @@ def test_totals_stop_at_the_end_of_bigint(installed: Database) -> None:
         assert connection.execute("SELECT n FROM mfg_notify.total").fetchall() == [(highest,)]
 
 
+def test_who_lost_the_lease_folds_nothing(installed: Database) -> None:
+    async def fold() -> journal.Fold | None:
+        async with await psycopg.AsyncConnection.connect(installed.dsn, autocommit=True) as connection:
+            assert await journal.acquire_lease(connection, "one")
+            return await journal.fold(connection, "another", "channel")
+
+    with installed.connect() as connection:
+        connection.execute("INSERT INTO mfg_notify.event (body) VALUES ('junk')")
+        assert anyio.run(fold) is None
+        assert connection.execute("SELECT body FROM mfg_notify.event").fetchall() == [("junk",)]
+
+
 def test_poison_in_the_journal_is_taken_out_and_counted(installed: Database) -> None:
     async def fold() -> journal.Fold | None:
         async with await psycopg.AsyncConnection.connect(installed.dsn, autocommit=True) as connection:

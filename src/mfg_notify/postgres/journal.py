@@ -91,6 +91,7 @@ async def fold(
     read the totals again.
     """
     fold: Fold | None = None
+    found = _Found()
     with translated_errors():
         # In a pipeline: the statements go out together, and only two answers are waited for.
         async with connection.pipeline(), connection.transaction():
@@ -109,7 +110,6 @@ async def fold(
                 for taken in range(part, chunk, part):
                     limit = {"chunk": min(part, chunk - taken)}
                     takings.append(await connection.execute(QUERY["take_events"], take | limit))
-            found = _Found()
             found.add(rows)
             for taking in takings[1:]:
                 found.add(await taking.fetchall())
