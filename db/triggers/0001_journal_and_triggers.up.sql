@@ -132,7 +132,12 @@ VALUES (
     current_setting('max_prepared_transactions')::integer = 0
 ) ON CONFLICT DO NOTHING;
 
--- Statements whose events were given up. A sequence, because nextval survives the rollback of the trigger's work.
+-- A row for each transaction that keeps events for its end: the trigger on it fires there. The exporter clears it; a
+-- crash may.
+CREATE UNLOGGED TABLE IF NOT EXISTS mfg_notify.unfinished (xid xid8 NOT NULL DEFAULT pg_current_xact_id())
+    WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, vacuum_truncate = false);
+
+-- Changes of rows whose events were given up. A sequence, because nextval survives the rollback of the trigger's work.
 CREATE SEQUENCE IF NOT EXISTS mfg_notify.lost MINVALUE 0 START 0;
 -- Highest id that a fold has taken out of the journal: with the journal's sequence it bounds the backlog.
 CREATE SEQUENCE IF NOT EXISTS mfg_notify.folded MINVALUE 0 START 0;
@@ -261,12 +266,13 @@ $$;
 -- The breaker is a setting that ends with the transaction: its number and ':count', or ':silent' where not even the
 -- counter can be had. What follows a failure uses nothing of ours, for that may be what has failed.
 --
--- A row trigger looks at each row and writes the first event of a transaction at once. Others it keeps, in a setting
--- that ends with the transaction, for the statement trigger that follows: each write is a subtransaction with a number
--- of its own, and a row trigger that wrote them all would need one for each row. Statement triggers with transition
--- tables cost half as much again for the statement of one row, which nearly all are, and twice as much where nothing
--- watched changes. What is dear is to set up functions and expressions, once a transaction each. So there are few, and
--- of an old image the times, which no number asks for, are left out (docs/performance.md).
+-- A trigger looks at each row and writes the first event of a transaction at once, for most have no other. Others it
+-- keeps, in a setting that ends with the transaction, for a trigger at the COMMIT: each write is a subtransaction with
+-- a number of its own, and a trigger that wrote them all would need one for each row. A trigger at the end of each
+-- statement costs a sixth more, for the statement of one row too, which nearly all are, and a third more where nothing
+-- watched changes; with transition tables yet more. What is dear is to set up functions and expressions, once a
+-- transaction each. So there are few, and of an old image the times, which no number asks for, are left out
+-- (docs/performance.md).
 
 -- How many events no exporter has folded, NULL before the first.
 CREATE OR REPLACE FUNCTION mfg_notify.backlog() RETURNS bigint
@@ -278,7 +284,7 @@ $$;
 -- queue fails the COMMIT of whoever notifies, where nothing can be caught any more. So nothing is sent from a quarter
 -- full on. And what this very transaction is about to send is not in the queue yet, so a transaction sends at most 100
 -- payloads of less than 2,000 bytes, and one 'fold' instead of those that would be more: that fits into what is left
--- of the smallest queue there can be. A statement whose events are written in portions says 'fold' for all of them.
+-- of the smallest queue there can be. A transaction whose events are written in portions says 'fold' for all of them.
 CREATE OR REPLACE FUNCTION mfg_notify.record(events text, more_follow boolean) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -323,9 +329,9 @@ BEGIN
 END
 $$;
 
--- Takes the event of a row. The first one of a transaction is written at once, for most have no other. The others are
--- kept until their statement ends, or until they are long. What is kept is '-' and a line for each event; '-' alone
--- says that one has been written.
+-- Takes the event of a row. The first one of a transaction is written at once. The others are kept until it ends, or
+-- until they are long. The setting is '-' when one has been written and none is kept, and '+' and a line for each event
+-- that is kept.
 CREATE OR REPLACE FUNCTION mfg_notify.keep(event json) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -333,63 +339,58 @@ DECLARE
 BEGIN
     IF coalesce(kept, '') = '' THEN
         PERFORM mfg_notify.record(event::text, false);
-        kept := '-';
+        PERFORM set_config('mfg_notify.kept', '-', true);
+    ELSIF kept = '-' THEN
+        PERFORM set_config('mfg_notify.kept', E'+\n' || event, true);
+        -- Last: after SET CONSTRAINTS ALL IMMEDIATE it is the end already.
+        INSERT INTO mfg_notify.unfinished DEFAULT VALUES;
     ELSIF length(kept) > 4000 THEN
         PERFORM mfg_notify.record(substr(kept, 3), true);
-        kept := E'-\n' || event;
+        PERFORM set_config('mfg_notify.kept', E'+\n' || event, true);
     ELSE
-        kept := kept || E'\n' || event;
+        PERFORM set_config('mfg_notify.kept', kept || E'\n' || event, true);
     END IF;
-    PERFORM set_config('mfg_notify.kept', kept, true);
 END
 $$;
 
-CREATE OR REPLACE FUNCTION mfg_notify.statement_ended() RETURNS trigger
+-- Writes what a transaction has kept, at its end. It finds nothing where somebody has reset the settings in between.
+CREATE OR REPLACE FUNCTION mfg_notify.transaction_ends() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '25ms' AS $$
 DECLARE
-    kept    text := substr(current_setting('mfg_notify.kept', true), 3);
-    breaker text := current_setting('mfg_notify.skip', true);
+    me      text := pg_current_xact_id()::text || ':';
+    kept    text := coalesce(current_setting('mfg_notify.kept', true), '');
+    breaker text := coalesce(current_setting('mfg_notify.skip', true), '');
     reason  text;
 BEGIN
-    IF TG_OP = 'TRUNCATE' THEN
-        kept := json_build_array(CASE TG_TABLE_NAME WHEN 'manufacturing_pipelines' THEN 'pipeline'
-                                                    WHEN 'manufacturing_tasks' THEN 'task' ELSE 'factory' END,
-                                 'T', '', NULL, NULL);
-    END IF;
-    IF breaker <> '' THEN
-        IF starts_with(breaker, pg_current_xact_id()::text || ':') THEN
-            kept := '';
-        ELSE
-            breaker := '';
-        END IF;
-    END IF;
-    IF coalesce(kept, '') = '' AND coalesce(breaker, '') NOT LIKE '%:count' THEN
-        RETURN NULL;
-    END IF;
-    BEGIN
-        IF kept <> '' THEN
-            PERFORM mfg_notify.record(kept, false);
+    IF NOT starts_with(breaker, me) THEN
+        BEGIN
+            IF NOT starts_with(kept, '+') THEN
+                RAISE EXCEPTION 'the settings of the transaction have been reset';
+            END IF;
+            PERFORM mfg_notify.record(substr(kept, 3), false);
             kept := set_config('mfg_notify.kept', '-', true);
             RETURN NULL;
-        END IF;
-    EXCEPTION WHEN serialization_failure THEN
-        RAISE;
-    WHEN OTHERS THEN
-        reason := SQLERRM;
-        kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
-        BEGIN
-            RAISE WARNING 'mfg-notify did not record a change of %: %', TG_TABLE_NAME, reason;
-        EXCEPTION WHEN OTHERS THEN
-            NULL;  -- the encoding of the game's client has no letters for it; it is counted below
+        EXCEPTION WHEN serialization_failure THEN
+            RAISE;
+        WHEN OTHERS THEN
+            breaker := set_config('mfg_notify.skip', me || 'count', true);
+            reason := SQLERRM;
+            BEGIN
+                RAISE WARNING 'mfg-notify did not record the changes of a transaction: %', reason;
+            EXCEPTION WHEN OTHERS THEN
+                NULL;  -- the encoding of the game's client has no letters for it; it is counted below
+            END;
         END;
-    END;
-    BEGIN
-        PERFORM nextval('mfg_notify.lost');
-    EXCEPTION WHEN OTHERS THEN
-        -- The counter itself is locked or gone: do not wait for it again in this transaction.
-        kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
-    END;
+    END IF;
+    IF breaker <> me || 'silent' THEN
+        BEGIN
+            PERFORM nextval('mfg_notify.lost') FROM string_to_table(coalesce(nullif(substr(kept, 3), ''), '?'), E'\n');
+        EXCEPTION WHEN OTHERS THEN
+            NULL;  -- the counter itself is locked or gone
+        END;
+    END IF;
+    kept := set_config('mfg_notify.kept', '-', true);
     RETURN NULL;
 END
 $$;
@@ -427,24 +428,36 @@ DECLARE
     reason text;
 BEGIN
     IF current_setting('mfg_notify.skip', true) <> '' THEN
-        IF starts_with(current_setting('mfg_notify.skip', true), pg_current_xact_id()::text || ':') THEN
+        IF current_setting('mfg_notify.skip', true) = pg_current_xact_id()::text || ':count' THEN
+            BEGIN
+                PERFORM nextval('mfg_notify.lost');
+            EXCEPTION WHEN OTHERS THEN
+                kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+            END;
+            RETURN NULL;
+        ELSIF current_setting('mfg_notify.skip', true) = pg_current_xact_id()::text || ':silent' THEN
             RETURN NULL;
         END IF;
     END IF;
-    IF TG_OP = 'UPDATE' AND (
-            OLD.id, OLD.player_id, OLD.product_good, OLD.status, OLD.total_cost, OLD.total_revenue, OLD.net_profit,
-            OLD.started_at, OLD.completed_at
-        ) IS NOT DISTINCT FROM (
-            NEW.id, NEW.player_id, NEW.product_good, NEW.status, NEW.total_cost, NEW.total_revenue, NEW.net_profit,
+    IF TG_OP = 'UPDATE' THEN
+        IF (OLD.id, OLD.player_id, OLD.product_good, OLD.status, OLD.total_cost, OLD.total_revenue, OLD.net_profit,
+            OLD.started_at, OLD.completed_at)
+            IS NOT DISTINCT FROM
+           (NEW.id, NEW.player_id, NEW.product_good, NEW.status, NEW.total_cost, NEW.total_revenue, NEW.net_profit,
             NEW.started_at, NEW.completed_at) THEN
-        RETURN NULL;
-    END IF;
-    -- The end of a finished row changes no number.
-    IF TG_OP = 'DELETE' AND OLD.status NOT IN ('PLANNING', 'EXECUTING') THEN
-        RETURN NULL;
-    END IF;
-    IF OLD.id <> NEW.id THEN
-        PERFORM mfg_notify.keep_pipeline('U', to_jsonb(OLD), to_jsonb(NEW));
+            RETURN NULL;
+        END IF;
+        IF OLD.id <> NEW.id THEN
+            PERFORM mfg_notify.keep_pipeline('U', to_jsonb(OLD), to_jsonb(NEW));
+            RETURN NULL;
+        END IF;
+    ELSIF TG_OP = 'DELETE' THEN
+        -- The end of a finished row changes no number.
+        IF OLD.status NOT IN ('PLANNING', 'EXECUTING') THEN
+            RETURN NULL;
+        END IF;
+    ELSIF TG_OP = 'TRUNCATE' THEN
+        PERFORM mfg_notify.keep(json_build_array('pipeline', 'T', '', NULL, NULL));
         RETURN NULL;
     END IF;
     event := json_build_array(
@@ -481,11 +494,17 @@ WHEN OTHERS THEN
             reason := SQLERRM;
         END;
     END IF;
-    kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
     BEGIN
         RAISE WARNING 'mfg-notify did not record a change of %: %', TG_TABLE_NAME, reason;
     EXCEPTION WHEN OTHERS THEN
-        NULL;  -- the encoding of the game's client has no letters for it; the statement trigger counts it
+        NULL;  -- the encoding of the game's client has no letters for it; it is counted below
+    END;
+    kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+    BEGIN
+        PERFORM nextval('mfg_notify.lost');
+        kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
+    EXCEPTION WHEN OTHERS THEN
+        NULL;  -- the counter itself is locked or gone: it is not waited for again in this transaction
     END;
     RETURN NULL;
 END
@@ -523,24 +542,36 @@ DECLARE
     reason text;
 BEGIN
     IF current_setting('mfg_notify.skip', true) <> '' THEN
-        IF starts_with(current_setting('mfg_notify.skip', true), pg_current_xact_id()::text || ':') THEN
+        IF current_setting('mfg_notify.skip', true) = pg_current_xact_id()::text || ':count' THEN
+            BEGIN
+                PERFORM nextval('mfg_notify.lost');
+            EXCEPTION WHEN OTHERS THEN
+                kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+            END;
+            RETURN NULL;
+        ELSIF current_setting('mfg_notify.skip', true) = pg_current_xact_id()::text || ':silent' THEN
             RETURN NULL;
         END IF;
     END IF;
-    IF TG_OP = 'UPDATE' AND (
-            OLD.id, OLD.player_id, OLD.task_type, OLD.status, OLD.assigned_ship, OLD.retry_count, OLD.total_cost,
-            OLD.total_revenue, OLD.ready_at, OLD.started_at, OLD.completed_at
-        ) IS NOT DISTINCT FROM (
-            NEW.id, NEW.player_id, NEW.task_type, NEW.status, NEW.assigned_ship, NEW.retry_count, NEW.total_cost,
+    IF TG_OP = 'UPDATE' THEN
+        IF (OLD.id, OLD.player_id, OLD.task_type, OLD.status, OLD.assigned_ship, OLD.retry_count, OLD.total_cost,
+            OLD.total_revenue, OLD.ready_at, OLD.started_at, OLD.completed_at)
+            IS NOT DISTINCT FROM
+           (NEW.id, NEW.player_id, NEW.task_type, NEW.status, NEW.assigned_ship, NEW.retry_count, NEW.total_cost,
             NEW.total_revenue, NEW.ready_at, NEW.started_at, NEW.completed_at) THEN
-        RETURN NULL;
-    END IF;
-    -- The end of a finished row changes no number.
-    IF TG_OP = 'DELETE' AND OLD.status NOT IN ('PENDING', 'READY', 'ASSIGNED', 'EXECUTING') THEN
-        RETURN NULL;
-    END IF;
-    IF OLD.id <> NEW.id THEN
-        PERFORM mfg_notify.keep_task('U', to_jsonb(OLD), to_jsonb(NEW));
+            RETURN NULL;
+        END IF;
+        IF OLD.id <> NEW.id THEN
+            PERFORM mfg_notify.keep_task('U', to_jsonb(OLD), to_jsonb(NEW));
+            RETURN NULL;
+        END IF;
+    ELSIF TG_OP = 'DELETE' THEN
+        -- The end of a finished row changes no number.
+        IF OLD.status NOT IN ('PENDING', 'READY', 'ASSIGNED', 'EXECUTING') THEN
+            RETURN NULL;
+        END IF;
+    ELSIF TG_OP = 'TRUNCATE' THEN
+        PERFORM mfg_notify.keep(json_build_array('task', 'T', '', NULL, NULL));
         RETURN NULL;
     END IF;
     event := json_build_array(
@@ -577,11 +608,17 @@ WHEN OTHERS THEN
             reason := SQLERRM;
         END;
     END IF;
-    kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
     BEGIN
         RAISE WARNING 'mfg-notify did not record a change of %: %', TG_TABLE_NAME, reason;
     EXCEPTION WHEN OTHERS THEN
-        NULL;  -- the encoding of the game's client has no letters for it; the statement trigger counts it
+        NULL;  -- the encoding of the game's client has no letters for it; it is counted below
+    END;
+    kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+    BEGIN
+        PERFORM nextval('mfg_notify.lost');
+        kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
+    EXCEPTION WHEN OTHERS THEN
+        NULL;  -- the counter itself is locked or gone: it is not waited for again in this transaction
     END;
     RETURN NULL;
 END
@@ -628,26 +665,37 @@ DECLARE
     reason text;
 BEGIN
     IF current_setting('mfg_notify.skip', true) <> '' THEN
-        IF starts_with(current_setting('mfg_notify.skip', true), pg_current_xact_id()::text || ':') THEN
+        IF current_setting('mfg_notify.skip', true) = pg_current_xact_id()::text || ':count' THEN
+            BEGIN
+                PERFORM nextval('mfg_notify.lost');
+            EXCEPTION WHEN OTHERS THEN
+                kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+            END;
+            RETURN NULL;
+        ELSIF current_setting('mfg_notify.skip', true) = pg_current_xact_id()::text || ':silent' THEN
             RETURN NULL;
         END IF;
     END IF;
-    IF TG_OP = 'UPDATE' AND (
-            OLD.id, OLD.player_id, OLD.factory_symbol, OLD.output_good, OLD.pipeline_id, OLD.required_inputs::jsonb,
-            OLD.delivered_inputs::jsonb, OLD.current_supply, OLD.ready_for_collection
-        ) IS NOT DISTINCT FROM (
-            NEW.id, NEW.player_id, NEW.factory_symbol, NEW.output_good, NEW.pipeline_id, NEW.required_inputs::jsonb,
+    IF TG_OP = 'UPDATE' THEN
+        IF (OLD.id, OLD.player_id, OLD.factory_symbol, OLD.output_good, OLD.pipeline_id, OLD.required_inputs::jsonb,
+            OLD.delivered_inputs::jsonb, OLD.current_supply, OLD.ready_for_collection)
+            IS NOT DISTINCT FROM
+           (NEW.id, NEW.player_id, NEW.factory_symbol, NEW.output_good, NEW.pipeline_id, NEW.required_inputs::jsonb,
             NEW.delivered_inputs::jsonb, NEW.current_supply, NEW.ready_for_collection) THEN
+            RETURN NULL;
+        END IF;
+        IF OLD.id <> NEW.id THEN
+            PERFORM mfg_notify.keep_factory('U', to_jsonb(OLD), to_jsonb(NEW));
+            RETURN NULL;
+        END IF;
+        -- Who speaks matters to transitions and cycles only; the many other saves do not pay for the question.
+        IF (OLD.current_supply, OLD.ready_for_collection)
+                IS DISTINCT FROM (NEW.current_supply, NEW.ready_for_collection) THEN
+            speaks := mfg_notify.speaks(NEW.id, NEW.player_id, NEW.factory_symbol, NEW.output_good, NEW.pipeline_id);
+        END IF;
+    ELSIF TG_OP = 'TRUNCATE' THEN
+        PERFORM mfg_notify.keep(json_build_array('factory', 'T', '', NULL, NULL));
         RETURN NULL;
-    END IF;
-    IF OLD.id <> NEW.id THEN
-        PERFORM mfg_notify.keep_factory('U', to_jsonb(OLD), to_jsonb(NEW));
-        RETURN NULL;
-    END IF;
-    -- Who speaks matters to transitions and cycles only; the many other saves do not pay for the question.
-    IF TG_OP = 'UPDATE' AND (OLD.current_supply, OLD.ready_for_collection)
-            IS DISTINCT FROM (NEW.current_supply, NEW.ready_for_collection) THEN
-        speaks := mfg_notify.speaks(NEW.id, NEW.player_id, NEW.factory_symbol, NEW.output_good, NEW.pipeline_id);
     END IF;
     event := json_build_array(
         'factory', left(TG_OP, 1), coalesce(NEW.id, OLD.id)::text,
@@ -683,11 +731,17 @@ WHEN OTHERS THEN
             reason := SQLERRM;
         END;
     END IF;
-    kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
     BEGIN
         RAISE WARNING 'mfg-notify did not record a change of %: %', TG_TABLE_NAME, reason;
     EXCEPTION WHEN OTHERS THEN
-        NULL;  -- the encoding of the game's client has no letters for it; the statement trigger counts it
+        NULL;  -- the encoding of the game's client has no letters for it; it is counted below
+    END;
+    kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+    BEGIN
+        PERFORM nextval('mfg_notify.lost');
+        kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
+    EXCEPTION WHEN OTHERS THEN
+        NULL;  -- the counter itself is locked or gone: it is not waited for again in this transaction
     END;
     RETURN NULL;
 END
@@ -712,6 +766,7 @@ BEGIN
     END IF;
     GRANT USAGE, CREATE ON SCHEMA mfg_notify TO mfg_notify_owner;
     GRANT SELECT, INSERT ON mfg_notify.event TO mfg_notify_owner;
+    GRANT INSERT ON mfg_notify.unfinished TO mfg_notify_owner;
     GRANT SELECT ON mfg_notify.settings TO mfg_notify_owner;
     GRANT USAGE, SELECT ON mfg_notify.event_id_seq, mfg_notify.lost, mfg_notify.folded, mfg_notify.quiet
         TO mfg_notify_owner;
@@ -728,11 +783,27 @@ BEGIN
     ALTER FUNCTION mfg_notify.pipeline_changed() OWNER TO mfg_notify_owner;
     ALTER FUNCTION mfg_notify.task_changed() OWNER TO mfg_notify_owner;
     ALTER FUNCTION mfg_notify.factory_changed() OWNER TO mfg_notify_owner;
-    ALTER FUNCTION mfg_notify.statement_ended() OWNER TO mfg_notify_owner;
+    ALTER FUNCTION mfg_notify.transaction_ends() OWNER TO mfg_notify_owner;
     REVOKE CREATE ON SCHEMA mfg_notify FROM mfg_notify_owner;
 EXCEPTION WHEN insufficient_privilege THEN
     -- Not allowed to make the role, or to give it these rights: the functions stay with the installer.
     RAISE NOTICE 'mfg-notify: the trigger functions run as %', current_user;
+END
+$$;
+
+-- Not made anew where it is there: that would lock out those who write. ALWAYS: who has made a mark must meet it.
+DO $$
+DECLARE
+    state "char" := (SELECT t.tgenabled FROM pg_trigger t
+                     WHERE t.tgrelid = 'mfg_notify.unfinished'::regclass AND t.tgname = 'mfg_notify_rest');
+BEGIN
+    IF state IS NULL THEN
+        CREATE CONSTRAINT TRIGGER mfg_notify_rest AFTER INSERT ON mfg_notify.unfinished
+            DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION mfg_notify.transaction_ends();
+    END IF;
+    IF state IS DISTINCT FROM 'A' THEN
+        ALTER TABLE mfg_notify.unfinished ENABLE ALWAYS TRIGGER mfg_notify_rest;
+    END IF;
 END
 $$;
 
@@ -748,8 +819,8 @@ CREATE OR REPLACE TRIGGER mfg_notify_update AFTER UPDATE ON public.manufacturing
     FOR EACH ROW EXECUTE FUNCTION mfg_notify.pipeline_changed();
 CREATE OR REPLACE TRIGGER mfg_notify_delete AFTER DELETE ON public.manufacturing_pipelines
     FOR EACH ROW EXECUTE FUNCTION mfg_notify.pipeline_changed();
-CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE
-    ON public.manufacturing_pipelines FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.statement_ended();
+CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER TRUNCATE ON public.manufacturing_pipelines
+    FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.pipeline_changed();
 
 CREATE OR REPLACE TRIGGER mfg_notify_insert AFTER INSERT ON public.manufacturing_tasks
     FOR EACH ROW EXECUTE FUNCTION mfg_notify.task_changed();
@@ -757,8 +828,8 @@ CREATE OR REPLACE TRIGGER mfg_notify_update AFTER UPDATE ON public.manufacturing
     FOR EACH ROW EXECUTE FUNCTION mfg_notify.task_changed();
 CREATE OR REPLACE TRIGGER mfg_notify_delete AFTER DELETE ON public.manufacturing_tasks
     FOR EACH ROW EXECUTE FUNCTION mfg_notify.task_changed();
-CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE
-    ON public.manufacturing_tasks FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.statement_ended();
+CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER TRUNCATE ON public.manufacturing_tasks
+    FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.task_changed();
 
 CREATE OR REPLACE TRIGGER mfg_notify_insert AFTER INSERT ON public.manufacturing_factory_states
     FOR EACH ROW EXECUTE FUNCTION mfg_notify.factory_changed();
@@ -766,7 +837,10 @@ CREATE OR REPLACE TRIGGER mfg_notify_update AFTER UPDATE ON public.manufacturing
     FOR EACH ROW EXECUTE FUNCTION mfg_notify.factory_changed();
 CREATE OR REPLACE TRIGGER mfg_notify_delete AFTER DELETE ON public.manufacturing_factory_states
     FOR EACH ROW EXECUTE FUNCTION mfg_notify.factory_changed();
-CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE
-    ON public.manufacturing_factory_states FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.statement_ended();
+CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER TRUNCATE ON public.manufacturing_factory_states
+    FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.factory_changed();
+
+-- What it did is done by the triggers above now.
+DROP FUNCTION IF EXISTS mfg_notify.statement_ended();
 
 COMMIT;

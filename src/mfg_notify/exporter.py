@@ -689,7 +689,7 @@ class Exporter:
         self.telemetry.queue_usage.set(health.queue_usage)
         seen = self.telemetry.lost_statements
         if health.lost_statements > (seen or 0):
-            log.warning("the triggers gave up the events of some statements", statements=health.lost_statements)
+            log.warning("the triggers gave up some changes of the game", changes=health.lost_statements)
         self.telemetry.lost_statements = max(health.lost_statements, seen or 0)
         for table, count in health.triggers.items():
             complete = migrations.TRIGGERS // 3

@@ -118,7 +118,7 @@ def facts(telemetry: Telemetry) -> list[Fact]:
         ("Gauges corrected", read(telemetry.reconcile_corrections, "_total"), ""),
         ("Notifications that were no events", read(telemetry.events_rejected, "_total"), ""),
         ("Connections given up", read(telemetry.reconnects, "_total"), ""),
-        ("Statements the triggers gave up", telemetry.lost_statements, ""),
+        ("Changes the triggers gave up", telemetry.lost_statements, ""),
         ("Triggers enabled", read(telemetry.triggers_installed) if looked else None, ""),
     ]
 

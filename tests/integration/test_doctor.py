@@ -393,9 +393,13 @@ def test_a_superuser(installed: Database) -> None:
         ),
         (
             "CREATE TRIGGER mfg_notify_truncate AFTER TRUNCATE ON manufacturing_tasks"
-            " EXECUTE FUNCTION mfg_notify.statement_ended()",
+            " EXECUTE FUNCTION mfg_notify.task_changed()",
             "triggers", "mfg_notify_truncate on manufacturing_tasks is of another version",
             "DROP TRIGGER mfg_notify_truncate ON public.manufacturing_tasks",
+        ),
+        (
+            "ALTER TABLE mfg_notify.unfinished DISABLE TRIGGER ALL",
+            "triggers", "mfg_notify_rest on unfinished is disabled", "mfg-notify migrate up",
         ),
         ("DELETE FROM mfg_notify.owner", "exporter", "owner has lost its row", "INSERT INTO mfg_notify.owner"),
     ],
@@ -523,7 +527,7 @@ def test_losses(installed: Database) -> None:
         )
     finding = examined(installed.dsn)["losses"]
     assert finding.verdict == "warning"
-    assert "the events of 1 statement were given up" in finding.message
+    assert "1 change was given up" in finding.message
     assert "mfg-notify did not record" in str(finding.remedy)
 
 

@@ -162,3 +162,22 @@ def test_poison_in_the_journal_is_taken_out_and_counted(installed: Database) -> 
         assert (folded.malformed, folded.events) == (4, [])
         # What a newer version has written is not ours to throw away.
         assert connection.execute("SELECT body FROM mfg_notify.event").fetchall() == [("of tomorrow",)]
+
+
+def test_marks_of_transactions_that_have_ended_are_cleared(installed: Database) -> None:
+    async def prune() -> None:
+        async with await psycopg.AsyncConnection.connect(installed.dsn, autocommit=True) as connection:
+            await journal.prune(connection)
+
+    with installed.connect() as connection, installed.connect() as other:
+        connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
+        insert = "INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good) VALUES %s"
+        two = "('{0}', 1, 'SELL', 'PENDING', 'G'), ('{0}{0}', 1, 'SELL', 'PENDING', 'G')"
+        connection.execute((insert % two.format("a")).encode())
+        with other.transaction():
+            other.execute((insert % two.format("b")).encode())
+            anyio.run(prune)
+            assert connection.execute("SELECT count(*) FROM mfg_notify.unfinished").fetchone() == (0,)
+        # One that was under way has kept its own, and what it was for.
+        assert connection.execute("SELECT count(*) FROM mfg_notify.unfinished").fetchone() == (1,)
+        assert connection.execute("SELECT count(*) FROM mfg_notify.event").fetchone() == (4,)

@@ -13,6 +13,8 @@ INSERT = (
     "INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good) VALUES (%s, 1, 'SELL', 'PENDING', 'G')"
 )
 STATEMENTS = 20
+CHANGES = 3 * STATEMENTS
+"""Each row is inserted, updated and deleted."""
 
 
 @pytest.fixture
@@ -42,13 +44,13 @@ def lost(game: psycopg.Connection) -> int:
 @pytest.mark.parametrize(
     ("lock", "counted"),
     [
-        ("LOCK TABLE mfg_notify.event IN ACCESS EXCLUSIVE MODE", 2 * STATEMENTS + 1),
-        ("LOCK TABLE mfg_notify.settings IN ACCESS EXCLUSIVE MODE", 2 * STATEMENTS + 1),
-        ("ALTER SEQUENCE mfg_notify.event_id_seq CYCLE", 2 * STATEMENTS + 1),
+        ("LOCK TABLE mfg_notify.event IN ACCESS EXCLUSIVE MODE", CHANGES),
+        ("LOCK TABLE mfg_notify.settings IN ACCESS EXCLUSIVE MODE", CHANGES),
+        ("ALTER SEQUENCE mfg_notify.event_id_seq CYCLE", CHANGES),
         # The counter of losses is locked too: nothing can be counted, and nobody waits for it.
         ("ALTER SEQUENCE mfg_notify.lost CYCLE; LOCK TABLE mfg_notify.event IN ACCESS EXCLUSIVE MODE", 0),
-        ("ALTER SEQUENCE mfg_notify.folded CYCLE", 2 * STATEMENTS + 1),
-        ("ALTER SEQUENCE mfg_notify.quiet CYCLE", 2 * STATEMENTS + 1),
+        ("ALTER SEQUENCE mfg_notify.folded CYCLE", CHANGES),
+        ("ALTER SEQUENCE mfg_notify.quiet CYCLE", CHANGES),
         # What the triggers do not need: nothing is lost.
         ("ALTER SEQUENCE mfg_notify.lost CYCLE", 0),
         ("LOCK TABLE mfg_notify.total, mfg_notify.owner IN ACCESS EXCLUSIVE MODE", 0),
@@ -88,7 +90,7 @@ def test_dropped_or_forbidden(installed: Database, game: psycopg.Connection, har
     with installed.connect() as fresh:  # no plan kept from before
         play(fresh)
         if counted:
-            assert lost(fresh) >= 2 * STATEMENTS
+            assert lost(fresh) >= CHANGES
 
 
 @pytest.mark.parametrize(
@@ -112,6 +114,47 @@ def test_the_game_changes_its_own_tables(game: psycopg.Connection, change: str) 
     assert recorded == ((0 if lost(game) else 1),)
 
 
+@pytest.mark.parametrize(
+    ("harm", "counted", "recorded"),
+    [
+        ("LOCK TABLE mfg_notify.unfinished IN ACCESS EXCLUSIVE MODE", 3, 1),
+        ("SELECT setval('mfg_notify.event_id_seq', 5000002)", 3, 1),
+        # The counter too: nothing can be counted.
+        ("SELECT setval('mfg_notify.event_id_seq', 5000002); ALTER SEQUENCE mfg_notify.lost CYCLE", 0, 1),
+        ("ALTER SEQUENCE mfg_notify.lost CYCLE", 0, 4),
+    ],
+)
+def test_what_a_transaction_keeps_cannot_be_written(
+    installed: Database, game: psycopg.Connection, harm: str, counted: int, recorded: int
+) -> None:
+    game.execute("TRUNCATE mfg_notify.event")
+    notices: list[str | None] = []
+    game.add_notice_handler(lambda notice: notices.append(notice.message_primary))
+    with installed.connect() as other, other.transaction():
+        with game.transaction():
+            game.execute(INSERT, ("t0",))
+            other.execute(harm.encode())
+            for number in range(1, 4):
+                game.execute(INSERT, (f"t{number}",))
+        assert len(notices) == (recorded < 4)
+    assert game.execute("SELECT count(*) FROM manufacturing_tasks").fetchone() == (5,)
+    assert game.execute("SELECT count(*) FROM mfg_notify.event").fetchone() == (recorded,)
+    assert lost(game) == counted
+
+
+def test_settings_that_are_reset_in_mid_transaction_are_a_loss_that_is_counted(game: psycopg.Connection) -> None:
+    game.execute("TRUNCATE mfg_notify.event")
+    with game.transaction():
+        for number in range(3):
+            game.execute(INSERT, (f"t{number}",))
+        game.execute("RESET ALL")
+        for number in range(3, 6):
+            game.execute(INSERT, (f"t{number}",))
+    kept = game.execute("SELECT array_agg(substr(body, 16, 2) ORDER BY id) FROM mfg_notify.event").fetchone()
+    assert kept == (["t0", "t3", "t4", "t5"],)
+    assert lost(game) == 1
+
+
 def test_prepared_transactions_still_work() -> None:
     with EmbeddedPostgres(settings={"max_prepared_transactions": "5"}) as server:
         create_game_tables(server.dsn())
@@ -120,10 +163,11 @@ def test_prepared_transactions_still_work() -> None:
             assert migrations.read_status(connection, "public").notify is False
             connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
             connection.execute("BEGIN")
-            connection.execute(INSERT, ("t",))
+            for key in ("t", "u", "v"):
+                connection.execute(INSERT, (key,))
             connection.execute("PREPARE TRANSACTION 'two phases'")
             connection.execute("COMMIT PREPARED 'two phases'")
-            assert connection.execute("SELECT count(*) FROM mfg_notify.event").fetchone() == (1,)
+            assert connection.execute("SELECT count(*) FROM mfg_notify.event").fetchone() == (3,)
 
 
 def test_a_warning_that_the_game_cannot_read(installed: Database, game: psycopg.Connection) -> None:
@@ -131,7 +175,7 @@ def test_a_warning_that_the_game_cannot_read(installed: Database, game: psycopg.
     game.execute('ALTER TABLE mfg_notify.event ADD CONSTRAINT "журнал" CHECK (false) NOT VALID')
     with installed.connect(client_encoding="latin1") as old_fashioned:
         play(old_fashioned)
-    assert lost(game) == 2 * STATEMENTS + 1
+    assert lost(game) == CHANGES
 
 
 def test_serializable_transactions_on_rows_of_their_own_are_not_refused(

@@ -56,7 +56,7 @@ class Bench:
         return [notification.payload for notification in self.listening.notifies(timeout=0)]
 
     def lost(self) -> int:
-        """Return how many statements were given up."""
+        """Return how many changes were given up."""
         row = self.game.execute(
             "SELECT CASE WHEN is_called THEN last_value + 1 ELSE 0 END FROM mfg_notify.lost"
         ).fetchone()
@@ -145,7 +145,7 @@ def test_many_rows_are_two_notifications(bench: Bench) -> None:
     assert rest == "fold"
 
 
-def test_many_statements_in_a_transaction_are_one_notification_more(bench: Bench) -> None:
+def test_many_statements_in_a_transaction_are_two_notifications(bench: Bench) -> None:
     bench.write(TASKS, 12)
     bench.notified()
 
@@ -155,17 +155,72 @@ def test_many_statements_in_a_transaction_are_one_notification_more(bench: Bench
     with bench.game.transaction():
         save(1)
         with bench.game.transaction(force_rollback=True):
-            save(2)  # what was not done is not announced, and takes no place
+            save(2)  # what was not done is not announced
         bench.game.execute("UPDATE manufacturing_tasks SET status = 'READY' WHERE id = 't1'")
         for number in range(3, 13):
             save(number)
-    payloads = bench.notified()
-    # 12, 1 and 7 times 12 fit into 100; what is more says fold, and says it once.
-    assert payloads.count("fold") == 1
-    assert len(payloads) == 12 + 1 + 7 * 12 + 1
+    first, rest = bench.notified()
+    assert '"t1"' in first
+    assert rest == "fold"
     save(13)
     assert len(bench.notified()) == 12
-    assert len(bench.journal()) == 12 + 12 + 1 + 10 * 12 + 12
+    events = bench.journal()
+    assert len(events) == 12 + 12 + 1 + 10 * 12 + 12
+    # Whatever was written at once, kept, or written before the end: in the order in which it was done.
+    retries = [images(event)[1].retry_count for event in events if event.change.key == "t7"]
+    assert retries == [0, 1, *range(3, 14)]
+
+
+def test_savepoints(bench: Bench) -> None:
+    def insert(key: str) -> None:
+        bench.game.execute(TASK, (key, "PENDING"))
+
+    bench.write("SELECT 1")
+    with bench.game.transaction():
+        with bench.game.transaction(force_rollback=True):
+            insert("gone with the first of all")
+        insert("a")
+        with bench.game.transaction(force_rollback=True):
+            insert("gone with the first that is kept")
+            insert("gone")
+        insert("b")
+        with bench.game.transaction():
+            insert("c")
+            with bench.game.transaction(force_rollback=True):
+                for number in range(100):
+                    insert(f"gone when written before the end {number}")
+        insert("d")
+    assert [event.change.key for event in bench.journal()] == ["a", "b", "c", "d"]
+    assert len(bench.notified()) == 4
+    with bench.game.transaction(force_rollback=True):
+        insert("e")
+        insert("f")
+    assert len(bench.journal()) == 4
+    assert bench.lost() == 0
+
+
+def test_truncate_comes_after_what_was_before_it(bench: Bench) -> None:
+    bench.write("SELECT 1")
+    with bench.game.transaction():
+        for key in ("a", "b"):
+            bench.game.execute(TASK, (key, "PENDING"))
+        bench.game.execute("TRUNCATE manufacturing_tasks CASCADE")
+        bench.game.execute(TASK, ("c", "PENDING"))
+    assert [event.change.operation for event in bench.journal()] == ["I", "I", "T", "I"]
+
+
+def test_constraints_that_are_checked_at_once(bench: Bench) -> None:
+    """The game may ask for it; then the end of a transaction is that of each statement, and 100 payloads are enough."""
+    bench.write("SELECT 1")
+    with bench.game.transaction():
+        for number in range(10):
+            bench.game.execute(TASK, (f"a{number}", "PENDING"))
+        bench.game.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        for number in range(100):
+            bench.game.execute(TASK, (f"b{number}", "PENDING"))
+    assert len(bench.journal()) == 110
+    assert len(bench.notified()) == 100 + 1
+    assert bench.lost() == 0
 
 
 def test_the_games_own_settings_do_no_harm(bench: Bench) -> None:

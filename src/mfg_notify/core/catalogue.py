@@ -418,7 +418,7 @@ EXPORTER_METRICS = (
         "lost_statements_total",
         Kind.COUNTER,
         (),
-        "Statements of the game whose events the triggers gave up, at least",
+        "Changes of rows by statements of the game that the triggers gave up, at least",
     ),
     SelfMetric("triggers_installed", Kind.GAUGE, ("table",), "Enabled triggers of this exporter on the table"),
     SelfMetric(

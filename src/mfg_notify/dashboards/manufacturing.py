@@ -57,7 +57,7 @@ def manufacturing_dashboard() -> Dashboard:
             "Events lost",
             f"increase({IN.own('lost_statements_total')}{RATE}) > 0",
             RED,
-            "Triggers gave up statements of the game: the numbers lack them",
+            "Triggers gave up changes of the game: the numbers lack them",
         )
     )
     for variable in (
@@ -614,7 +614,7 @@ def _exporter(y: int) -> Iterator[Panel]:
     yield panels.single(
         Frame(
             "Lost Statements",
-            "Statements of the game whose events the triggers gave up in the time range shown, so that the game "
+            "Changes of rows that the triggers gave up in the time range shown, so that the statements of the game "
             "need not wait: the numbers lack them.",
             "No exporter is being scraped, or it has not asked the database yet",
             at=(16, upper, 4, 5),

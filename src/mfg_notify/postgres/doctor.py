@@ -427,11 +427,11 @@ def _check_losses(examination: _Examination) -> _Answer:
     if lost:
         return _Answer(
             "warning",
-            f"the events of {lost} statement{'s' if lost != 1 else ''} were given up since the installation; counters "
-            "lack them for good, gauges do not",
+            f"{lost} change{'s were' if lost != 1 else ' was'} given up since the installation; counters lack "
+            "them for good, gauges do not",
             "grep 'mfg-notify did not record' in the log of PostgreSQL: it says why, each time",
         )
-    return _Answer("ok", "no statement's events were given up")
+    return _Answer("ok", "no change was given up")
 
 
 def _check_idle(examination: _Examination) -> _Answer:

@@ -194,10 +194,11 @@ async def _save(connection: Connection, settlement: Settlement) -> None:
 
 
 async def prune(connection: Connection) -> None:
-    """Forget in `recent` and `latest` what no gauge asks for any more."""
+    """Forget what no gauge asks for any more in `recent` and `latest`, and the marks of ended transactions."""
     with translated_errors():
         await connection.execute(QUERY["forget_recent"], {"ids": []})
         await connection.execute(QUERY["forget_latest"])
+        await connection.execute(QUERY["clear_marks"])
 
 
 async def read_settled(connection: Connection) -> Settled:

@@ -25,13 +25,16 @@ OLDEST_SERVER = 140000
 PATIENCE = 60.0
 """Seconds for which a migration tries to get its locks."""
 TRIGGERS = 12
-"""Four on each of three tables."""
-RELATIONS = ("event", "event_id_seq", "total", "recent", "latest", "owner", "settings", "lost", "folded", "quiet")
+"""Four on each of the game's three tables."""
+RELATIONS = (
+    *("event", "event_id_seq", "unfinished", "total", "recent", "latest", "owner", "settings", "lost", "folded"),
+    "quiet",
+)
 FUNCTIONS = (
     *("missing_columns", "microseconds", "pipeline_image", "task_image", "factory_image", "speaks", "record"),
     *("pipeline_image_of", "task_image_of", "factory_image_of", "backlog"),
     *("keep", "keep_pipeline", "keep_task", "keep_factory"),
-    *("pipeline_changed", "task_changed", "factory_changed", "statement_ended"),
+    *("pipeline_changed", "task_changed", "factory_changed", "transaction_ends"),
 )
 """Without one of these the installation is not complete."""
 NAME_BYTES = 63
@@ -95,7 +98,8 @@ def latest_version() -> int:
 
 def triggers() -> set[tuple[str, str]]:
     """Return table and name of every trigger that the migrations make."""
-    made = re.compile(r"^CREATE OR REPLACE TRIGGER (\w+)[^;]*? ON public\.(\w+)", re.MULTILINE)
+    statement = r"^ *CREATE (?:OR REPLACE|CONSTRAINT) TRIGGER (\w+)[^;]*? ON (?:public|mfg_notify)\.(\w+)"
+    made = re.compile(statement, re.MULTILINE)
     return {(table, name) for migration in migrations() for name, table in made.findall(migration.up)}
 
 

@@ -114,6 +114,10 @@ ON CONFLICT (kind, player_id, key) DO UPDATE SET at = excluded.at WHERE excluded
 -- Players are kept, so that a silent one is known as such.
 DELETE FROM mfg_notify.latest WHERE kind = 'ship' AND at < now() - interval '24 hours'
 
+-- name: clear_marks
+-- Of transactions that have ended: of others they are not seen.
+DELETE FROM mfg_notify.unfinished
+
 -- name: mark_folded
 -- What the triggers read to bound the backlog. Not transactional, and need not be.
 SELECT setval('mfg_notify.folded', %(id)s)
@@ -190,10 +194,14 @@ SELECT (SELECT count(*) FROM mfg_notify.event),
        (date_part('epoch', clock_timestamp()) * 1000000)::bigint
 
 -- name: triggers
--- Enabled triggers of ours by table: 'O' fires in ordinary sessions, 'A' always.
+-- Enabled triggers of ours by table: 'O' fires in ordinary sessions, 'A' always. None is whole without the one that
+-- writes what a transaction has kept.
 SELECT c.relname::text, count(*) FILTER (WHERE t.tgenabled IN ('O', 'A'))
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_trigger t ON t.tgrelid = c.oid AND NOT t.tgisinternal AND starts_with(t.tgname, 'mfg_notify_')
+    AND EXISTS (SELECT FROM pg_trigger rest JOIN pg_class u ON u.oid = rest.tgrelid
+                WHERE u.relnamespace = to_regnamespace('mfg_notify') AND u.relname = 'unfinished'
+                  AND rest.tgname = 'mfg_notify_rest' AND rest.tgenabled IN ('O', 'A'))
 WHERE n.nspname = %(schema)s
   AND c.relname IN ('manufacturing_pipelines', 'manufacturing_tasks', 'manufacturing_factory_states')
 GROUP BY c.relname
@@ -240,8 +248,9 @@ GROUP BY n.nspname ORDER BY count(*) DESC, n.nspname
 SELECT c.relname::text, t.tgname::text, t.tgenabled::text
 FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
 WHERE NOT t.tgisinternal AND starts_with(t.tgname, 'mfg_notify_')
-  AND c.relnamespace = to_regnamespace(quote_ident(%(schema)s))
-  AND c.relname IN ('manufacturing_pipelines', 'manufacturing_tasks', 'manufacturing_factory_states')
+  AND (c.relnamespace = to_regnamespace('mfg_notify') AND c.relname = 'unfinished'
+       OR c.relnamespace = to_regnamespace(quote_ident(%(schema)s))
+          AND c.relname IN ('manufacturing_pipelines', 'manufacturing_tasks', 'manufacturing_factory_states'))
 
 -- name: doctor_installed
 SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -257,8 +266,8 @@ UNION ALL
 SELECT string_agg(allowed, ', ') || ' ON mfg_notify.' || c.relname, true
 FROM (VALUES ('settings', 'SELECT'), ('owner', 'SELECT UPDATE'), ('event', 'SELECT DELETE'), ('event_id_seq', 'SELECT'),
              ('total', 'SELECT INSERT UPDATE'), ('recent', 'SELECT INSERT UPDATE DELETE'),
-             ('latest', 'SELECT INSERT UPDATE DELETE'), ('folded', 'UPDATE'), ('quiet', 'SELECT UPDATE'),
-             ('lost', 'SELECT')) AS ours (name, rights)
+             ('latest', 'SELECT INSERT UPDATE DELETE'), ('unfinished', 'DELETE'), ('folded', 'UPDATE'),
+             ('quiet', 'SELECT UPDATE'), ('lost', 'SELECT')) AS ours (name, rights)
 CROSS JOIN LATERAL string_to_table(ours.rights, ' ') AS allowed
 JOIN pg_class c ON c.relname = ours.name AND c.relnamespace = to_regnamespace('mfg_notify')
 WHERE NOT has_table_privilege(c.oid, allowed)

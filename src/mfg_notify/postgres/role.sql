@@ -31,6 +31,7 @@ GRANT USAGE ON SCHEMA mfg_notify TO {role};
 GRANT SELECT ON mfg_notify.settings TO {role};
 GRANT SELECT, UPDATE ON mfg_notify.owner TO {role};
 GRANT SELECT, DELETE ON mfg_notify.event TO {role};
+GRANT DELETE ON mfg_notify.unfinished TO {role};
 GRANT SELECT, INSERT, UPDATE ON mfg_notify.total TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON mfg_notify.recent, mfg_notify.latest TO {role};
 GRANT UPDATE ON SEQUENCE mfg_notify.folded TO {role};
