@@ -153,6 +153,8 @@ class _Session:
     ping_number: int = 0
     ping_sent: float | None = None
     """When the ping that has not come back was sent."""
+    fold_due: float = 0.0
+    """When the next fold is due, if nothing comes."""
     suspects: frozenset[int] | None = None
     """What was pending when the draining of the journal began that is under way."""
     snapshot_patience: float = SNAPSHOT_PATIENCE
@@ -190,6 +192,7 @@ class Exporter:
         self.state = State()
         self._changed = anyio.Condition()
         self._wake = anyio.Event()
+        self._resting: _Session | None = None
         self._stopping = False
         self._keeping: anyio.CancelScope | None = None
         self._serving = False
@@ -341,7 +344,7 @@ class Exporter:
             raise
         try:
             channel, notify, backend_pid = await self._check_schema(working)
-            listener = Listener(listening, backend_pid, lambda: self._wake.set())
+            listener = Listener(listening, backend_pid, self._on_arrival)
             await listener.listen(channel)
         except BaseException:
             await listening.close()
@@ -417,14 +420,11 @@ class Exporter:
 
     async def _work(self, session: _Session) -> None:
         """Do what is due, one thing at a time, until `stop`."""
-        tick_due = fold_due = reconcile_due = self._clock()
+        tick_due = session.fold_due = reconcile_due = self._clock()
         while not self._stopping:
             self._wake = anyio.Event()
+            self._receive(session)
             now = self._clock()
-            fold_due = min(fold_due, max(now + self._receive(session), session.rest_until))
-            session.attention.count(0, now)
-            if session.attention.must_tell:
-                fold_due = now
             if self._floor.wants_snapshot and session.taken is None:
                 reconcile_due = min(reconcile_due, session.snapshot_rest_until)
             if now >= tick_due:
@@ -432,25 +432,40 @@ class Exporter:
                 await self._tick(session)
                 tick_due = now + TICK_INTERVAL
                 if self.state.leader and not was_leader:
-                    fold_due = reconcile_due = now
+                    session.fold_due = reconcile_due = now
             # Not before what has waited is folded: all that came meanwhile would have to be kept.
             if self.state.leader and self.state.drained and now >= reconcile_due and session.taken is None:
                 await self._take_snapshot(session)
                 reconcile_due = now + self._settings.reconcile_interval
-                fold_due = now
-            if self.state.leader and now >= fold_due:
-                fold_due = self._clock() + self._next_fold(session, now) if await self._fold(session) else now
+                session.fold_due = now
+            if self.state.leader and now >= session.fold_due:
+                done = await self._fold(session)
+                session.fold_due = self._clock() + self._next_fold(session, now) if done else now
             if session.taken_fence is not None and self._counters.fence >= session.taken_fence:
                 await self._reconcile(session)
             due = tick_due
             if self.state.leader:
-                due = min(due, fold_due, math.inf if session.taken is not None else reconcile_due)
-            with anyio.move_on_after(max(0.0, due - self._clock())):
-                await self._wake.wait()
+                due = min(due, session.fold_due, math.inf if session.taken is not None else reconcile_due)
+            self._resting = session
+            try:
+                with anyio.move_on_after(max(0.0, due - self._clock())):
+                    await self._wake.wait()
+            finally:
+                self._resting = None
         await self._finish(session)
 
-    def _receive(self, session: _Session) -> float:
-        """Count what has been notified; return in how many seconds a fold is due for it."""
+    def _on_arrival(self) -> None:
+        # While nothing else is under way, what has come is counted at once: waking up would cost more than that.
+        session = self._resting
+        if session is not None:
+            due = session.fold_due
+            self._receive(session)
+            if session.fold_due >= due and session.taken_fence is None and not self._floor.wants_snapshot:
+                return
+        self._wake.set()
+
+    def _receive(self, session: _Session) -> None:
+        """Count what has been notified, and say when a fold is due for it."""
         due = math.inf
         own = session.backend_pid
         events: list[Event] = []
@@ -471,7 +486,11 @@ class Exporter:
         if skipped := session.listener.take_skipped():
             self.telemetry.notifications_received.inc(skipped)
             due = min(due, FOLD_DELAY)
-        return due
+        now = self._clock()
+        session.attention.count(0, now)
+        session.fold_due = min(session.fold_due, max(now + due, session.rest_until))
+        if session.attention.must_tell:
+            session.fold_due = min(session.fold_due, now)
 
     def _receive_payload(self, payload: str, counted: list[Event]) -> float:
         self.telemetry.notifications_received.inc()

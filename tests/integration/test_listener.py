@@ -4,71 +4,125 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import psycopg
 import pytest
+from psycopg import Notify
+from psycopg.conninfo import make_conninfo
 from tests.conftest import Database
 from tests.support import PATIENCE
 
+from mfg_notify.errors import DatabaseUnavailable
 from mfg_notify.postgres import listener as room
-from mfg_notify.postgres.connection import connect
+from mfg_notify.postgres.connection import Connection, connect
 from mfg_notify.postgres.listener import Listener
 
 pytestmark = pytest.mark.anyio
 
 
+class Ear:
+    """A listener on channel `c`, and whether something has come."""
+
+    def __init__(self, connection: Connection, own: int) -> None:
+        self.listener = Listener(connection, own, lambda: self._came.set())
+        self._came = anyio.Event()
+
+    async def heard(self, number: int) -> tuple[list[Notify], int]:
+        """Wait until that many have come; return those that were kept, and how many were not."""
+        kept: list[Notify] = []
+        skipped = 0
+        with anyio.fail_after(PATIENCE):
+            while len(kept) + skipped < number:
+                await self._came.wait()
+                self._came = anyio.Event()
+                kept += self.listener.take()
+                skipped += self.listener.take_skipped()
+        return kept, skipped
+
+
 @asynccontextmanager
-async def listening(database: Database, own: int) -> AsyncIterator[tuple[Listener, anyio.Event]]:
-    """Listen to channel `c`; the event is set when the last notification has come."""
-    arrived, last = 0, anyio.Event()
-
-    def count() -> None:
-        nonlocal arrived
-        arrived += 1
-        if arrived == 6:
-            last.set()
-
-    connection = await connect(database.dsn)
-    listener = Listener(connection, own, count)
-    await listener.listen("c")
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(listener.pump)
-        yield listener, last
-        tasks.cancel_scope.cancel()
-    await connection.close()
+async def listening(dsn: str, own: int = 0) -> AsyncIterator[Ear]:
+    async with await connect(dsn) as connection:
+        ear = Ear(connection, own)
+        await ear.listener.listen("c")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ear.listener.pump)
+            yield ear
+            tasks.cancel_scope.cancel()
 
 
 async def test_what_waits_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "WAITING_MAXIMUM", 2)
-    with database.connect() as stranger, database.connect() as exporter:
-        async with listening(database, exporter.info.backend_pid) as (listener, last):
-            stranger.execute("SELECT pg_notify('c', 'ab' || i) FROM generate_series(1, 5) i")
-            exporter.execute("NOTIFY c, 'fence 7'")
-            with anyio.fail_after(PATIENCE):
-                await last.wait()
-            assert [one.payload for one in listener.take()] == ["ab1", "ab2", "fence 7"]
-            assert (listener.take_skipped(), listener.take_skipped(), listener.take()) == (3, 0, [])
+    with database.connect() as both:
+        async with listening(database.dsn, both.info.backend_pid) as ear:
+            with database.connect() as stranger, stranger.transaction():
+                stranger.execute("SELECT pg_notify('c', 'ab' || i) FROM generate_series(1, 5) i")
+            both.execute("NOTIFY c, 'fence 7'")
+            # Both are on the way before anything is taken.
+            kept, skipped = await ear.heard(6)
+    assert [one.payload for one in kept] == ["ab1", "ab2", "fence 7"]
+    assert skipped == 3
 
 
 async def test_what_is_too_long_is_not_kept(database: Database) -> None:
-    with database.connect() as stranger:
-        async with listening(database, 0) as (listener, last):
+    async with listening(database.dsn) as ear:
+        with database.connect() as stranger:
             stranger.execute("SELECT pg_notify('c', i || repeat('x', 7990)) FROM generate_series(1, 6) i")
-            with anyio.fail_after(PATIENCE):
-                await last.wait()
-            assert {one.payload for one in listener.take()} == {room.TOO_LONG}
+        kept, _ = await ear.heard(6)
+    assert {one.payload for one in kept} == {room.TOO_LONG}
+
+
+async def test_bytes_that_are_no_text(database: Database) -> None:
+    """A SQL_ASCII database takes whatever a client sends."""
+    name = f"{database.name}_ascii"
+    with database.connect() as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'".encode())
+        try:
+            dsn = make_conninfo(database.dsn, dbname=name)
+            async with listening(dsn) as ear:
+                with psycopg.connect(dsn, autocommit=True, client_encoding="SQL_ASCII") as stranger:
+                    stranger.execute(b"SELECT pg_notify('c', 'M\xfcll')")
+                kept, _ = await ear.heard(1)
+        finally:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    assert [one.payload for one in kept] == ["M\ufffdll"]
 
 
 async def test_what_comes_before_it_listens_is_not_kept(database: Database) -> None:
     with database.connect() as stranger:
-        connection, came = await connect(database.dsn), anyio.Event()
-        await connection.execute("LISTEN c")
-        stranger.execute("SELECT pg_notify('c', 'ab' || i) FROM generate_series(1, 5) i")
-        listener = Listener(connection, 0, lambda: came.set())
+        async with await connect(database.dsn) as connection:
+            await connection.execute("LISTEN c")
+            stranger.execute("SELECT pg_notify('c', 'ab' || i) FROM generate_series(1, 5) i")
+            ear = Ear(connection, 0)
+            await ear.listener.listen("c")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ear.listener.pump)
+                stranger.execute("NOTIFY c, 'now'")
+                kept, _ = await ear.heard(1)
+                tasks.cancel_scope.cancel()
+    assert [one.payload for one in kept] == ["now"]
+
+
+async def test_what_the_arrival_raises_ends_it(database: Database) -> None:
+    class OurError(Exception):
+        pass
+
+    def fail() -> None:
+        raise OurError
+
+    async with await connect(database.dsn) as connection:
+        listener = Listener(connection, 0, fail)
         await listener.listen("c")
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(listener.pump)
-            stranger.execute("NOTIFY c, 'now'")
-            with anyio.fail_after(PATIENCE):
-                await came.wait()
-            tasks.cancel_scope.cancel()
-        assert [one.payload for one in listener.take()] == ["now"]
-        await connection.close()
+        with database.connect() as stranger:
+            stranger.execute("NOTIFY c")
+        with pytest.raises(OurError), anyio.fail_after(PATIENCE):
+            await listener.pump()
+
+
+async def test_a_connection_that_breaks_ends_it(database: Database) -> None:
+    async with await connect(database.dsn) as connection:
+        listener = Listener(connection, 0, lambda: None)
+        await listener.listen("c")
+        with database.connect() as stranger:
+            stranger.execute("SELECT pg_terminate_backend(%s)", (connection.info.backend_pid,))
+        with pytest.raises(DatabaseUnavailable), anyio.fail_after(PATIENCE):
+            await listener.pump()

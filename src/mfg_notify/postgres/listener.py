@@ -3,9 +3,9 @@
 It only listens, always outside a transaction: a listener in a transaction would pin the server's queue.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
-from contextlib import aclosing
 
 from psycopg import Notify, sql
 
@@ -16,7 +16,7 @@ PING = "ping "
 FOLD = "fold"
 """Payload that only says: look into the journal."""
 LONGEST = 2000
-"""Characters of a payload that is kept. What the triggers send is shorter."""
+"""Bytes of a payload that is kept. What the triggers send is shorter."""
 TOO_LONG = "too long"
 """What is kept of a longer one."""
 WAITING_MAXIMUM = 20_000
@@ -24,7 +24,7 @@ WAITING_MAXIMUM = 20_000
 
 
 class Listener:
-    """Notifications of one channel, queued until someone takes them; `on_arrival` is called for each.
+    """Notifications of one channel, queued until someone takes them; `on_arrival` is called when some have come.
 
     When too many are waiting, only those of the backend `own` are queued and the others counted: an event among them is
     in the journal too.
@@ -49,20 +49,42 @@ class Listener:
             self._connection.remove_notify_handler(_forget)
 
     async def pump(self) -> None:
-        """Queue notifications until the connection breaks. Raise `DatabaseUnavailable` then."""
-        # The generator is read to its end: leaving it early would lose the rest of a packet. So nothing is done in
-        # the loop but to append.
-        waiting = self._waiting
-        with translated_errors():
-            async with aclosing(self._connection.notifies()) as notifications:
-                async for notification in notifications:
-                    if len(waiting) >= WAITING_MAXIMUM and notification.pid != self._own:
-                        self._skipped += 1
-                    elif len(notification.payload) > LONGEST:
-                        waiting.append(notification._replace(payload=TOO_LONG))
-                    else:
-                        waiting.append(notification)
-                    self._on_arrival()
+        """Queue notifications until the connection breaks. Raise `DatabaseUnavailable` then.
+
+        Raises what `on_arrival` raises, too.
+        """
+        # Not psycopg's notifies(): to wait anew for each packet costs more than to count what is in it.
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        socket = self._connection.fileno()
+
+        def read() -> None:
+            try:
+                self._read()
+            except Exception as error:  # noqa: BLE001 - an event loop would only log it
+                loop.remove_reader(socket)
+                ended.set_exception(error)
+
+        loop.add_reader(socket, read)
+        try:
+            with translated_errors():
+                await ended
+        finally:
+            loop.remove_reader(socket)
+
+    def _read(self) -> None:
+        server = self._connection.pgconn
+        server.consume_input()
+        before = len(self._waiting) + self._skipped
+        while one := server.notifies():
+            if len(self._waiting) >= WAITING_MAXIMUM and one.be_pid != self._own:
+                self._skipped += 1
+                continue
+            # The encoding is ours, but a SQL_ASCII database sends whatever bytes it was given.
+            payload = one.extra.decode(errors="replace") if len(one.extra) <= LONGEST else TOO_LONG
+            self._waiting.append(Notify(one.relname.decode(errors="replace"), payload, one.be_pid))
+        if len(self._waiting) + self._skipped > before:
+            self._on_arrival()
 
     def take(self) -> list[Notify]:
         """Return what has come since the last call, oldest first: payload, and the backend that sent it."""
