@@ -40,7 +40,7 @@ def plan(*, quick: bool) -> dict[str, Measure]:
         "backlog": of(measures.backlog, events=20_000 if quick else 1_000_000),
         "pages": of(measures.pages, scrapes=5 if quick else 100),
         "history": of(measures.history, histories=(1_000, 5_000) if quick else measures.HISTORIES),
-        "a day": of(measures.a_day, changes=5_000 if quick else 1_080_000),
+        "a day": of(measures.a_day, changes=5_000 if quick else 4_320_000),
     }
 
 

@@ -655,9 +655,7 @@ class Exporter:
         now = self.database_now()
         for (table, operation), n in Counter((event.table, event.change.operation) for event in events).items():
             self.telemetry.events_applied.labels(table, operation).inc(n)
-        observe = self.telemetry.event_delay.observe
-        for event in events:
-            observe(max(0, now - event.at) / MICROSECONDS_PER_SECOND)
+        self.telemetry.event_delay.observe(max(0, now - event.at) for event in events)
 
     async def _take_snapshot(self, session: _Session) -> None:
         """Read the live rows; they wait for the fence of the next fold."""

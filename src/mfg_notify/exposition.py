@@ -4,7 +4,8 @@ Reads memory only: a scrape never touches the database. What a number is, is `co
 """
 
 import platform
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import cast
 
@@ -25,10 +26,11 @@ from prometheus_client.registry import Collector
 from mfg_notify import __version__
 from mfg_notify.core import catalogue
 from mfg_notify.core.board import Fact
-from mfg_notify.core.catalogue import EXPORTER_METRICS, SELF_PREFIX, Kind, Metric
+from mfg_notify.core.catalogue import EXPORTER_METRICS, MICROSECONDS_PER_SECOND, SELF_PREFIX, Kind, Metric
 from mfg_notify.core.series import SERIES_MAXIMUM, Distribution, Series, Values, View, lay_out, never_fall, with_silent
 
 LOST = "lost_statements_total"
+DELAY = "event_delay_seconds"
 """Kept by the database, so it is shown as read there and never counted here."""
 
 
@@ -63,7 +65,7 @@ class Telemetry:
         self.events_rejected = counter("events_rejected_total")
         self.events_replayed = counter("events_replayed_total")
         self.events_duplicate = counter("events_duplicate_total")
-        self.event_delay = histogram("event_delay_seconds")
+        self.event_delay = _Delays(registry)
         self.listener_roundtrip = histogram("listener_roundtrip_seconds")
         self.reconnects = counter("reconnects_total")
         self.rewinds = counter("rewinds_total")
@@ -79,6 +81,34 @@ class Telemetry:
         self.web_config_failures = counter("web_config_failures_total")
         self.lost_statements: int | None = None
         registry.register(_LostStatements(self))
+
+
+class _Delays(Collector):
+    """The histogram of event delays. Each event is observed, so it takes many at once, as whole microseconds."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._declared = next(metric for metric in EXPORTER_METRICS if metric.name == DELAY)
+        self._bounds = [round(bound * MICROSECONDS_PER_SECOND) for bound in self._declared.buckets]
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._sum = 0
+        registry.register(self)
+
+    def observe(self, delays: Iterable[int]) -> None:
+        """Observe delays in microseconds, none of them negative."""
+        counts, bounds = self._counts, self._bounds
+        for delay in delays:
+            counts[bisect_left(bounds, delay)] += 1
+            self._sum += delay
+
+    def describe(self) -> Iterator[Family]:
+        yield HistogramMetricFamily(SELF_PREFIX + DELAY, self._declared.help)
+
+    def collect(self) -> Iterator[Family]:
+        shown = [*(str(float(bound)) for bound in self._declared.buckets), "+Inf"]
+        buckets = list(zip(shown, accumulate(self._counts), strict=True))
+        yield HistogramMetricFamily(
+            SELF_PREFIX + DELAY, self._declared.help, buckets, sum_value=self._sum / MICROSECONDS_PER_SECOND
+        )
 
 
 class _LostStatements(Collector):
@@ -102,7 +132,7 @@ def facts(telemetry: Telemetry) -> list[Fact]:
             sample.value for family in metric.collect() for sample in family.samples if sample.name.endswith(suffix)
         )
 
-    def mean(metric: Histogram) -> float | None:
+    def mean(metric: Collector) -> float | None:
         count = read(metric, "_count")
         return read(metric, "_sum") / count if count else None
 

@@ -37,6 +37,11 @@ _SUPPLY = frozenset(SUPPLY_LEVELS)
 _PIPELINE_LIVE = frozenset(catalogue.PIPELINE_LIVE)
 _TASK_LIVE = frozenset(catalogue.TASK_LIVE)
 _TERMINAL = frozenset(TERMINAL)
+_PARTS = {
+    metric.name: (f"{metric.name}_bucket", f"{metric.name}_sum", (*map(str, metric.buckets), "+Inf"))
+    for metric in catalogue.HISTOGRAMS
+}
+"""What a histogram is stored as, by name: its two metrics, and the `le` of its buckets."""
 _COST_TYPES = (
     ("ACQUIRE", "acquire"),
     ("STORAGE_ACQUIRE", "acquire"),
@@ -49,7 +54,8 @@ _COST_TYPES = (
 def increments(event: Event) -> list[Increment]:
     """Return what the event adds to the settled totals; a key may come more than once, n may be 0.
 
-    Only `_sum` of the profit histogram is ever negative. A DELETE or TRUNCATE counts nothing.
+    Only `_sum` of the profit histogram is ever negative: a credit or a retry that falls is a reset or a correction of
+    the row and counts nothing. A DELETE or TRUNCATE counts nothing.
     """
     change = event.change
     if change.new is None:
@@ -73,10 +79,12 @@ def _pipeline(old: PipelineImage | None, new: PipelineImage) -> list[Increment]:
             found += observation(catalogue.PIPELINE_DURATION, product, new.completed_at - new.started_at)
         found += observation(catalogue.PIPELINE_PROFIT, product, new.net_profit)
     if new.status == "COMPLETED":
-        # A later rise on a COMPLETED row counts, a fall subtracts nothing.
-        was = old if old is not None and old.status == "COMPLETED" else None
-        _rise(found, catalogue.PIPELINE_REVENUE, product, new.total_revenue - (was.total_revenue if was else 0))
-        _rise(found, catalogue.PIPELINE_COST, product, new.total_cost - (was.total_cost if was else 0))
+        # A later rise on a COMPLETED row counts.
+        before = old if old is not None and old.status == "COMPLETED" else None
+        if new.total_revenue > (was := before.total_revenue if before else 0):
+            found.append(((catalogue.PIPELINE_REVENUE.name, product), new.total_revenue - was))
+        if new.total_cost > (was := before.total_cost if before else 0):
+            found.append(((catalogue.PIPELINE_COST.name, product), new.total_cost - was))
     return found
 
 
@@ -95,14 +103,12 @@ def _task(old: TaskImage | None, new: TaskImage, at: int) -> list[Increment]:
         found.append(((catalogue.TASK_ASSIGNMENTS.name, kind), 1))
         if new.ready_at is not None:
             found += observation(catalogue.TASK_WAIT, kind, at - new.ready_at)
-    _rise(found, catalogue.TASK_RETRY, kind, new.retry_count - (old.retry_count if old else 0))
-    _rise(
-        found,
-        catalogue.COST,
-        (player, cost_type(new.task_type)),
-        new.total_cost - (old.total_cost if old else 0),
-    )
-    _rise(found, catalogue.REVENUE, (player,), new.total_revenue - (old.total_revenue if old else 0))
+    if new.retry_count > (was := old.retry_count if old else 0):
+        found.append(((catalogue.TASK_RETRY.name, kind), new.retry_count - was))
+    if new.total_cost > (was := old.total_cost if old else 0):
+        found.append(((catalogue.COST.name, (player, cost_type(new.task_type))), new.total_cost - was))
+    if new.total_revenue > (was := old.total_revenue if old else 0):
+        found.append(((catalogue.REVENUE.name, (player,)), new.total_revenue - was))
     return found
 
 
@@ -118,12 +124,6 @@ def _factory(old: FactoryImage, new: FactoryImage) -> list[Increment]:
     return found
 
 
-def _rise(found: list[Increment], metric: Metric, labels: tuple[str, ...], step: int) -> None:
-    # A fall is a reset or a correction of the row: it counts nothing, never a negative step.
-    if step > 0:
-        found.append(((metric.name, labels), step))
-
-
 def observation(metric: Metric, labels: tuple[str, ...], value: int) -> list[Increment]:
     """Return one observation of `value` stored units: one bucket, and the sum.
 
@@ -131,18 +131,14 @@ def observation(metric: Metric, labels: tuple[str, ...], value: int) -> list[Inc
     """
     if metric.scale != 1:
         value = max(0, value)
-    return [
-        ((f"{metric.name}_bucket", (*labels, bucket(metric, value))), 1),
-        ((f"{metric.name}_sum", labels), value),
-    ]
+    bucket_name, sum_name, _ = _PARTS[metric.name]
+    return [((bucket_name, (*labels, bucket(metric, value))), 1), ((sum_name, labels), value)]
 
 
 def bucket(metric: Metric, value: int) -> str:
     """Return the `le` of the smallest bucket that holds `value` stored units."""
-    bounds = metric.buckets
     # Compared in stored units, as whole numbers: a value of exactly 60 s belongs to le="60".
-    place = bisect_left(bounds, -(-value // metric.scale))
-    return str(bounds[place]) if place < len(bounds) else "+Inf"
+    return _PARTS[metric.name][2][bisect_left(metric.buckets, -(-value // metric.scale))]
 
 
 @lru_cache(maxsize=1_000)

@@ -20,7 +20,7 @@ from mfg_notify.errors import MalformedEvent, SchemaNotReady
 from mfg_notify.postgres.connection import Connection, read_only_snapshot, translated_errors
 from mfg_notify.postgres.queries import QUERY
 
-CHUNK = 10_000
+CHUNK = 20_000
 """Events folded in one transaction."""
 PARTS = 4
 """Statements that take them: while one part is settled here, the server is at work on the next."""
