@@ -111,6 +111,7 @@ CHANGES = (
     (
         "REVOKE ALL ON ALL TABLES IN SCHEMA mfg_notify FROM mfg_notify_owner",
         "GRANT SELECT, INSERT ON mfg_notify.event TO mfg_notify_owner;"
+        " GRANT INSERT ON mfg_notify.unfinished TO mfg_notify_owner;"
         " GRANT SELECT ON mfg_notify.settings TO mfg_notify_owner",
     ),
     ("ALTER TABLE mfg_notify.event RENAME TO elsewhere", "ALTER TABLE mfg_notify.elsewhere RENAME TO event"),
