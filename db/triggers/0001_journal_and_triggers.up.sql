@@ -132,8 +132,8 @@ VALUES (
     current_setting('max_prepared_transactions')::integer = 0
 ) ON CONFLICT DO NOTHING;
 
--- A row for each transaction that keeps events for its end: the trigger on it fires there. The exporter clears it; a
--- crash may.
+-- A row for each transaction that keeps events for its end: the trigger on it fires there. It is not on the game's own
+-- tables because a trigger that waits forbids ALTER TABLE. The exporter clears the rows; a crash may.
 CREATE UNLOGGED TABLE IF NOT EXISTS mfg_notify.unfinished (xid xid8 NOT NULL DEFAULT pg_current_xact_id())
     WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, vacuum_truncate = false);
 
@@ -337,13 +337,13 @@ LANGUAGE plpgsql AS $$
 DECLARE
     kept text := current_setting('mfg_notify.kept', true);
 BEGIN
-    IF coalesce(kept, '') = '' THEN
-        PERFORM mfg_notify.record(event::text, false);
-        PERFORM set_config('mfg_notify.kept', '-', true);
-    ELSIF kept = '-' THEN
+    IF kept = '-' THEN
         PERFORM set_config('mfg_notify.kept', E'+\n' || event, true);
         -- Last: after SET CONSTRAINTS ALL IMMEDIATE it is the end already.
         INSERT INTO mfg_notify.unfinished DEFAULT VALUES;
+    ELSIF kept IS NULL OR NOT starts_with(kept, '+') THEN
+        PERFORM mfg_notify.record(event::text, false);
+        PERFORM set_config('mfg_notify.kept', '-', true);
     ELSIF length(kept) > 4000 THEN
         PERFORM mfg_notify.record(substr(kept, 3), true);
         PERFORM set_config('mfg_notify.kept', E'+\n' || event, true);

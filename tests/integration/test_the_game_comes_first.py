@@ -155,6 +155,17 @@ def test_settings_that_are_reset_in_mid_transaction_are_a_loss_that_is_counted(g
     assert lost(game) == 1
 
 
+def test_the_game_changes_a_table_in_the_transaction_that_writes_it(game: psycopg.Connection) -> None:
+    """Triggers that wait for the COMMIT would forbid it, if they were on the game's own tables."""
+    with game.transaction():
+        for number in range(3):
+            game.execute(INSERT, (f"t{number}",))
+        game.execute("ALTER TABLE manufacturing_tasks ADD COLUMN more text DEFAULT 'x'")
+        game.execute("UPDATE manufacturing_tasks SET status = 'READY'")
+    assert game.execute("SELECT count(*) FROM mfg_notify.event").fetchone() == (1 + 3 + 4,)
+    assert lost(game) == 0
+
+
 def test_prepared_transactions_still_work() -> None:
     with EmbeddedPostgres(settings={"max_prepared_transactions": "5"}) as server:
         create_game_tables(server.dsn())

@@ -224,9 +224,11 @@ def test_constraints_that_are_checked_at_once(bench: Bench) -> None:
 
 
 def test_the_games_own_settings_do_no_harm(bench: Bench) -> None:
-    bench.game.execute("SET mfg_notify.announced = 'rubbish'; SET mfg_notify.skip = 'rubbish'")
-    assert len(bench.write(TASK, "t", "PENDING")) == 1
-    assert len(bench.notified()) == 1
+    bench.game.execute(
+        "SET mfg_notify.announced = 'rubbish'; SET mfg_notify.skip = 'rubbish'; SET mfg_notify.kept = 'rubbish'"
+    )
+    assert len(bench.write(TASKS, 3)) == 3
+    assert len(bench.notified()) == 3
     assert bench.lost() == 0
 
 
