@@ -31,7 +31,7 @@ def plan(*, quick: bool) -> dict[str, Measure]:
         return lambda stage, say: measure(stage, say, **options)
 
     return {
-        "writers": of(measures.writers, rounds=few, seconds=second),
+        "writers": of(measures.writers, rounds=1 if quick else 5, seconds=second),
         "latency": of(measures.latency, rounds=few, seconds=3 * second),
         "wal": of(measures.wal, changes=500 if quick else 5_000),
         "large update": of(measures.large_update, rounds=few, rows=1_000 if quick else 100_000),
