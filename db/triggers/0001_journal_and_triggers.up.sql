@@ -271,7 +271,8 @@ $$;
 -- a number of its own, and a trigger that wrote them all would need one for each row. A trigger at the end of each
 -- statement costs a sixth more, for the statement of one row too, which nearly all are, and a third more where nothing
 -- watched changes; with transition tables yet more. What is dear is to set up functions and expressions, once a
--- transaction each. So there are few, and of an old image the times, which no number asks for, are left out
+-- transaction each. So there are few, the first of them says alone that nothing watched has changed (after a failure it
+-- does not look, for looking can fail), and of an old image the times, which no number asks for, are left out
 -- (docs/performance.md).
 
 -- How many events no exporter has folded, NULL before the first.
@@ -294,7 +295,7 @@ DECLARE
     -- How many events this transaction has announced, in a setting that ends with it: its number, ':', that many.
     me        text := pg_current_xact_id()::text || ':';
     setting   text := current_setting('mfg_notify.announced', true);
-    announced bigint := 1 + length(events) - length(replace(events, E'\n', ''));
+    announced bigint := 1 + octet_length(events) - octet_length(replace(events, E'\n', ''));
 BEGIN
     -- An exporter that never comes back must not fill the disk.
     IF mfg_notify.backlog() > 5000000 THEN
@@ -331,24 +332,25 @@ $$;
 
 -- Takes the event of a row. The first one of a transaction is written at once. The others are kept until it ends, or
 -- until they are long. The setting is '-' when one has been written and none is kept, and '+' and a line for each event
--- that is kept.
+-- that is kept. Here and in its callers stands an assignment wherever it can, because PERFORM is a query with an executor
+-- of its own; and octet_length, because length reads all that is kept, at each row.
 CREATE OR REPLACE FUNCTION mfg_notify.keep(event json) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     kept text := current_setting('mfg_notify.kept', true);
 BEGIN
     IF kept = '-' THEN
-        PERFORM set_config('mfg_notify.kept', E'+\n' || event, true);
+        kept := set_config('mfg_notify.kept', E'+\n' || event, true);
         -- Last: after SET CONSTRAINTS ALL IMMEDIATE it is the end already.
         INSERT INTO mfg_notify.unfinished DEFAULT VALUES;
     ELSIF kept IS NULL OR NOT starts_with(kept, '+') THEN
         PERFORM mfg_notify.record(event::text, false);
-        PERFORM set_config('mfg_notify.kept', '-', true);
-    ELSIF length(kept) > 4000 THEN
+        kept := set_config('mfg_notify.kept', '-', true);
+    ELSIF octet_length(kept) > 4000 THEN
         PERFORM mfg_notify.record(substr(kept, 3), true);
-        PERFORM set_config('mfg_notify.kept', E'+\n' || event, true);
+        kept := set_config('mfg_notify.kept', E'+\n' || event, true);
     ELSE
-        PERFORM set_config('mfg_notify.kept', kept || E'\n' || event, true);
+        kept := set_config('mfg_notify.kept', kept || E'\n' || event, true);
     END IF;
 END
 $$;
@@ -427,6 +429,14 @@ DECLARE
     kept   text;
     reason text;
 BEGIN
+    IF coalesce(current_setting('mfg_notify.skip', true), '') = '' AND TG_OP = 'UPDATE'
+       AND (OLD.id, OLD.player_id, OLD.product_good, OLD.status, OLD.total_cost, OLD.total_revenue, OLD.net_profit,
+            OLD.started_at, OLD.completed_at)
+           IS NOT DISTINCT FROM
+           (NEW.id, NEW.player_id, NEW.product_good, NEW.status, NEW.total_cost, NEW.total_revenue, NEW.net_profit,
+            NEW.started_at, NEW.completed_at) THEN
+        RETURN NULL;
+    END IF;
     IF current_setting('mfg_notify.skip', true) <> '' THEN
         IF current_setting('mfg_notify.skip', true) = pg_current_xact_id()::text || ':count' THEN
             BEGIN
@@ -440,13 +450,6 @@ BEGIN
         END IF;
     END IF;
     IF TG_OP = 'UPDATE' THEN
-        IF (OLD.id, OLD.player_id, OLD.product_good, OLD.status, OLD.total_cost, OLD.total_revenue, OLD.net_profit,
-            OLD.started_at, OLD.completed_at)
-            IS NOT DISTINCT FROM
-           (NEW.id, NEW.player_id, NEW.product_good, NEW.status, NEW.total_cost, NEW.total_revenue, NEW.net_profit,
-            NEW.started_at, NEW.completed_at) THEN
-            RETURN NULL;
-        END IF;
         IF OLD.id <> NEW.id THEN
             PERFORM mfg_notify.keep_pipeline('U', to_jsonb(OLD), to_jsonb(NEW));
             RETURN NULL;
@@ -474,7 +477,7 @@ BEGIN
         INSERT INTO mfg_notify.event (body) VALUES (event);
         kept := set_config('mfg_notify.kept', '-', true);
     ELSE
-        PERFORM mfg_notify.keep(event);
+        kept := mfg_notify.keep(event);
     END IF;
     RETURN NULL;
 EXCEPTION WHEN serialization_failure THEN
@@ -541,6 +544,14 @@ DECLARE
     kept   text;
     reason text;
 BEGIN
+    IF coalesce(current_setting('mfg_notify.skip', true), '') = '' AND TG_OP = 'UPDATE'
+       AND (OLD.id, OLD.player_id, OLD.task_type, OLD.status, OLD.assigned_ship, OLD.retry_count, OLD.total_cost,
+            OLD.total_revenue, OLD.ready_at, OLD.started_at, OLD.completed_at)
+           IS NOT DISTINCT FROM
+           (NEW.id, NEW.player_id, NEW.task_type, NEW.status, NEW.assigned_ship, NEW.retry_count, NEW.total_cost,
+            NEW.total_revenue, NEW.ready_at, NEW.started_at, NEW.completed_at) THEN
+        RETURN NULL;
+    END IF;
     IF current_setting('mfg_notify.skip', true) <> '' THEN
         IF current_setting('mfg_notify.skip', true) = pg_current_xact_id()::text || ':count' THEN
             BEGIN
@@ -554,13 +565,6 @@ BEGIN
         END IF;
     END IF;
     IF TG_OP = 'UPDATE' THEN
-        IF (OLD.id, OLD.player_id, OLD.task_type, OLD.status, OLD.assigned_ship, OLD.retry_count, OLD.total_cost,
-            OLD.total_revenue, OLD.ready_at, OLD.started_at, OLD.completed_at)
-            IS NOT DISTINCT FROM
-           (NEW.id, NEW.player_id, NEW.task_type, NEW.status, NEW.assigned_ship, NEW.retry_count, NEW.total_cost,
-            NEW.total_revenue, NEW.ready_at, NEW.started_at, NEW.completed_at) THEN
-            RETURN NULL;
-        END IF;
         IF OLD.id <> NEW.id THEN
             PERFORM mfg_notify.keep_task('U', to_jsonb(OLD), to_jsonb(NEW));
             RETURN NULL;
@@ -588,7 +592,7 @@ BEGIN
         INSERT INTO mfg_notify.event (body) VALUES (event);
         kept := set_config('mfg_notify.kept', '-', true);
     ELSE
-        PERFORM mfg_notify.keep(event);
+        kept := mfg_notify.keep(event);
     END IF;
     RETURN NULL;
 EXCEPTION WHEN serialization_failure THEN
@@ -664,6 +668,14 @@ DECLARE
     kept   text;
     reason text;
 BEGIN
+    IF coalesce(current_setting('mfg_notify.skip', true), '') = '' AND TG_OP = 'UPDATE'
+       AND (OLD.id, OLD.player_id, OLD.factory_symbol, OLD.output_good, OLD.pipeline_id, OLD.required_inputs::jsonb,
+            OLD.delivered_inputs::jsonb, OLD.current_supply, OLD.ready_for_collection)
+           IS NOT DISTINCT FROM
+           (NEW.id, NEW.player_id, NEW.factory_symbol, NEW.output_good, NEW.pipeline_id, NEW.required_inputs::jsonb,
+            NEW.delivered_inputs::jsonb, NEW.current_supply, NEW.ready_for_collection) THEN
+        RETURN NULL;
+    END IF;
     IF current_setting('mfg_notify.skip', true) <> '' THEN
         IF current_setting('mfg_notify.skip', true) = pg_current_xact_id()::text || ':count' THEN
             BEGIN
@@ -677,13 +689,6 @@ BEGIN
         END IF;
     END IF;
     IF TG_OP = 'UPDATE' THEN
-        IF (OLD.id, OLD.player_id, OLD.factory_symbol, OLD.output_good, OLD.pipeline_id, OLD.required_inputs::jsonb,
-            OLD.delivered_inputs::jsonb, OLD.current_supply, OLD.ready_for_collection)
-            IS NOT DISTINCT FROM
-           (NEW.id, NEW.player_id, NEW.factory_symbol, NEW.output_good, NEW.pipeline_id, NEW.required_inputs::jsonb,
-            NEW.delivered_inputs::jsonb, NEW.current_supply, NEW.ready_for_collection) THEN
-            RETURN NULL;
-        END IF;
         IF OLD.id <> NEW.id THEN
             PERFORM mfg_notify.keep_factory('U', to_jsonb(OLD), to_jsonb(NEW));
             RETURN NULL;
@@ -711,7 +716,7 @@ BEGIN
         INSERT INTO mfg_notify.event (body) VALUES (event);
         kept := set_config('mfg_notify.kept', '-', true);
     ELSE
-        PERFORM mfg_notify.keep(event);
+        kept := mfg_notify.keep(event);
     END IF;
     RETURN NULL;
 EXCEPTION WHEN serialization_failure THEN
