@@ -11,7 +11,8 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -52,6 +53,8 @@ FOLD_DELAY = 0.02
 """Seconds from a notification that could not be counted by itself to the fold that it asks for."""
 CONFIRM_DELAY = 2.0
 """Seconds from a payload that was counted to the fold that settles it."""
+CONFIRM_AT = 250
+"""Payloads counted since the last fold that are settled at once: while many are, what comes has to wait."""
 EMPTY_REST = 0.25
 """Seconds of rest after a fold that found nothing: whoever knows the channel may ask for folds without end."""
 SNAPSHOT_REST = 1.0
@@ -155,6 +158,8 @@ class _Session:
     """When the ping that has not come back was sent."""
     fold_due: float = 0.0
     """When the next fold is due, if nothing comes."""
+    unconfirmed: int = 0
+    """Payloads that were counted since the last fold began."""
     suspects: frozenset[int] | None = None
     """What was pending when the draining of the journal began that is under way."""
     snapshot_patience: float = SNAPSHOT_PATIENCE
@@ -192,7 +197,7 @@ class Exporter:
         self.state = State()
         self._changed = anyio.Condition()
         self._wake = anyio.Event()
-        self._resting: _Session | None = None
+        self._hearing: _Session | None = None
         self._stopping = False
         self._keeping: anyio.CancelScope | None = None
         self._serving = False
@@ -439,24 +444,31 @@ class Exporter:
                 reconcile_due = now + self._settings.reconcile_interval
                 session.fold_due = now
             if self.state.leader and now >= session.fold_due:
+                session.fold_due, session.unconfirmed = math.inf, 0
                 done = await self._fold(session)
-                session.fold_due = self._clock() + self._next_fold(session, now) if done else now
+                # What was heard meanwhile may want one sooner.
+                wanted = max(session.fold_due, session.rest_until)
+                session.fold_due = min(wanted, self._clock() + self._next_fold(session, now)) if done else now
             if session.taken_fence is not None and self._counters.fence >= session.taken_fence:
                 await self._reconcile(session)
             due = tick_due
             if self.state.leader:
                 due = min(due, session.fold_due, math.inf if session.taken is not None else reconcile_due)
-            self._resting = session
-            try:
-                with anyio.move_on_after(max(0.0, due - self._clock())):
-                    await self._wake.wait()
-            finally:
-                self._resting = None
+            with self._all_ears(session), anyio.move_on_after(max(0.0, due - self._clock())):
+                await self._wake.wait()
         await self._finish(session)
 
+    @contextmanager
+    def _all_ears(self, session: _Session) -> Iterator[None]:
+        """Count what comes meanwhile at once: waking up for it would cost more than that."""
+        self._hearing = session
+        try:
+            yield
+        finally:
+            self._hearing = None
+
     def _on_arrival(self) -> None:
-        # While nothing else is under way, what has come is counted at once: waking up would cost more than that.
-        session = self._resting
+        session = self._hearing
         if session is not None:
             due = session.fold_due
             self._receive(session)
@@ -483,6 +495,9 @@ class Exporter:
         if events:
             self._account(session, events)
             self._changes.announce(events)
+            session.unconfirmed += len(events)
+            if session.unconfirmed >= CONFIRM_AT:
+                due = 0.0
         if skipped := session.listener.take_skipped():
             self.telemetry.notifications_received.inc(skipped)
             due = min(due, FOLD_DELAY)
@@ -519,23 +534,25 @@ class Exporter:
             self._counters.disconnect()
             self._floor.distrust()
             await self._change(leader=True, standby=False, drained=False, reconciled=False)
-        sent = self._clock()
         if session.ping_sent is None:
-            session.ping_sent = sent
+            session.ping_sent = self._clock()
             session.ping_number += 1
         parameters = {"who": self._who, "channel": session.channel, "ping": f"{PING}{session.ping_number}"}
 
-        async def send() -> tuple[bool, int, bool]:
+        async def send() -> tuple[bool, bool]:
             with translated_errors():
-                rows = await (await session.working.execute(QUERY["tick"], parameters)).fetchall()
-                _, holds_lease, clock, quiet = rows[0]
-                return holds_lease, clock, quiet
+                # The commit by itself, to see how long one takes that notifies.
+                async with session.working.transaction():
+                    sent = self._clock()
+                    rows = await (await session.working.execute(QUERY["tick"], parameters)).fetchall()
+                    answered = self._clock()
+            session.attention.committed(self._clock() - answered)
+            _, holds_lease, clock, quiet = rows[0]
+            # The server read its clock somewhere between sending and the answer.
+            self._database_ahead = clock - round((sent + answered) / 2 * MICROSECONDS_PER_SECOND)
+            return holds_lease, quiet
 
-        holds_lease, clock, quiet = await _in_time(SILENCE, send())
-        answered = self._clock()
-        # The server read its clock somewhere between sending and now.
-        self._database_ahead = clock - round((sent + answered) / 2 * MICROSECONDS_PER_SECOND)
-        session.attention.committed(answered - sent)
+        holds_lease, quiet = await _in_time(SILENCE, send())
         if quiet != session.attention.quiet:
             session.attention.doubt()
         if self.state.leader and not holds_lease:
@@ -561,7 +578,8 @@ class Exporter:
         started = self._clock()
         if session.suspects is None:
             session.suspects = self._counters.pending()
-        fold = await _in_time(SILENCE, self._fold_and_tell(session))
+        with self._all_ears(session):
+            fold = await _in_time(SILENCE, self._fold_and_tell(session))
         if fold is None:
             await self._step_down(session)
             return True

@@ -1,4 +1,8 @@
-"""The triggers are told not to notify while changes come fast, and no event is left behind when they notify again."""
+"""When the exporter is told of events, and when it looks for them by itself.
+
+While changes come fast the triggers are told not to notify, and no event is left behind when they notify again. What
+comes while a fold is under way does not wait for it.
+"""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -12,6 +16,7 @@ from tenacity import AsyncRetrying, retry_if_result, stop_after_delay, wait_fixe
 from tests.conftest import Database
 from tests.support import PATIENCE, applied, assert_exact, number, page_of, settled
 
+from mfg_notify import exporter as exporter_module
 from mfg_notify.core import attention
 from mfg_notify.core.attention import Attention, Policy
 from mfg_notify.demo.game import play
@@ -242,3 +247,42 @@ async def test_exact_while_minds_change(installed: Database, monkeypatch: pytest
             assert_exact(await settled(exporter, connection), connection)
     assert True in modes
     assert False in modes
+
+
+async def test_what_comes_while_a_fold_is_under_way_is_counted_at_once(
+    installed: Database, game: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter_module, "CONFIRM_DELAY", 0.0)
+
+    def fold_waits() -> bool:
+        waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'mfg_notify.total'::regclass AND NOT granted)"
+        return game.execute(waits).fetchone() == (True,)
+
+    async with exporting(installed, Policy.ALWAYS) as exporter:
+        with installed.connect() as locking, locking.transaction():
+            locking.execute("LOCK TABLE mfg_notify.total IN EXCLUSIVE MODE")
+            insert(game, 1)
+            game.execute("UPDATE manufacturing_tasks SET status = 'COMPLETED'")
+            await reached(exporter, lambda _: fold_waits())
+            insert(game, 2)
+            await reached(exporter, lambda page: applied(page) == 3)
+            assert fold_waits()
+        await reached(exporter, lambda _: journal_is_empty(game))
+        assert applied(page_of(exporter)) == 3
+
+
+async def test_many_counted_payloads_do_not_wait_for_their_fold(
+    installed: Database, game: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter_module, "CONFIRM_DELAY", NEVER_AGAIN)
+    monkeypatch.setattr(exporter_module, "CONFIRM_AT", 10)
+    async with exporting(installed, Policy.ALWAYS) as exporter:
+        # In the beginning it folds by itself, too: until whoever was told to be quiet must be through.
+        for number in range(30):
+            insert(game, number)
+            if number % 10 == 9:
+                await reached(exporter, lambda _: journal_is_empty(game))
+
+
+def journal_is_empty(connection: psycopg.Connection) -> bool:
+    return connection.execute("SELECT EXISTS (SELECT FROM mfg_notify.event)").fetchone() == (False,)

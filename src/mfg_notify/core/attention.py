@@ -8,7 +8,6 @@ be quiet may commit at any later time and will not say so.
 
 from collections import deque
 from enum import StrEnum
-from statistics import median
 
 from mfg_notify.core.frontier import Frontier
 
@@ -26,8 +25,8 @@ POLL_SHORTEST = 0.015
 """Seconds from a fold to the next at least, however fast they come."""
 POLL_LONGEST = 1.0
 """And at most."""
-COMMITS = 5
-"""Commits of ours that tell how long one takes now: the middle one of them."""
+COMMITS = 8
+"""Commits of ours that tell how long one takes now: the quickest of them. What else held one up says nothing."""
 CALM_WINDOWS = 8
 """Windows in a row without hurry before the triggers notify again: each change of mind costs a few folds."""
 
@@ -88,9 +87,7 @@ class Attention:
         self._events, self._since = 0, now
         limit = QUIET_ABOVE
         if self._commits:
-            # One commit that was held up says nothing: until there are enough, the quickest speaks for them.
-            enough = len(self._commits) == COMMITS
-            limit = min(limit, BUSY_SHARE / (median(self._commits) if enough else min(self._commits)))
+            limit = min(limit, BUSY_SHARE / min(self._commits))
         if rate > limit:
             self._hurry = True
         self._calm = self._calm + 1 if rate < limit * LOUD_BELOW else 0
