@@ -20,7 +20,7 @@ test: $(VENV)/dev ## run the whole test suite
 soak: $(VENV)/dev ## run all faults in random order for MFG_NOTIFY_SOAK_MINUTES (30)
 	$(BIN)/python -m pytest -m soak tests/faults
 
-bench: $(VENV)/bench ## measure what it costs and how fast it is: three quarters of an hour, on an idle machine
+bench: $(VENV)/bench ## measure what it costs and how fast it is: half an hour, on an idle machine
 	$(BIN)/python -m benchmarks $(BENCH)
 
 check: $(VENV)/dev ## lint, format, types, import contracts, generated files

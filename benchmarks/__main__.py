@@ -34,7 +34,7 @@ def plan(*, quick: bool) -> dict[str, Measure]:
         "writers": of(measures.writers, rounds=1 if quick else 5, seconds=second),
         "latency": of(measures.latency, rounds=few, seconds=3 * second),
         "wal": of(measures.wal, changes=500 if quick else 5_000),
-        "large update": of(measures.large_update, rounds=few, rows=1_000 if quick else 100_000),
+        "large update": of(measures.large_update, rounds=1 if quick else 9, rows=1_000 if quick else 100_000),
         "delay": of(measures.delay, seconds=3 if quick else 20),
         "at rest": of(measures.at_rest, seconds=3 if quick else 60),
         "backlog": of(measures.backlog, events=20_000 if quick else 1_000_000),
