@@ -13,6 +13,7 @@ from mfg_notify.core.attention import (
     COMMITS,
     EVENTS_A_LOOK,
     LOUD_BELOW,
+    LULL,
     POLL_LONGEST,
     POLL_SHORTEST,
     QUIET_ABOVE,
@@ -125,6 +126,14 @@ def test_how_often_the_journal_is_looked_into() -> None:
     assert looks == sorted(looks)
     assert looks[0] < 0.1
     assert looks[-1] == POLL_LONGEST
+
+
+def test_a_lull_in_a_hurry_is_not_slept_through() -> None:
+    hours = Hours()
+    assert hours.window(QUIET_ABOVE * 2)
+    hours.attention.told(quiet=True)
+    assert hours.window(0)
+    assert hours.attention.next_look(0.001) == LULL
 
 
 # ---------------------------------------------------------------------------------------- no event is left behind --

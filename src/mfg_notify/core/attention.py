@@ -25,6 +25,8 @@ POLL_SHORTEST = 0.015
 """Seconds from a fold to the next at least, however fast they come."""
 POLL_LONGEST = 1.0
 """And at most."""
+LULL = 0.25
+"""At most, where hurry has made them quiet: a lull is then a pause of the server, and what it held up comes."""
 COMMITS = 8
 """Commits of ours that tell how long one takes now: the quickest of them. What else held one up says nothing."""
 CALM_WINDOWS = 8
@@ -127,5 +129,6 @@ class Attention:
             # A transaction may stay open for hours: look less and less often.
             self._pause = min(2 * self._pause, POLL_LONGEST)
             return self._pause
-        wait = EVENTS_A_LOOK / self._rate if self._rate else POLL_LONGEST
+        longest = POLL_LONGEST if self._policy is Policy.NEVER else LULL
+        wait = min(EVENTS_A_LOOK / self._rate, longest) if self._rate else longest
         return min(max(wait, took / 2, POLL_SHORTEST), POLL_LONGEST)
