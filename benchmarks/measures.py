@@ -385,7 +385,7 @@ def a_day(stage: Stage, say: Say, *, changes: int) -> Figures:
             done += written
             for name, relation in (
                 ("journal MiB", "mfg_notify.event"), ("index MiB", "mfg_notify.event_pkey"),
-                ("marks MiB", "mfg_notify.unfinished"), ("totals MiB", "mfg_notify.total"),
+                ("marks MiB", "mfg_notify.pending_commit"), ("totals MiB", "mfg_notify.total"),
             ):  # fmt: skip
                 with stage.connect("day") as connection:
                     [(size,)] = connection.execute("SELECT pg_relation_size(%s::regclass)", (relation,)).fetchall()

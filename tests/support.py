@@ -189,7 +189,7 @@ def stop_backend(connection: psycopg.Connection) -> int:
     """Freeze the backend that the active exporter works with, between two transactions; return its process id."""
 
     def freeze() -> int:
-        [(pid,)] = connection.execute("SELECT backend_pid FROM mfg_notify.owner").fetchall()
+        [(pid,)] = connection.execute("SELECT backend_pid FROM mfg_notify.lease").fetchall()
         try:
             os.kill(pid, signal.SIGSTOP)
         except ProcessLookupError:

@@ -106,14 +106,14 @@ CREATE TABLE IF NOT EXISTS mfg_notify.latest (
 );
 
 -- One row: which exporter folds. Its row lock is the mutex of folds, its generation the fencing token.
-CREATE TABLE IF NOT EXISTS mfg_notify.owner (
+CREATE TABLE IF NOT EXISTS mfg_notify.lease (
     only_row    boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     generation  bigint NOT NULL DEFAULT 0,
-    who         text,
+    holder      text,
     backend_pid integer,
-    beat        timestamptz NOT NULL DEFAULT '-infinity'
+    renewed_at  timestamptz NOT NULL DEFAULT '-infinity'
 ) WITH (fillfactor = 10);
-INSERT INTO mfg_notify.owner DEFAULT VALUES ON CONFLICT DO NOTHING;
+INSERT INTO mfg_notify.lease DEFAULT VALUES ON CONFLICT DO NOTHING;
 
 -- One row that hardly changes, because every trigger reads it. The channel is a secret: any role may NOTIFY any
 -- channel, so its name is the key. NOTIFY is off where prepared transactions are on: PREPARE TRANSACTION refuses a
@@ -134,7 +134,7 @@ VALUES (
 
 -- A row for each transaction that keeps events for its end: the trigger on it fires there. It is not on the game's own
 -- tables because a trigger that waits forbids ALTER TABLE. The exporter clears the rows; a crash may.
-CREATE UNLOGGED TABLE IF NOT EXISTS mfg_notify.unfinished (xid xid8 NOT NULL DEFAULT pg_current_xact_id())
+CREATE UNLOGGED TABLE IF NOT EXISTS mfg_notify.pending_commit (xid xid8 NOT NULL DEFAULT pg_current_xact_id())
     WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, vacuum_truncate = false);
 
 -- Changes of rows whose events were given up. A sequence, because nextval survives the rollback of the trigger's work.
@@ -143,7 +143,7 @@ CREATE SEQUENCE IF NOT EXISTS mfg_notify.lost MINVALUE 0 START 0;
 CREATE SEQUENCE IF NOT EXISTS mfg_notify.folded MINVALUE 0 START 0;
 -- 1: the triggers are to write the journal and not to notify; 0: they notify. A sequence, because setval is in force at
 -- once, for transactions that have begun before, too. The exporter that holds the lease sets it.
-CREATE SEQUENCE IF NOT EXISTS mfg_notify.quiet MINVALUE 0 MAXVALUE 1 START 0;
+CREATE SEQUENCE IF NOT EXISTS mfg_notify.notify_disabled MINVALUE 0 MAXVALUE 1 START 0;
 
 REVOKE ALL ON ALL TABLES IN SCHEMA mfg_notify FROM PUBLIC;
 REVOKE ALL ON SCHEMA mfg_notify FROM PUBLIC;
@@ -189,7 +189,7 @@ $$;
 CREATE OR REPLACE FUNCTION mfg_notify.factory_image(
     player_id bigint, factory_symbol text, output_good text, pipeline_id text,
     required_inputs jsonb, delivered_inputs jsonb,
-    current_supply text, ready_for_collection boolean, speaks boolean
+    current_supply text, ready_for_collection boolean, is_current boolean
 ) RETURNS json
 LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT json_build_array(
@@ -198,7 +198,7 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
          FROM jsonb_array_elements_text(
              CASE jsonb_typeof(required_inputs) WHEN 'array' THEN required_inputs ELSE '[]' END) AS good),
         CASE jsonb_typeof(required_inputs) WHEN 'array' THEN jsonb_array_length(required_inputs) ELSE 0 END,
-        left(nullif(current_supply, ''), 128), coalesce(ready_for_collection, false), speaks)
+        left(nullif(current_supply, ''), 128), coalesce(ready_for_collection, false), is_current)
 $$;
 
 -- The same images of a row as JSON, whatever the types of its columns.
@@ -220,12 +220,12 @@ LANGUAGE sql STABLE AS $$
     WHERE r IS NOT NULL
 $$;
 
-CREATE OR REPLACE FUNCTION mfg_notify.factory_image_of(r jsonb, speaks boolean) RETURNS json
+CREATE OR REPLACE FUNCTION mfg_notify.factory_image_of(r jsonb, is_current boolean) RETURNS json
 LANGUAGE sql STABLE AS $$
     SELECT mfg_notify.factory_image(
         (r ->> 'player_id')::bigint, r ->> 'factory_symbol', r ->> 'output_good', r ->> 'pipeline_id',
         (r ->> 'required_inputs')::jsonb, (r ->> 'delivered_inputs')::jsonb, r ->> 'current_supply',
-        (r ->> 'ready_for_collection')::boolean, speaks)
+        (r ->> 'ready_for_collection')::boolean, is_current)
     WHERE r IS NOT NULL
 $$;
 
@@ -233,7 +233,7 @@ $$;
 -- a pipeline, describe a factory at once, and rows of finished pipelines stay. It goes from the player's live
 -- pipelines into the unique index of the factory rows, so its cost does not grow with history. LIMIT and the + 0 keep
 -- the planner on that road: without statistics it prefers other indexes and walks through all of history.
-CREATE OR REPLACE FUNCTION mfg_notify.speaks(
+CREATE OR REPLACE FUNCTION mfg_notify.is_current_row(
     row_id bigint, of_player bigint, symbol text, good text, of_pipeline text
 ) RETURNS boolean
 LANGUAGE sql STABLE AS $$
@@ -286,7 +286,7 @@ $$;
 -- full on. And what this very transaction is about to send is not in the queue yet, so a transaction sends at most 100
 -- payloads of less than 2,000 bytes, and one 'fold' instead of those that would be more: that fits into what is left
 -- of the smallest queue there can be. A transaction whose events are written in portions says 'fold' for all of them.
-CREATE OR REPLACE FUNCTION mfg_notify.record(events text, more_follow boolean) RETURNS void
+CREATE OR REPLACE FUNCTION mfg_notify.write_events(events text, more_follow boolean) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     one       record;
@@ -301,7 +301,7 @@ BEGIN
     IF mfg_notify.backlog() > 5000000 THEN
         RAISE EXCEPTION 'the journal holds 5000000 events that no exporter has folded';
     END IF;
-    IF pg_sequence_last_value('mfg_notify.quiet') = 1 OR pg_notification_queue_usage() >= 0.25 THEN
+    IF pg_sequence_last_value('mfg_notify.notify_disabled') = 1 OR pg_notification_queue_usage() >= 0.25 THEN
         INSERT INTO mfg_notify.event (body) SELECT * FROM string_to_table(events, E'\n');
         RETURN;
     END IF;
@@ -331,52 +331,52 @@ END
 $$;
 
 -- Takes the event of a row. The first one of a transaction is written at once. The others are kept until it ends, or
--- until they are long. The setting is '-' when one has been written and none is kept, and '+' and a line for each event
+-- until they are long. The setting is '-' when one has been written and none is buffered, and '+' and a line for each event
 -- that is kept. Here and in its callers stands an assignment wherever it can, because PERFORM is a query with an executor
--- of its own; and octet_length, because length reads all that is kept, at each row.
-CREATE OR REPLACE FUNCTION mfg_notify.keep(event json) RETURNS void
+-- of its own; and octet_length, because length reads all that is buffered, at each row.
+CREATE OR REPLACE FUNCTION mfg_notify.buffer_event(event json) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    kept text := current_setting('mfg_notify.kept', true);
+    buffered text := current_setting('mfg_notify.buffered', true);
 BEGIN
-    IF kept = '-' THEN
-        kept := set_config('mfg_notify.kept', E'+\n' || event, true);
+    IF buffered = '-' THEN
+        buffered := set_config('mfg_notify.buffered', E'+\n' || event, true);
         -- Last: after SET CONSTRAINTS ALL IMMEDIATE it is the end already.
-        INSERT INTO mfg_notify.unfinished DEFAULT VALUES;
-    ELSIF kept IS NULL OR NOT starts_with(kept, '+') THEN
-        PERFORM mfg_notify.record(event::text, false);
-        kept := set_config('mfg_notify.kept', '-', true);
-    ELSIF octet_length(kept) > 4000 THEN
-        PERFORM mfg_notify.record(substr(kept, 3), true);
-        kept := set_config('mfg_notify.kept', E'+\n' || event, true);
+        INSERT INTO mfg_notify.pending_commit DEFAULT VALUES;
+    ELSIF buffered IS NULL OR NOT starts_with(buffered, '+') THEN
+        PERFORM mfg_notify.write_events(event::text, false);
+        buffered := set_config('mfg_notify.buffered', '-', true);
+    ELSIF octet_length(buffered) > 4000 THEN
+        PERFORM mfg_notify.write_events(substr(buffered, 3), true);
+        buffered := set_config('mfg_notify.buffered', E'+\n' || event, true);
     ELSE
-        kept := set_config('mfg_notify.kept', kept || E'\n' || event, true);
+        buffered := set_config('mfg_notify.buffered', buffered || E'\n' || event, true);
     END IF;
 END
 $$;
 
--- Writes what a transaction has kept, at its end. It finds nothing where somebody has reset the settings in between.
-CREATE OR REPLACE FUNCTION mfg_notify.transaction_ends() RETURNS trigger
+-- Writes what a transaction has buffered, at its end. It finds nothing where somebody has reset the settings in between.
+CREATE OR REPLACE FUNCTION mfg_notify.flush_at_commit() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '25ms' AS $$
 DECLARE
     me      text := pg_current_xact_id()::text || ':';
-    kept    text := coalesce(current_setting('mfg_notify.kept', true), '');
-    breaker text := coalesce(current_setting('mfg_notify.skip', true), '');
+    buffered text := coalesce(current_setting('mfg_notify.buffered', true), '');
+    breaker text := coalesce(current_setting('mfg_notify.circuit_open', true), '');
     reason  text;
 BEGIN
     IF NOT starts_with(breaker, me) THEN
         BEGIN
-            IF NOT starts_with(kept, '+') THEN
+            IF NOT starts_with(buffered, '+') THEN
                 RAISE EXCEPTION 'the settings of the transaction have been reset';
             END IF;
-            PERFORM mfg_notify.record(substr(kept, 3), false);
-            kept := set_config('mfg_notify.kept', '-', true);
+            PERFORM mfg_notify.write_events(substr(buffered, 3), false);
+            buffered := set_config('mfg_notify.buffered', '-', true);
             RETURN NULL;
         EXCEPTION WHEN serialization_failure THEN
             RAISE;
         WHEN OTHERS THEN
-            breaker := set_config('mfg_notify.skip', me || 'count', true);
+            breaker := set_config('mfg_notify.circuit_open', me || 'count', true);
             reason := SQLERRM;
             BEGIN
                 RAISE WARNING 'mfg-notify did not record the changes of a transaction: %', reason;
@@ -387,19 +387,19 @@ BEGIN
     END IF;
     IF breaker <> me || 'silent' THEN
         BEGIN
-            PERFORM nextval('mfg_notify.lost') FROM string_to_table(coalesce(nullif(substr(kept, 3), ''), '?'), E'\n');
+            PERFORM nextval('mfg_notify.lost') FROM string_to_table(coalesce(nullif(substr(buffered, 3), ''), '?'), E'\n');
         EXCEPTION WHEN OTHERS THEN
             NULL;  -- the counter itself is locked or gone
         END;
     END IF;
-    kept := set_config('mfg_notify.kept', '-', true);
+    buffered := set_config('mfg_notify.buffered', '-', true);
     RETURN NULL;
 END
 $$;
 
 -- Takes the event of a row that is given as JSON: slower, and whatever the types of its columns. A changed key is a
 -- delete and an insert.
-CREATE OR REPLACE FUNCTION mfg_notify.keep_pipeline(op text, old_row jsonb, new_row jsonb) RETURNS void
+CREATE OR REPLACE FUNCTION mfg_notify.buffer_pipeline(op text, old_row jsonb, new_row jsonb) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     old_image json;
@@ -412,10 +412,10 @@ BEGIN
     old_image := mfg_notify.pipeline_image_of(old_row - '{started_at,completed_at}'::text[]);
     new_image := mfg_notify.pipeline_image_of(new_row);
     IF old_row ->> 'id' <> new_row ->> 'id' THEN
-        PERFORM mfg_notify.keep(json_build_array('pipeline', 'D', old_row ->> 'id', old_image, NULL));
-        PERFORM mfg_notify.keep(json_build_array('pipeline', 'I', new_row ->> 'id', NULL, new_image));
+        PERFORM mfg_notify.buffer_event(json_build_array('pipeline', 'D', old_row ->> 'id', old_image, NULL));
+        PERFORM mfg_notify.buffer_event(json_build_array('pipeline', 'I', new_row ->> 'id', NULL, new_image));
     ELSIF mfg_notify.pipeline_image_of(old_row)::text IS DISTINCT FROM new_image::text THEN
-        PERFORM mfg_notify.keep(
+        PERFORM mfg_notify.buffer_event(
             json_build_array('pipeline', op, coalesce(new_row, old_row) ->> 'id', old_image, new_image));
     END IF;
 END
@@ -426,10 +426,10 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '25ms' AS $$
 DECLARE
     event  json;
-    kept   text;
+    buffered text;
     reason text;
 BEGIN
-    IF coalesce(current_setting('mfg_notify.skip', true), '') = '' AND TG_OP = 'UPDATE'
+    IF coalesce(current_setting('mfg_notify.circuit_open', true), '') = '' AND TG_OP = 'UPDATE'
        AND (OLD.id, OLD.player_id, OLD.product_good, OLD.status, OLD.total_cost, OLD.total_revenue, OLD.net_profit,
             OLD.started_at, OLD.completed_at)
            IS NOT DISTINCT FROM
@@ -437,21 +437,21 @@ BEGIN
             NEW.started_at, NEW.completed_at) THEN
         RETURN NULL;
     END IF;
-    IF current_setting('mfg_notify.skip', true) <> '' THEN
-        IF current_setting('mfg_notify.skip', true) = pg_current_xact_id()::text || ':count' THEN
+    IF current_setting('mfg_notify.circuit_open', true) <> '' THEN
+        IF current_setting('mfg_notify.circuit_open', true) = pg_current_xact_id()::text || ':count' THEN
             BEGIN
                 PERFORM nextval('mfg_notify.lost');
             EXCEPTION WHEN OTHERS THEN
-                kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+                buffered := set_config('mfg_notify.circuit_open', pg_current_xact_id()::text || ':silent', true);
             END;
             RETURN NULL;
-        ELSIF current_setting('mfg_notify.skip', true) = pg_current_xact_id()::text || ':silent' THEN
+        ELSIF current_setting('mfg_notify.circuit_open', true) = pg_current_xact_id()::text || ':silent' THEN
             RETURN NULL;
         END IF;
     END IF;
     IF TG_OP = 'UPDATE' THEN
         IF OLD.id <> NEW.id THEN
-            PERFORM mfg_notify.keep_pipeline('U', to_jsonb(OLD), to_jsonb(NEW));
+            PERFORM mfg_notify.buffer_pipeline('U', to_jsonb(OLD), to_jsonb(NEW));
             RETURN NULL;
         END IF;
     ELSIF TG_OP = 'DELETE' THEN
@@ -460,7 +460,7 @@ BEGIN
             RETURN NULL;
         END IF;
     ELSIF TG_OP = 'TRUNCATE' THEN
-        PERFORM mfg_notify.keep(json_build_array('pipeline', 'T', '', NULL, NULL));
+        PERFORM mfg_notify.buffer_event(json_build_array('pipeline', 'T', '', NULL, NULL));
         RETURN NULL;
     END IF;
     event := json_build_array(
@@ -471,13 +471,13 @@ BEGIN
         CASE WHEN TG_OP <> 'DELETE' THEN mfg_notify.pipeline_image(
             NEW.player_id, NEW.product_good, NEW.status, NEW.total_cost, NEW.total_revenue, NEW.net_profit,
             NEW.started_at, NEW.completed_at) END);
-    IF coalesce(current_setting('mfg_notify.kept', true), '') = '' AND mfg_notify.backlog() <= 5000000
-            AND pg_sequence_last_value('mfg_notify.quiet') = 1 THEN
+    IF coalesce(current_setting('mfg_notify.buffered', true), '') = '' AND mfg_notify.backlog() <= 5000000
+            AND pg_sequence_last_value('mfg_notify.notify_disabled') = 1 THEN
         -- What keep() comes to then, without the calls.
         INSERT INTO mfg_notify.event (body) VALUES (event);
-        kept := set_config('mfg_notify.kept', '-', true);
+        buffered := set_config('mfg_notify.buffered', '-', true);
     ELSE
-        kept := mfg_notify.keep(event);
+        buffered := mfg_notify.buffer_event(event);
     END IF;
     RETURN NULL;
 EXCEPTION WHEN serialization_failure THEN
@@ -487,7 +487,7 @@ WHEN OTHERS THEN
     -- A column has got another type since this session has planned the above. By way of JSON types do not matter.
     IF SQLSTATE = '42804' THEN
         BEGIN
-            PERFORM mfg_notify.keep_pipeline(
+            PERFORM mfg_notify.buffer_pipeline(
                 left(TG_OP, 1), CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END,
                 CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END);
             RETURN NULL;
@@ -502,10 +502,10 @@ WHEN OTHERS THEN
     EXCEPTION WHEN OTHERS THEN
         NULL;  -- the encoding of the game's client has no letters for it; it is counted below
     END;
-    kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+    buffered := set_config('mfg_notify.circuit_open', pg_current_xact_id()::text || ':silent', true);
     BEGIN
         PERFORM nextval('mfg_notify.lost');
-        kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
+        buffered := set_config('mfg_notify.circuit_open', pg_current_xact_id()::text || ':count', true);
     EXCEPTION WHEN OTHERS THEN
         NULL;  -- the counter itself is locked or gone: it is not waited for again in this transaction
     END;
@@ -513,7 +513,7 @@ WHEN OTHERS THEN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION mfg_notify.keep_task(op text, old_row jsonb, new_row jsonb) RETURNS void
+CREATE OR REPLACE FUNCTION mfg_notify.buffer_task(op text, old_row jsonb, new_row jsonb) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     old_image json;
@@ -527,10 +527,10 @@ BEGIN
     old_image := mfg_notify.task_image_of(old_row - '{ready_at,started_at,completed_at}'::text[]);
     new_image := mfg_notify.task_image_of(new_row);
     IF old_row ->> 'id' <> new_row ->> 'id' THEN
-        PERFORM mfg_notify.keep(json_build_array('task', 'D', old_row ->> 'id', old_image, NULL));
-        PERFORM mfg_notify.keep(json_build_array('task', 'I', new_row ->> 'id', NULL, new_image));
+        PERFORM mfg_notify.buffer_event(json_build_array('task', 'D', old_row ->> 'id', old_image, NULL));
+        PERFORM mfg_notify.buffer_event(json_build_array('task', 'I', new_row ->> 'id', NULL, new_image));
     ELSIF mfg_notify.task_image_of(old_row)::text IS DISTINCT FROM new_image::text THEN
-        PERFORM mfg_notify.keep(
+        PERFORM mfg_notify.buffer_event(
             json_build_array('task', op, coalesce(new_row, old_row) ->> 'id', old_image, new_image));
     END IF;
 END
@@ -541,10 +541,10 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '25ms' AS $$
 DECLARE
     event  json;
-    kept   text;
+    buffered text;
     reason text;
 BEGIN
-    IF coalesce(current_setting('mfg_notify.skip', true), '') = '' AND TG_OP = 'UPDATE'
+    IF coalesce(current_setting('mfg_notify.circuit_open', true), '') = '' AND TG_OP = 'UPDATE'
        AND (OLD.id, OLD.player_id, OLD.task_type, OLD.status, OLD.assigned_ship, OLD.retry_count, OLD.total_cost,
             OLD.total_revenue, OLD.ready_at, OLD.started_at, OLD.completed_at)
            IS NOT DISTINCT FROM
@@ -552,21 +552,21 @@ BEGIN
             NEW.total_revenue, NEW.ready_at, NEW.started_at, NEW.completed_at) THEN
         RETURN NULL;
     END IF;
-    IF current_setting('mfg_notify.skip', true) <> '' THEN
-        IF current_setting('mfg_notify.skip', true) = pg_current_xact_id()::text || ':count' THEN
+    IF current_setting('mfg_notify.circuit_open', true) <> '' THEN
+        IF current_setting('mfg_notify.circuit_open', true) = pg_current_xact_id()::text || ':count' THEN
             BEGIN
                 PERFORM nextval('mfg_notify.lost');
             EXCEPTION WHEN OTHERS THEN
-                kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+                buffered := set_config('mfg_notify.circuit_open', pg_current_xact_id()::text || ':silent', true);
             END;
             RETURN NULL;
-        ELSIF current_setting('mfg_notify.skip', true) = pg_current_xact_id()::text || ':silent' THEN
+        ELSIF current_setting('mfg_notify.circuit_open', true) = pg_current_xact_id()::text || ':silent' THEN
             RETURN NULL;
         END IF;
     END IF;
     IF TG_OP = 'UPDATE' THEN
         IF OLD.id <> NEW.id THEN
-            PERFORM mfg_notify.keep_task('U', to_jsonb(OLD), to_jsonb(NEW));
+            PERFORM mfg_notify.buffer_task('U', to_jsonb(OLD), to_jsonb(NEW));
             RETURN NULL;
         END IF;
     ELSIF TG_OP = 'DELETE' THEN
@@ -575,7 +575,7 @@ BEGIN
             RETURN NULL;
         END IF;
     ELSIF TG_OP = 'TRUNCATE' THEN
-        PERFORM mfg_notify.keep(json_build_array('task', 'T', '', NULL, NULL));
+        PERFORM mfg_notify.buffer_event(json_build_array('task', 'T', '', NULL, NULL));
         RETURN NULL;
     END IF;
     event := json_build_array(
@@ -586,13 +586,13 @@ BEGIN
         CASE WHEN TG_OP <> 'DELETE' THEN mfg_notify.task_image(
             NEW.player_id, NEW.task_type, NEW.status, NEW.assigned_ship, NEW.retry_count, NEW.total_cost,
             NEW.total_revenue, NEW.ready_at, NEW.started_at, NEW.completed_at) END);
-    IF coalesce(current_setting('mfg_notify.kept', true), '') = '' AND mfg_notify.backlog() <= 5000000
-            AND pg_sequence_last_value('mfg_notify.quiet') = 1 THEN
+    IF coalesce(current_setting('mfg_notify.buffered', true), '') = '' AND mfg_notify.backlog() <= 5000000
+            AND pg_sequence_last_value('mfg_notify.notify_disabled') = 1 THEN
         -- What keep() comes to then, without the calls.
         INSERT INTO mfg_notify.event (body) VALUES (event);
-        kept := set_config('mfg_notify.kept', '-', true);
+        buffered := set_config('mfg_notify.buffered', '-', true);
     ELSE
-        kept := mfg_notify.keep(event);
+        buffered := mfg_notify.buffer_event(event);
     END IF;
     RETURN NULL;
 EXCEPTION WHEN serialization_failure THEN
@@ -602,7 +602,7 @@ WHEN OTHERS THEN
     -- A column has got another type since this session has planned the above. By way of JSON types do not matter.
     IF SQLSTATE = '42804' THEN
         BEGIN
-            PERFORM mfg_notify.keep_task(
+            PERFORM mfg_notify.buffer_task(
                 left(TG_OP, 1), CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END,
                 CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END);
             RETURN NULL;
@@ -617,10 +617,10 @@ WHEN OTHERS THEN
     EXCEPTION WHEN OTHERS THEN
         NULL;  -- the encoding of the game's client has no letters for it; it is counted below
     END;
-    kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+    buffered := set_config('mfg_notify.circuit_open', pg_current_xact_id()::text || ':silent', true);
     BEGIN
         PERFORM nextval('mfg_notify.lost');
-        kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
+        buffered := set_config('mfg_notify.circuit_open', pg_current_xact_id()::text || ':count', true);
     EXCEPTION WHEN OTHERS THEN
         NULL;  -- the counter itself is locked or gone: it is not waited for again in this transaction
     END;
@@ -628,12 +628,12 @@ WHEN OTHERS THEN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION mfg_notify.keep_factory(op text, old_row jsonb, new_row jsonb) RETURNS void
+CREATE OR REPLACE FUNCTION mfg_notify.buffer_factory(op text, old_row jsonb, new_row jsonb) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     old_image json;
     new_image json;
-    speaks    boolean;
+    is_current    boolean;
 BEGIN
     IF NOT coalesce(new_row, old_row) ?& string_to_array(
             'id player_id factory_symbol output_good pipeline_id required_inputs delivered_inputs'
@@ -642,18 +642,18 @@ BEGIN
     END IF;
     IF op = 'U' AND (old_row ->> 'current_supply', old_row ->> 'ready_for_collection')
             IS DISTINCT FROM (new_row ->> 'current_supply', new_row ->> 'ready_for_collection') THEN
-        speaks := mfg_notify.speaks(
+        is_current := mfg_notify.is_current_row(
             (new_row ->> 'id')::bigint, (new_row ->> 'player_id')::bigint, new_row ->> 'factory_symbol',
             new_row ->> 'output_good', new_row ->> 'pipeline_id');
     END IF;
     old_image := mfg_notify.factory_image_of(old_row, NULL);
-    new_image := mfg_notify.factory_image_of(new_row, speaks);
+    new_image := mfg_notify.factory_image_of(new_row, is_current);
     IF old_row ->> 'id' <> new_row ->> 'id' THEN
-        PERFORM mfg_notify.keep(json_build_array('factory', 'D', old_row ->> 'id', old_image, NULL));
-        PERFORM mfg_notify.keep(json_build_array('factory', 'I', new_row ->> 'id', NULL, new_image));
+        PERFORM mfg_notify.buffer_event(json_build_array('factory', 'D', old_row ->> 'id', old_image, NULL));
+        PERFORM mfg_notify.buffer_event(json_build_array('factory', 'I', new_row ->> 'id', NULL, new_image));
     ELSIF (old_image::text, old_row -> 'required_inputs', old_row -> 'delivered_inputs')
             IS DISTINCT FROM (new_image::text, new_row -> 'required_inputs', new_row -> 'delivered_inputs') THEN
-        PERFORM mfg_notify.keep(
+        PERFORM mfg_notify.buffer_event(
             json_build_array('factory', op, coalesce(new_row, old_row) ->> 'id', old_image, new_image));
     END IF;
 END
@@ -664,11 +664,11 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '25ms' AS $$
 DECLARE
     event  json;
-    speaks boolean;
-    kept   text;
+    is_current boolean;
+    buffered text;
     reason text;
 BEGIN
-    IF coalesce(current_setting('mfg_notify.skip', true), '') = '' AND TG_OP = 'UPDATE'
+    IF coalesce(current_setting('mfg_notify.circuit_open', true), '') = '' AND TG_OP = 'UPDATE'
        AND (OLD.id, OLD.player_id, OLD.factory_symbol, OLD.output_good, OLD.pipeline_id, OLD.required_inputs::jsonb,
             OLD.delivered_inputs::jsonb, OLD.current_supply, OLD.ready_for_collection)
            IS NOT DISTINCT FROM
@@ -676,30 +676,30 @@ BEGIN
             NEW.delivered_inputs::jsonb, NEW.current_supply, NEW.ready_for_collection) THEN
         RETURN NULL;
     END IF;
-    IF current_setting('mfg_notify.skip', true) <> '' THEN
-        IF current_setting('mfg_notify.skip', true) = pg_current_xact_id()::text || ':count' THEN
+    IF current_setting('mfg_notify.circuit_open', true) <> '' THEN
+        IF current_setting('mfg_notify.circuit_open', true) = pg_current_xact_id()::text || ':count' THEN
             BEGIN
                 PERFORM nextval('mfg_notify.lost');
             EXCEPTION WHEN OTHERS THEN
-                kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+                buffered := set_config('mfg_notify.circuit_open', pg_current_xact_id()::text || ':silent', true);
             END;
             RETURN NULL;
-        ELSIF current_setting('mfg_notify.skip', true) = pg_current_xact_id()::text || ':silent' THEN
+        ELSIF current_setting('mfg_notify.circuit_open', true) = pg_current_xact_id()::text || ':silent' THEN
             RETURN NULL;
         END IF;
     END IF;
     IF TG_OP = 'UPDATE' THEN
         IF OLD.id <> NEW.id THEN
-            PERFORM mfg_notify.keep_factory('U', to_jsonb(OLD), to_jsonb(NEW));
+            PERFORM mfg_notify.buffer_factory('U', to_jsonb(OLD), to_jsonb(NEW));
             RETURN NULL;
         END IF;
-        -- Who speaks matters to transitions and cycles only; the many other saves do not pay for the question.
+        -- Whether the row is current matters to transitions and cycles only; the many other saves do not pay for the question.
         IF (OLD.current_supply, OLD.ready_for_collection)
                 IS DISTINCT FROM (NEW.current_supply, NEW.ready_for_collection) THEN
-            speaks := mfg_notify.speaks(NEW.id, NEW.player_id, NEW.factory_symbol, NEW.output_good, NEW.pipeline_id);
+            is_current := mfg_notify.is_current_row(NEW.id, NEW.player_id, NEW.factory_symbol, NEW.output_good, NEW.pipeline_id);
         END IF;
     ELSIF TG_OP = 'TRUNCATE' THEN
-        PERFORM mfg_notify.keep(json_build_array('factory', 'T', '', NULL, NULL));
+        PERFORM mfg_notify.buffer_event(json_build_array('factory', 'T', '', NULL, NULL));
         RETURN NULL;
     END IF;
     event := json_build_array(
@@ -709,14 +709,14 @@ BEGIN
             OLD.delivered_inputs::jsonb, OLD.current_supply, OLD.ready_for_collection, NULL) END,
         CASE WHEN TG_OP <> 'DELETE' THEN mfg_notify.factory_image(
             NEW.player_id, NEW.factory_symbol, NEW.output_good, NEW.pipeline_id, NEW.required_inputs::jsonb,
-            NEW.delivered_inputs::jsonb, NEW.current_supply, NEW.ready_for_collection, speaks) END);
-    IF coalesce(current_setting('mfg_notify.kept', true), '') = '' AND mfg_notify.backlog() <= 5000000
-            AND pg_sequence_last_value('mfg_notify.quiet') = 1 THEN
+            NEW.delivered_inputs::jsonb, NEW.current_supply, NEW.ready_for_collection, is_current) END);
+    IF coalesce(current_setting('mfg_notify.buffered', true), '') = '' AND mfg_notify.backlog() <= 5000000
+            AND pg_sequence_last_value('mfg_notify.notify_disabled') = 1 THEN
         -- What keep() comes to then, without the calls.
         INSERT INTO mfg_notify.event (body) VALUES (event);
-        kept := set_config('mfg_notify.kept', '-', true);
+        buffered := set_config('mfg_notify.buffered', '-', true);
     ELSE
-        kept := mfg_notify.keep(event);
+        buffered := mfg_notify.buffer_event(event);
     END IF;
     RETURN NULL;
 EXCEPTION WHEN serialization_failure THEN
@@ -726,7 +726,7 @@ WHEN OTHERS THEN
     -- A column has got another type since this session has planned the above. By way of JSON types do not matter.
     IF SQLSTATE = '42804' THEN
         BEGIN
-            PERFORM mfg_notify.keep_factory(
+            PERFORM mfg_notify.buffer_factory(
                 left(TG_OP, 1), CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END,
                 CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END);
             RETURN NULL;
@@ -741,10 +741,10 @@ WHEN OTHERS THEN
     EXCEPTION WHEN OTHERS THEN
         NULL;  -- the encoding of the game's client has no letters for it; it is counted below
     END;
-    kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':silent', true);
+    buffered := set_config('mfg_notify.circuit_open', pg_current_xact_id()::text || ':silent', true);
     BEGIN
         PERFORM nextval('mfg_notify.lost');
-        kept := set_config('mfg_notify.skip', pg_current_xact_id()::text || ':count', true);
+        buffered := set_config('mfg_notify.circuit_open', pg_current_xact_id()::text || ':count', true);
     EXCEPTION WHEN OTHERS THEN
         NULL;  -- the counter itself is locked or gone: it is not waited for again in this transaction
     END;
@@ -771,9 +771,9 @@ BEGIN
     END IF;
     GRANT USAGE, CREATE ON SCHEMA mfg_notify TO mfg_notify_owner;
     GRANT SELECT, INSERT ON mfg_notify.event TO mfg_notify_owner;
-    GRANT INSERT ON mfg_notify.unfinished TO mfg_notify_owner;
+    GRANT INSERT ON mfg_notify.pending_commit TO mfg_notify_owner;
     GRANT SELECT ON mfg_notify.settings TO mfg_notify_owner;
-    GRANT USAGE, SELECT ON mfg_notify.event_id_seq, mfg_notify.lost, mfg_notify.folded, mfg_notify.quiet
+    GRANT USAGE, SELECT ON mfg_notify.event_id_seq, mfg_notify.lost, mfg_notify.folded, mfg_notify.notify_disabled
         TO mfg_notify_owner;
     GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA mfg_notify TO mfg_notify_owner;
     GRANT USAGE ON SCHEMA public TO mfg_notify_owner;
@@ -788,7 +788,7 @@ BEGIN
     ALTER FUNCTION mfg_notify.pipeline_changed() OWNER TO mfg_notify_owner;
     ALTER FUNCTION mfg_notify.task_changed() OWNER TO mfg_notify_owner;
     ALTER FUNCTION mfg_notify.factory_changed() OWNER TO mfg_notify_owner;
-    ALTER FUNCTION mfg_notify.transaction_ends() OWNER TO mfg_notify_owner;
+    ALTER FUNCTION mfg_notify.flush_at_commit() OWNER TO mfg_notify_owner;
     REVOKE CREATE ON SCHEMA mfg_notify FROM mfg_notify_owner;
 EXCEPTION WHEN insufficient_privilege THEN
     -- Not allowed to make the role, or to give it these rights: the functions stay with the installer.
@@ -796,18 +796,19 @@ EXCEPTION WHEN insufficient_privilege THEN
 END
 $$;
 
--- Not made anew where it is there: that would lock out those who write. ALWAYS: who has made a mark must meet it.
+-- Skip it if it already exists: re-creating it would block writers. ENABLE ALWAYS, because a row in this table must
+-- always trigger the flush.
 DO $$
 DECLARE
     state "char" := (SELECT t.tgenabled FROM pg_trigger t
-                     WHERE t.tgrelid = 'mfg_notify.unfinished'::regclass AND t.tgname = 'mfg_notify_rest');
+                     WHERE t.tgrelid = 'mfg_notify.pending_commit'::regclass AND t.tgname = 'mfg_notify_flush');
 BEGIN
     IF state IS NULL THEN
-        CREATE CONSTRAINT TRIGGER mfg_notify_rest AFTER INSERT ON mfg_notify.unfinished
-            DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION mfg_notify.transaction_ends();
+        CREATE CONSTRAINT TRIGGER mfg_notify_flush AFTER INSERT ON mfg_notify.pending_commit
+            DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION mfg_notify.flush_at_commit();
     END IF;
     IF state IS DISTINCT FROM 'A' THEN
-        ALTER TABLE mfg_notify.unfinished ENABLE ALWAYS TRIGGER mfg_notify_rest;
+        ALTER TABLE mfg_notify.pending_commit ENABLE ALWAYS TRIGGER mfg_notify_flush;
     END IF;
 END
 $$;

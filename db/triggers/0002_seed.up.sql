@@ -8,7 +8,7 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL client_min_messages = warning;
 
 -- No fold while this looks: a lock taken before the snapshot is.
-LOCK TABLE mfg_notify.owner IN SHARE ROW EXCLUSIVE MODE;
+LOCK TABLE mfg_notify.lease IN SHARE ROW EXCLUSIVE MODE;
 
 -- Total = all COMPLETED pipelines in this snapshot, less what the journal holds in the same snapshot: the fold will
 -- add that. Whatever a fold has added before is part of the sum and is written over.

@@ -27,7 +27,7 @@ from setproctitle import setproctitle
 
 from mfg_notify import __version__, logs, systemd
 from mfg_notify import tail as following
-from mfg_notify.core.attention import Policy
+from mfg_notify.core.notify_mode import Policy
 from mfg_notify.core.series import SERIES_MAXIMUM
 from mfg_notify.dashboards import files
 from mfg_notify.dashboards.merge import Outcome

@@ -23,14 +23,14 @@ from starlette.middleware import Middleware
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from mfg_notify import __version__
-from mfg_notify.core.attention import Attention, Policy
-from mfg_notify.core.board import LastChanges, Picture, describe_change, draw_game
+from mfg_notify.core.board import BoardSnapshot, LastChanges, build_game, describe_change
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
 from mfg_notify.core.counters import Arrival, Counters
 from mfg_notify.core.events import Event, decode_payload
-from mfg_notify.core.factory_floor import FactoryFloor, Memory
-from mfg_notify.core.frontier import Frontier
+from mfg_notify.core.live_state import LiveState, RecentActivity
+from mfg_notify.core.notify_mode import NotifyMode, Policy
 from mfg_notify.core.series import SERIES_MAXIMUM, Market, View
+from mfg_notify.core.xmin_horizon import XminHorizon
 from mfg_notify.errors import (
     DatabaseError,
     DatabaseUnavailable,
@@ -45,7 +45,7 @@ from mfg_notify.postgres.connection import Connection, complete_conninfo, connec
 from mfg_notify.postgres.listener import FOLD, PING, Listener
 from mfg_notify.postgres.queries import QUERY
 from mfg_notify.web import server
-from mfg_notify.web.access import Access, Gate
+from mfg_notify.web.access import Access, BasicAuthMiddleware
 from mfg_notify.web.application import make_application
 from mfg_notify.web.board import Board
 
@@ -148,7 +148,7 @@ class _Session:
     notify: bool
     backend_pid: int
     """Of the working connection: what it notifies counts as our own."""
-    attention: Attention
+    attention: NotifyMode
     works: bool = False
     """It has come so far as to export, or to stand by."""
     problem: str | None = None
@@ -173,11 +173,11 @@ class _Session:
     """No event with this id or a lower one will ever be in the journal again."""
     next_up_to: int = -1
     """The same, once every transaction is over that had begun before this id was the last."""
-    begun_before: Frontier = field(default_factory=Frontier)
+    begun_before: XminHorizon = field(default_factory=XminHorizon)
     taken: snapshot.Snapshot | None = None
     """Live rows that wait until everything that they show has been heard of."""
-    taken_fence: int | None = None
-    """The fence that says so; None until the fold that sends it."""
+    taken_barrier: int | None = None
+    """The barrier that says so; None until the fold that sends it."""
 
     async def close(self) -> None:
         await self.listening.close()
@@ -207,8 +207,8 @@ class Exporter:
         self._ghosts_known = self._ghosts_came = False
         self._newer_known = False
         self._counters = Counters()
-        self._memory = Memory()
-        self._floor = FactoryFloor()
+        self._memory = RecentActivity()
+        self._floor = LiveState()
         self._market: Market | None = None
         self._market_trouble: str | None = None
         self._presentable = False
@@ -226,17 +226,17 @@ class Exporter:
         """Say whether the exporter is ready, and how it is in a few words."""
         return self.state.ready, self.state.words
 
-    def picture(self) -> Picture:
+    def picture(self) -> BoardSnapshot:
         """Return what the board shows now."""
         live = self.state.connected and self.state.leader and self.state.reconciled
         view = self._read_view()
-        return Picture(
+        return BoardSnapshot(
             version=__version__,
             state="live" if live else "standby" if self.state.standby else "waiting",
             ready=self.state.ready,
             words=self.state.words,
             known_at=None if live else self._known_at,
-            game=None if view is None else draw_game(view, self.database_now()),
+            game=None if view is None else build_game(view, self.database_now()),
             changes=[describe_change(event) for event in self._changes.newest()],
             exporter=facts(self.telemetry),
         )
@@ -265,7 +265,7 @@ class Exporter:
             self.readiness,
             self._settings.telemetry_path,
             board if self._settings.board else None,
-            [] if access is None else [Middleware(Gate, access)],
+            [] if access is None else [Middleware(BasicAuthMiddleware, access)],
         )
         if access is not None:
             access.on_failure = self.telemetry.web_config_failures.inc
@@ -355,7 +355,7 @@ class Exporter:
             await listening.close()
             await working.close()
             raise
-        attention = Attention(self._settings.notify if notify else Policy.NEVER, self._clock())
+        attention = NotifyMode(self._settings.notify if notify else Policy.NEVER, self._clock())
         return _Session(listening, working, listener, channel, notify, backend_pid, attention)
 
     async def _check_schema(self, connection: Connection) -> tuple[str, bool, int]:
@@ -449,7 +449,7 @@ class Exporter:
                 # What was heard meanwhile may want one sooner.
                 wanted = max(session.fold_due, session.rest_until)
                 session.fold_due = min(wanted, self._clock() + self._next_fold(session, now)) if done else now
-            if session.taken_fence is not None and self._counters.fence >= session.taken_fence:
+            if session.taken_barrier is not None and self._counters.barrier >= session.taken_barrier:
                 await self._reconcile(session)
             due = tick_due
             if self.state.leader:
@@ -472,7 +472,7 @@ class Exporter:
         if session is not None:
             due = session.fold_due
             self._receive(session)
-            if session.fold_due >= due and session.taken_fence is None and not self._floor.wants_snapshot:
+            if session.fold_due >= due and session.taken_barrier is None and not self._floor.wants_snapshot:
                 return
         self._wake.set()
 
@@ -484,13 +484,13 @@ class Exporter:
         for notification in session.listener.take():
             payload = notification.payload
             # The server says who sent it, and nobody can forge that.
-            if notification.pid == own and payload.startswith(journal.FENCE):
-                self._counters.receive_fence(int(payload.removeprefix(journal.FENCE)))
+            if notification.pid == own and payload.startswith(journal.BARRIER):
+                self._counters.receive_barrier(int(payload.removeprefix(journal.BARRIER)))
             elif notification.pid == own and payload.startswith(PING):
                 if int(payload.removeprefix(PING)) == session.ping_number and session.ping_sent is not None:
                     self.telemetry.listener_roundtrip.observe(self._clock() - session.ping_sent)
                     session.ping_sent = None
-            elif self.state.leader and not payload.startswith((PING, journal.FENCE)):
+            elif self.state.leader and not payload.startswith((PING, journal.BARRIER)):
                 due = min(due, self._receive_payload(payload, events))
         if events:
             self._account(session, events)
@@ -532,12 +532,12 @@ class Exporter:
             # Not again at each try of a session that never works.
             (log.debug if self._trouble_known else log.info)("became the active exporter")
             self._counters.disconnect()
-            self._floor.distrust()
+            self._floor.ignore_next_difference()
             await self._change(leader=True, standby=False, drained=False, reconciled=False)
         if session.ping_sent is None:
             session.ping_sent = self._clock()
             session.ping_number += 1
-        parameters = {"who": self._who, "channel": session.channel, "ping": f"{PING}{session.ping_number}"}
+        parameters = {"holder": self._who, "channel": session.channel, "ping": f"{PING}{session.ping_number}"}
 
         async def send() -> tuple[bool, bool]:
             with translated_errors():
@@ -568,9 +568,9 @@ class Exporter:
     async def _step_down(self, session: _Session) -> None:
         log.warning("another exporter has taken over; standing by")
         self._counters.disconnect()
-        self._floor = FactoryFloor()
+        self._floor = LiveState()
         self._presentable = False
-        session.taken = session.taken_fence = session.suspects = None
+        session.taken = session.taken_barrier = session.suspects = None
         await self._change(leader=False, standby=True, drained=False, reconciled=False)
 
     async def _fold(self, session: _Session) -> bool:
@@ -584,7 +584,7 @@ class Exporter:
             await self._step_down(session)
             return True
         self._note_what_is_over(session, fold)
-        if self._counters.went_back(fold.generation):
+        if self._counters.is_rewind(fold.generation):
             log.error(
                 "the database was set back: an older copy was restored, a failover lost commits, or the triggers were "
                 "installed anew; counters stand still until the truth has caught up"
@@ -595,9 +595,9 @@ class Exporter:
             session.begun_before.draw()
             fold = replace(fold, drained=False)
             self._changes.clear()
-            if session.taken_fence is not None:
-                # The fence that the snapshot waits for may never come: take another.
-                session.taken = session.taken_fence = None
+            if session.taken_barrier is not None:
+                # The barrier that the snapshot waits for may never come: take another.
+                session.taken = session.taken_barrier = None
                 self._floor.doubt()
         followed = self._counters.follows(fold.generation)
         if followed:
@@ -618,7 +618,7 @@ class Exporter:
         if fold.malformed:
             self.telemetry.events_rejected.labels("malformed").inc(fold.malformed)
         if fold.drained:
-            ghosts = self._counters.drop_ghosts(session.suspects)
+            ghosts = self._counters.discard_unconfirmed(session.suspects)
             if ghosts:
                 # Whoever knows the channel could fill the log with this: not again before a reconciliation without.
                 if not self._ghosts_known:
@@ -628,29 +628,31 @@ class Exporter:
                 self._ghosts_known = self._ghosts_came = True
                 self.telemetry.events_rejected.labels("ghost").inc(ghosts)
                 self._floor.doubt()
-            self._changes.forget_ghosts(self._counters.pending())
+            self._changes.forget_unconfirmed(self._counters.pending())
             session.suspects = None
-            if session.taken is not None and session.taken_fence is None:
-                session.taken_fence = fold.generation
-            self.telemetry.checkpoint_last_success.set_to_current_time()
+            if session.taken is not None and session.taken_barrier is None:
+                session.taken_barrier = fold.generation
+            self.telemetry.fold_last_success.set_to_current_time()
             if fold.events and session.ships_query is not None:
                 query = session.ships_query
                 self._floor.see_ships(await _in_time(SILENCE, snapshot.read_ships(session.working, query)))
-        self.telemetry.checkpoint_duration.observe(self._clock() - started)
+        self.telemetry.fold_duration.observe(self._clock() - started)
         await self._change(folds=self.state.folds + 1, drained=self.state.drained or fold.drained)
         return fold.drained and followed
 
     async def _fold_and_tell(self, session: _Session) -> journal.Fold | None:
         """Fold, and tell the triggers whether to notify where they have been told something else."""
         attention = session.attention
-        hush = attention.must_tell and attention.wants_quiet
-        if attention.must_tell and not hush:
-            await journal.speak_up(session.working)
+        disable_notify = attention.must_tell and attention.wants_quiet
+        if attention.must_tell and not disable_notify:
+            await journal.enable_notify(session.working)
             attention.told(quiet=False)
         # The fold that goes with a snapshot looks everywhere: the last net under all that is thought to be proven.
         after = session.folded_up_to if session.taken is None else -1
-        fold = await journal.fold(session.working, self._who, session.channel, after=after, hush=hush)
-        if hush and fold is not None:
+        fold = await journal.fold(
+            session.working, self._who, session.channel, after=after, disable_notify=disable_notify
+        )
+        if disable_notify and fold is not None:
             attention.told(quiet=True)
         self.telemetry.polling.set(attention.quiet)
         return fold
@@ -676,7 +678,7 @@ class Exporter:
         self.telemetry.event_delay.observe(max(0, now - event.at) for event in events)
 
     async def _take_snapshot(self, session: _Session) -> None:
-        """Read the live rows; they wait for the fence of the next fold."""
+        """Read the live rows; they wait for the barrier of the next fold."""
         started = self._clock()
         schema = self._settings.schema
         self._floor.record()
@@ -686,7 +688,7 @@ class Exporter:
         if (channel, notify) != (session.channel, session.notify):
             raise SchemaNotReady("mfg_notify.settings has changed; connecting again")
         session.taken = await _in_time(patience, snapshot.read_snapshot(session.working, schema))
-        session.taken_fence = None
+        session.taken_barrier = None
         session.ships_query = session.taken.ships_query
         await _in_time(SILENCE, journal.prune(session.working))
         self._watch_over(session, await _in_time(patience, snapshot.read_health(session.working, schema)))
@@ -700,7 +702,7 @@ class Exporter:
         if session.taken is None:
             return
         corrections = self._floor.reconcile(session.taken.rows, session.taken.sees)
-        session.taken = session.taken_fence = None
+        session.taken = session.taken_barrier = None
         for name, number in corrections.items():
             self.telemetry.reconcile_corrections.labels(name).inc(number)
         if corrections:
@@ -722,10 +724,10 @@ class Exporter:
         self.telemetry.journal_rows.set(health.journal_rows)
         self.telemetry.journal_oldest_age.set(health.journal_oldest_age)
         self.telemetry.queue_usage.set(health.queue_usage)
-        seen = self.telemetry.lost_statements
-        if health.lost_statements > (seen or 0):
-            log.warning("the triggers gave up some changes of the game", changes=health.lost_statements)
-        self.telemetry.lost_statements = max(health.lost_statements, seen or 0)
+        seen = self.telemetry.lost_changes
+        if health.lost_changes > (seen or 0):
+            log.warning("the triggers gave up some changes of the game", changes=health.lost_changes)
+        self.telemetry.lost_changes = max(health.lost_changes, seen or 0)
         for table, count in health.triggers.items():
             complete = migrations.TRIGGERS // 3
             known = self._triggers_known.get(table, complete)

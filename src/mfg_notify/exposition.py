@@ -29,7 +29,7 @@ from mfg_notify.core.board import Fact
 from mfg_notify.core.catalogue import EXPORTER_METRICS, MICROSECONDS_PER_SECOND, SELF_PREFIX, Kind, Metric
 from mfg_notify.core.series import SERIES_MAXIMUM, Distribution, Series, Values, View, lay_out, never_fall, with_silent
 
-LOST = "lost_statements_total"
+LOST = "lost_changes_total"
 DELAY = "event_delay_seconds"
 """Kept by the database, so it is shown as read there and never counted here."""
 
@@ -72,15 +72,15 @@ class Telemetry:
         self.reconcile_duration = histogram("reconcile_duration_seconds")
         self.reconcile_corrections = counter("reconcile_corrections_total")
         self.reconcile_last_success = gauge("reconcile_last_success_timestamp_seconds")
-        self.checkpoint_duration = histogram("checkpoint_duration_seconds")
-        self.checkpoint_last_success = gauge("checkpoint_last_success_timestamp_seconds")
+        self.fold_duration = histogram("fold_duration_seconds")
+        self.fold_last_success = gauge("fold_last_success_timestamp_seconds")
         self.journal_rows = gauge("journal_rows")
         self.journal_oldest_age = gauge("journal_oldest_age_seconds")
         self.queue_usage = gauge("notification_queue_usage_ratio")
         self.triggers_installed = gauge("triggers_installed")
         self.web_config_failures = counter("web_config_failures_total")
-        self.lost_statements: int | None = None
-        registry.register(_LostStatements(self))
+        self.lost_changes: int | None = None
+        registry.register(_LostChanges(self))
 
 
 class _Delays(Collector):
@@ -111,7 +111,7 @@ class _Delays(Collector):
         )
 
 
-class _LostStatements(Collector):
+class _LostChanges(Collector):
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
         self._help = next(metric.help for metric in EXPORTER_METRICS if metric.name == LOST)
@@ -121,7 +121,7 @@ class _LostStatements(Collector):
 
     def collect(self) -> Iterator[Family]:
         # Absent until the database was asked: a start at 0 would look like a loss to increase() at every restart.
-        yield CounterMetricFamily(SELF_PREFIX + LOST, self._help, value=self._telemetry.lost_statements)
+        yield CounterMetricFamily(SELF_PREFIX + LOST, self._help, value=self._telemetry.lost_changes)
 
 
 def facts(telemetry: Telemetry) -> list[Fact]:
@@ -143,12 +143,12 @@ def facts(telemetry: Telemetry) -> list[Fact]:
         ("Mean delay of an event", mean(telemetry.event_delay), "s"),
         ("Mean round trip of the own ping", mean(telemetry.listener_roundtrip), "s"),
         ("Events in the journal", read(telemetry.journal_rows) if looked else None, ""),
-        ("Journal last drained", read(telemetry.checkpoint_last_success), "at"),
+        ("Journal last drained", read(telemetry.fold_last_success), "at"),
         ("Live rows last read", read(telemetry.reconcile_last_success), "at"),
         ("Gauges corrected", read(telemetry.reconcile_corrections, "_total"), ""),
         ("Notifications that were no events", read(telemetry.events_rejected, "_total"), ""),
         ("Connections given up", read(telemetry.reconnects, "_total"), ""),
-        ("Changes the triggers gave up", telemetry.lost_statements, ""),
+        ("Changes the triggers gave up", telemetry.lost_changes, ""),
         ("Triggers enabled", read(telemetry.triggers_installed) if looked else None, ""),
     ]
 

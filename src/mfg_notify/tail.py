@@ -35,7 +35,7 @@ from mfg_notify.core.events import (
 )
 from mfg_notify.errors import DatabaseError, DatabaseUnavailable, ListenerSilent, MalformedEvent, SchemaNotReady
 from mfg_notify.postgres.connection import Connection, connect, describe, translated_errors
-from mfg_notify.postgres.journal import FENCE
+from mfg_notify.postgres.journal import BARRIER
 from mfg_notify.postgres.listener import FOLD, PING, Listener
 from mfg_notify.postgres.queries import QUERY
 
@@ -248,7 +248,7 @@ class _Session:
             elif payload == FOLD:
                 self._asked = True
                 self._note("announced without content, and folded before they could be read")
-            elif not payload.startswith((PING, FENCE)):
+            elif not payload.startswith((PING, BARRIER)):
                 try:
                     event = decode_payload(payload)
                 except MalformedEvent:

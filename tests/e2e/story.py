@@ -63,7 +63,7 @@ class Story:
         """Wait until everything that was committed is counted and scraped; return the time."""
         eventually(lambda: self.execute("SELECT count(*) FROM mfg_notify.event") == [(0,)])
         # A fold that has committed may not have been counted yet.
-        folds = 'mfg_notify_checkpoint_duration_seconds_count{job="mfg-notify"}'
+        folds = 'mfg_notify_fold_duration_seconds_count{job="mfg-notify"}'
         self.prometheus.wait_for_scrape(time.time())
         before = self.prometheus.number(folds) or 0.0
         self.execute("SELECT pg_notify((SELECT channel FROM mfg_notify.settings), 'fold')")
@@ -222,7 +222,7 @@ def locked_journal(story: Story) -> None:
     with story.database.connect() as other, other.transaction():
         other.execute("LOCK TABLE mfg_notify.event IN ACCESS EXCLUSIVE MODE")
         waiting_task(story)
-    story.prometheus.wait_for("mfg_notify_lost_statements_total > 0")
+    story.prometheus.wait_for("mfg_notify_lost_changes_total > 0")
 
 
 def forgery(story: Story) -> None:
@@ -253,7 +253,7 @@ def no_database(story: Story) -> None:
 
 def rewind(story: Story) -> None:
     """Make the database look older than what was counted; the totals are the same."""
-    story.execute("UPDATE mfg_notify.owner SET generation = 0")
+    story.execute("UPDATE mfg_notify.lease SET generation = 0")
     story.prometheus.wait_for("mfg_notify_rewinds_total > 0")
 
 

@@ -259,7 +259,7 @@ def test_a_restart_of_the_exporter_is_no_reset(story: Story) -> None:
     parts += [f"{metric.full_name}_{part}" for metric in HISTOGRAMS for part in ("bucket", "count", "sum")]
     # Losses make it fall.
     parts.remove(f"{PIPELINE_PROFIT.full_name}_sum")
-    for name in [*parts, SELF_PREFIX + "lost_statements_total"]:
+    for name in [*parts, SELF_PREFIX + "lost_changes_total"]:
         resets = story.prometheus.at(f'resets({name}{{job="{JOB}"}}[{seconds}])', now)
         assert resets, name
         assert set(resets.values()) == {0.0}, name
@@ -432,7 +432,7 @@ def test_8_nothing_is_polled_more_often_than_every_thirty_seconds(story: Story) 
     )
     assert unconnected
     # No statement of the game was given up, but for the one to which that was done on purpose.
-    assert story.prometheus.number(f'mfg_notify_lost_statements_total{{job="{JOB}"}}') == 1
+    assert story.prometheus.number(f'mfg_notify_lost_changes_total{{job="{JOB}"}}') == 1
     took = story.prometheus.number(
         f'max_over_time(scrape_duration_seconds{{job="{JOB}"}}[{math.ceil(time.time() - story.began)}s])'
     )

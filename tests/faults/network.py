@@ -60,8 +60,8 @@ def unknown_outcome(rig: Rig) -> None:
         with rig.game():
             for cut in range(rig.rounds(4, 40)):
                 rig.some_more(exporter, rig.chance.randrange(1, 100))
-                # Of a fold: its fence was sent before.
-                proxy.cut_after = (b"fence ", b"COMMIT")
+                # Of a fold: its barrier was sent before.
+                proxy.cut_after = (b"barrier ", b"COMMIT")
                 eventually(lambda cut=cut: proxy.cuts > cut)  # type: ignore[misc]
                 rig.harm("cuts")
                 exporter.wait_ready()

@@ -127,7 +127,7 @@ def backend_hangs(rig: Rig) -> None:
                 rig.harm("backends frozen")
                 try:
                     with rig.timed("another backend in s"):
-                        working = "SELECT backend_pid FROM mfg_notify.owner"
+                        working = "SELECT backend_pid FROM mfg_notify.lease"
                         eventually(lambda hanging=hanging, working=working: rig.ask(working) != [(hanging,)])  # type: ignore[misc]
                     exporter.wait_ready()
                     rig.some_more(exporter, 20)
@@ -162,7 +162,7 @@ def long_pause(rig: Rig) -> None:
 def flood_until_dropped(rig: Rig) -> None:
     """Notify more than the listener's sockets can hold, until the server has given the listener up.
 
-    A fence of a stranger is passed over: what is left of the flood changes no number.
+    A barrier of a stranger is passed over: what is left of the flood changes no number.
     """
     [(channel,)] = rig.ask("SELECT channel FROM mfg_notify.settings")
     with rig.connect() as connection, rig.timed("listener dropped in s"):
@@ -170,7 +170,7 @@ def flood_until_dropped(rig: Rig) -> None:
         def flood_and_look() -> bool:
             if queue_usage(rig) < FLOOD:
                 connection.execute(
-                    "SELECT count(pg_notify(%s, 'fence ' || i || repeat(' ', 1900))) FROM generate_series(1, 200) i",
+                    "SELECT count(pg_notify(%s, 'barrier ' || i || repeat(' ', 1900))) FROM generate_series(1, 200) i",
                     (channel,),
                 )
             rig.report.figure("notification queue in %", 100 * queue_usage(rig))

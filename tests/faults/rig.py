@@ -278,7 +278,7 @@ class Rig:
 
         def look() -> tuple[float, int]:
             # Folds first: so many had been done when the rows were counted.
-            folds = number(exporter.page(), "mfg_notify_checkpoint_duration_seconds_count")
+            folds = number(exporter.page(), "mfg_notify_fold_duration_seconds_count")
             return folds, self.ask("SELECT count(*) FROM mfg_notify.event")[0][0]
 
         before, backlog = look()

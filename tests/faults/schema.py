@@ -96,7 +96,7 @@ def dropped(rig: Rig, statement: LiteralString) -> Iterator[None]:
 
 HARMLESS = (
     "LOCK TABLE mfg_notify.total IN ACCESS EXCLUSIVE MODE",
-    "LOCK TABLE mfg_notify.owner IN ACCESS EXCLUSIVE MODE",
+    "LOCK TABLE mfg_notify.lease IN ACCESS EXCLUSIVE MODE",
     "ALTER SEQUENCE mfg_notify.lost CYCLE",
 )
 """Locks of what only a fold writes and a trigger does not need: nothing is lost by them."""
@@ -105,13 +105,13 @@ LOCKS = (
     "LOCK TABLE mfg_notify.settings IN ACCESS EXCLUSIVE MODE",
     "ALTER SEQUENCE mfg_notify.event_id_seq CYCLE",
     "ALTER SEQUENCE mfg_notify.folded CYCLE",
-    "ALTER SEQUENCE mfg_notify.quiet CYCLE",
+    "ALTER SEQUENCE mfg_notify.notify_disabled CYCLE",
 )
 CHANGES = (
     (
         "REVOKE ALL ON ALL TABLES IN SCHEMA mfg_notify FROM mfg_notify_owner",
         "GRANT SELECT, INSERT ON mfg_notify.event TO mfg_notify_owner;"
-        " GRANT INSERT ON mfg_notify.unfinished TO mfg_notify_owner;"
+        " GRANT INSERT ON mfg_notify.pending_commit TO mfg_notify_owner;"
         " GRANT SELECT ON mfg_notify.settings TO mfg_notify_owner",
     ),
     ("ALTER TABLE mfg_notify.event RENAME TO elsewhere", "ALTER TABLE mfg_notify.elsewhere RENAME TO event"),
@@ -121,7 +121,7 @@ CHANGES = (
     ),
 )
 DROPS = (
-    "DROP FUNCTION mfg_notify.record",
+    "DROP FUNCTION mfg_notify.write_events",
     "DROP FUNCTION mfg_notify.task_image CASCADE",
     "DROP TABLE mfg_notify.settings CASCADE",
     "DROP TABLE mfg_notify.event CASCADE",

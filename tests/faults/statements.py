@@ -61,7 +61,7 @@ def heard(listening: psycopg.Connection) -> list[str]:
     """Return the triggers' payloads that have come since the last call."""
     listening.execute("SELECT 1")  # notifications come with its answer
     payloads = [notification.payload for notification in listening.notifies(timeout=0)]
-    return [payload for payload in payloads if not payload.startswith(("ping ", "fence "))]
+    return [payload for payload in payloads if not payload.startswith(("ping ", "barrier "))]
 
 
 def peak_memory(exporter: ExporterProcess) -> int:
@@ -125,7 +125,7 @@ def notification_queue_full(rig: Rig) -> None:
                     eventually(lambda listening=listening: len(heard(listening)) > 0)  # type: ignore[misc]
                 rig.some_more(exporter, 20)
         rig.check(exporter)
-        assert number(exporter.page(), "mfg_notify_lost_statements_total") == 0
+        assert number(exporter.page(), "mfg_notify_lost_changes_total") == 0
 
 
 def _many_statements_in_a_transaction(rig: Rig, game: psycopg.Connection) -> None:

@@ -38,7 +38,7 @@ def junk(chance: Random) -> str:
         (
             "", "fold", "null", "{}", "[]", "[1]", "junk", "\\", '"', "\u202e\u2603", "[" * 7000, "[1," * 2000,
             "x" * 7999, f"[1,{10**300},1,1,[]]", "[1,1e999,1,1,[]]", "[1,-1,-1,-1,null]", f"[{HUGE},1,1,1,[]]",
-            "fence 999999999", "fence x", "ping 1", "ping", '[1,1,1,1,["planet","I","p",null,null]]',
+            "barrier 999999999", "barrier x", "ping 1", "ping", '[1,1,1,1,["planet","I","p",null,null]]',
             '[1,1,1,1,["task","U","t",null,null]]',
             '[1,2,3,4,["factory","I","no number",null,[1,"F","G",null,0,0,null,false,null]]]',
         )

@@ -20,7 +20,7 @@ from tests.support import ExporterProcess, eventually
 from tests.web_configuration import NO_DATABASE, PASSWORD, TLS, Setting, hashed
 
 from mfg_notify.errors import UsageError
-from mfg_notify.web.access import Access, Gate
+from mfg_notify.web.access import Access, BasicAuthMiddleware
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine")
 
@@ -299,7 +299,7 @@ class Counting:
 def guarded(setting: Setting, users: dict[str, str]) -> Iterator[Callable[..., httpx.AsyncClient]]:
     setting.write(basic_auth_users=users)
     inside = Starlette(routes=[Route("/", lambda _: PlainTextResponse("inside"))])
-    gate = Gate(inside, Access(setting.file))
+    gate = BasicAuthMiddleware(inside, Access(setting.file))
     yield lambda **auth: httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://x", **auth)
 
 

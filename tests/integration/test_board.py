@@ -22,7 +22,7 @@ from mfg_notify.web.board import VIEWERS_MAXIMUM
 
 STREAM = "/-/board/stream"
 SECRET = "s3cr3t-w0rd"  # noqa: S105 - of nobody
-Picture = dict[str, Any]
+BoardSnapshot = dict[str, Any]
 
 
 class Watching:
@@ -31,9 +31,9 @@ class Watching:
     def __init__(self, answer: httpx.Response) -> None:
         self.answer = answer
         self._lines = answer.iter_lines()
-        self._last: Picture = {}
+        self._last: BoardSnapshot = {}
 
-    def pictures(self) -> Iterator[Picture]:
+    def pictures(self) -> Iterator[BoardSnapshot]:
         """Yield pictures as they come, and the last one again with each beat."""
         for line in self._lines:
             if line.startswith("data: {"):
@@ -41,7 +41,7 @@ class Watching:
             if line.startswith("data: "):
                 yield self._last
 
-    def until(self, satisfied: Callable[[Picture], Any]) -> Picture:
+    def until(self, satisfied: Callable[[BoardSnapshot], Any]) -> BoardSnapshot:
         """Wait for a picture that satisfies."""
         until = time.monotonic() + PATIENCE
         for picture in self.pictures():

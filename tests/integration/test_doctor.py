@@ -94,7 +94,7 @@ def test_the_server_would_not_let_it_write(installed: Database) -> None:
         _connect(complete_conninfo(installed.dsn)) as connection,
         pytest.raises(psycopg.errors.ReadOnlySqlTransaction),
     ):
-        connection.execute("UPDATE mfg_notify.owner SET generation = generation + 1")
+        connection.execute("UPDATE mfg_notify.lease SET generation = generation + 1")
 
 
 # -------------------------------------------------------------------------------------------- connection --
@@ -377,7 +377,7 @@ def test_a_superuser(installed: Database) -> None:
         ("UPDATE mfg_notify.settings SET version = 99", "version", "are of version 99", "pip install --upgrade"),
         ("DELETE FROM mfg_notify.settings", "version", "has lost its row", "mfg-notify migrate down, then"),
         ("DROP TABLE mfg_notify.latest", "version", "missing in schema mfg_notify: latest", "mfg-notify migrate up"),
-        ("DROP FUNCTION mfg_notify.speaks", "version", "missing in schema mfg_notify: speaks", "mfg-notify migrate up"),
+        ("DROP FUNCTION mfg_notify.is_current_row", "version", "schema mfg_notify: is_current_row", "mfg-notify migrate up"),
         ("ALTER TABLE manufacturing_tasks DROP ready_at", "columns", "manufacturing_tasks.ready_at", "upgrade the bot"),
         (
             "DROP TRIGGER mfg_notify_statement ON manufacturing_pipelines",
@@ -398,10 +398,10 @@ def test_a_superuser(installed: Database) -> None:
             "DROP TRIGGER mfg_notify_truncate ON public.manufacturing_tasks",
         ),
         (
-            "ALTER TABLE mfg_notify.unfinished DISABLE TRIGGER ALL",
-            "triggers", "mfg_notify_rest on unfinished is disabled", "mfg-notify migrate up",
+            "ALTER TABLE mfg_notify.pending_commit DISABLE TRIGGER ALL",
+            "triggers", "mfg_notify_flush on pending_commit is disabled", "mfg-notify migrate up",
         ),
-        ("DELETE FROM mfg_notify.owner", "exporter", "owner has lost its row", "INSERT INTO mfg_notify.owner"),
+        ("DELETE FROM mfg_notify.lease", "exporter", "lease has lost its row", "INSERT INTO mfg_notify.lease"),
     ],
 )  # fmt: skip
 def test_what_is_installed_is_damaged(
@@ -453,7 +453,7 @@ def test_told_not_to_notify(installed: Database) -> None:
 def test_quiet_triggers_are_well(installed: Database) -> None:
     assert examined(installed.dsn)["notify"].message == "the triggers notify"
     with installed.connect() as connection:
-        connection.execute("SELECT setval('mfg_notify.quiet', 1)")
+        connection.execute("SELECT setval('mfg_notify.notify_disabled', 1)")
     finding = examined(installed.dsn)["notify"]
     assert finding.verdict == "ok"
     assert "quiet" in finding.message
@@ -465,14 +465,14 @@ def test_quiet_triggers_are_well(installed: Database) -> None:
 @pytest.mark.parametrize(
     ("lease", "said"),
     [
-        ("who = NULL", "no exporter is active"),
-        ("who = 'forge:17:ab', beat = now() - interval '10 minutes'", "on forge (pid 17) has been silent for 10 min"),
-        ("who = 'forge:17:ab', beat = now() + interval '1 day'", "has been silent for 24.0 h"),
+        ("holder = NULL", "no exporter is active"),
+        ("holder = 'forge:17:ab', renewed_at = now() - interval '10 minutes'", "on forge (pid 17) has been silent"),
+        ("holder = 'forge:17:ab', renewed_at = now() + interval '1 day'", "has been silent for 24.0 h"),
     ],
 )  # fmt: skip
 def test_no_exporter(installed: Database, lease: LiteralString, said: str) -> None:
     with installed.connect() as connection:
-        connection.execute(sql.SQL("UPDATE mfg_notify.owner SET {}").format(sql.SQL(lease)))
+        connection.execute(sql.SQL("UPDATE mfg_notify.lease SET {}").format(sql.SQL(lease)))
     finding = examined(installed.dsn)["exporter"]
     assert finding.verdict == "warning"
     assert said in finding.message

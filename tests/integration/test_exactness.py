@@ -78,15 +78,16 @@ async def test_a_standby_with_an_old_state_looks_at_nothing(installed: Database)
         async with exporting(installed.dsn, reconcile_interval=0.1) as exporter:
             other.execute(
                 """WITH taken AS (
-                       UPDATE mfg_notify.owner
-                       SET who = 'another', backend_pid = pg_backend_pid(), beat = clock_timestamp() RETURNING 1)
+                       UPDATE mfg_notify.lease
+                       SET holder = 'another', backend_pid = pg_backend_pid(), renewed_at = clock_timestamp()
+                       RETURNING 1)
                    SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a, taken
                    WHERE a.application_name = 'mfg-notify' AND a.datname = current_database()"""
             )
             await exporter.wait_until(lambda state: state.standby)
             before = value(page_of(exporter), looks), value(page_of(exporter), pings) or 0
             while (value(page_of(exporter), pings) or 0) < before[1] + 2:
-                other.execute("UPDATE mfg_notify.owner SET beat = clock_timestamp()")
+                other.execute("UPDATE mfg_notify.lease SET renewed_at = clock_timestamp()")
                 await anyio.sleep(0.02)
             assert value(page_of(exporter), looks) == before[0]
 

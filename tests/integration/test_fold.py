@@ -53,7 +53,7 @@ class Exporter:
         """Fold once on a new connection; True when the journal is drained. Crash where told."""
         async with await CrashingConnection.connect(dsn, autocommit=True) as connection:
             # Both believe that they lead, one after the other: the worst that a lease may let happen.
-            await connection.execute("UPDATE mfg_notify.owner SET who = %s", (self.who,))
+            await connection.execute("UPDATE mfg_notify.lease SET holder = %s", (self.who,))
             if crash in STEPS:
                 connection.crash_before = crash
             fold = await journal.fold(connection, self.who, "channel", chunk)
@@ -177,7 +177,7 @@ def test_marks_of_transactions_that_have_ended_are_cleared(installed: Database) 
         with other.transaction():
             other.execute((insert % two.format("b")).encode())
             anyio.run(prune)
-            assert connection.execute("SELECT count(*) FROM mfg_notify.unfinished").fetchone() == (0,)
+            assert connection.execute("SELECT count(*) FROM mfg_notify.pending_commit").fetchone() == (0,)
         # One that was under way has kept its own, and what it was for.
-        assert connection.execute("SELECT count(*) FROM mfg_notify.unfinished").fetchone() == (1,)
+        assert connection.execute("SELECT count(*) FROM mfg_notify.pending_commit").fetchone() == (1,)
         assert connection.execute("SELECT count(*) FROM mfg_notify.event").fetchone() == (4,)

@@ -56,10 +56,10 @@ async def test_what_waits_is_bounded(database: Database, monkeypatch: pytest.Mon
         async with listening(database.dsn, both.info.backend_pid) as ear:
             with database.connect() as stranger, stranger.transaction():
                 stranger.execute("SELECT pg_notify('c', 'ab' || i) FROM generate_series(1, 5) i")
-            both.execute("NOTIFY c, 'fence 7'")
+            both.execute("NOTIFY c, 'barrier 7'")
             # Both are on the way before anything is taken.
             kept, skipped = await ear.heard(6)
-    assert [one.payload for one in kept] == ["ab1", "ab2", "fence 7"]
+    assert [one.payload for one in kept] == ["ab1", "ab2", "barrier 7"]
     assert skipped == 3
 
 

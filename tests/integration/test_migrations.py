@@ -224,7 +224,7 @@ def test_whatever_was_dropped_comes_back(database: Database) -> None:
                     with suppress(psycopg.errors.ProgrammingError), connection.transaction():
                         connection.execute(f"DROP {kind} mfg_notify.{name} CASCADE".encode())
                 assert not migrations.read_status(connection, "public").complete, name
-        for dropped in ("FUNCTION mfg_notify.record", "TABLE mfg_notify.event", "SEQUENCE mfg_notify.lost"):
+        for dropped in ("FUNCTION mfg_notify.write_events", "TABLE mfg_notify.event", "SEQUENCE mfg_notify.lost"):
             connection.execute(f"DROP {dropped}".encode())
             assert migrations.up(connection, "public", print)
             assert migrations.read_status(connection, "public").complete

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 
 @dataclass
-class Floor:
+class Gauges:
     """An exporter, and a game that it watches."""
 
     exporter: Exporter
@@ -55,16 +55,16 @@ class Floor:
 
 
 @pytest.fixture
-async def floor(installed: Database) -> AsyncIterator[Floor]:
+async def floor(installed: Database) -> AsyncIterator[Gauges]:
     with installed.connect() as game:
         game.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
         channel = game.execute("SELECT channel FROM mfg_notify.settings").fetchall()[0][0]
         async with exporting(installed.dsn, reconcile_interval=0.1) as exporter:
             await exporter.wait_until(lambda state: state.folds > 2)
-            yield Floor(exporter, game, installed, channel)
+            yield Gauges(exporter, game, installed, channel)
 
 
-async def test_how_it_is(floor: Floor) -> None:
+async def test_how_it_is(floor: Gauges) -> None:
     before = Exporter(Settings(floor.database.dsn))
     page = page_of(before)
     for name in ("connected", "leader", "ready"):
@@ -77,7 +77,7 @@ async def test_how_it_is(floor: Floor) -> None:
     assert [n for (name, _), n in samples(page).items() if name == "mfg_notify_build_info"] == [1]
 
 
-async def test_events_by_payload(floor: Floor) -> None:
+async def test_events_by_payload(floor: Gauges) -> None:
     floor.insert()
     await floor.until("events_applied_total", lambda n: n == 1, table="task", op="I")
     assert floor.of("notifications_received_total") == 1
@@ -86,7 +86,7 @@ async def test_events_by_payload(floor: Floor) -> None:
     assert floor.of("series") > 0
 
 
-async def test_events_by_the_journal_alone(floor: Floor) -> None:
+async def test_events_by_the_journal_alone(floor: Gauges) -> None:
     # The first of them is announced before anyone knows that there are so many; then one notification says `fold`.
     floor.insert(102)
     await floor.until("events_replayed_total", lambda n: n == 101)
@@ -94,7 +94,7 @@ async def test_events_by_the_journal_alone(floor: Floor) -> None:
     assert floor.of("notifications_received_total") == 2
 
 
-async def test_repeated_and_forged_payloads(floor: Floor) -> None:
+async def test_repeated_and_forged_payloads(floor: Gauges) -> None:
     with floor.database.connect() as listening:
         listening.execute(sql.SQL("LISTEN {}").format(sql.Identifier(floor.channel)))
         floor.insert()
@@ -103,7 +103,7 @@ async def test_repeated_and_forged_payloads(floor: Floor) -> None:
     floor.notify(payload)
     floor.notify(f"{version},999999,{rest}")
     floor.notify("junk")
-    floor.notify("fence 999999")
+    floor.notify("barrier 999999")
     floor.notify("ping 999999")
     await floor.until("events_rejected_total", lambda n: n == 1, reason="malformed")
     await floor.until("events_rejected_total", lambda n: n >= 1, reason="ghost")
@@ -113,7 +113,7 @@ async def test_repeated_and_forged_payloads(floor: Floor) -> None:
     assert floor.of("events_duplicate_total") + floor.of("events_rejected_total", reason="ghost") == 2
 
 
-async def test_duplicates(floor: Floor) -> None:
+async def test_duplicates(floor: Gauges) -> None:
     with floor.database.connect() as listening:
         listening.execute(sql.SQL("LISTEN {}").format(sql.Identifier(floor.channel)))
         with floor.game.transaction():
@@ -127,16 +127,16 @@ async def test_duplicates(floor: Floor) -> None:
     await floor.until("events_duplicate_total", lambda n: n == 1)
 
 
-async def test_ping_fold_and_reconciliation(floor: Floor) -> None:
+async def test_ping_fold_and_reconciliation(floor: Gauges) -> None:
     await floor.until("listener_roundtrip_seconds", lambda n: n > 0)
-    await floor.until("checkpoint_duration_seconds", lambda n: n > 3)
+    await floor.until("fold_duration_seconds", lambda n: n > 3)
     await floor.until("reconcile_duration_seconds", lambda n: n > 3)
-    for name in ("checkpoint_last_success_timestamp_seconds", "reconcile_last_success_timestamp_seconds"):
+    for name in ("fold_last_success_timestamp_seconds", "reconcile_last_success_timestamp_seconds"):
         before = floor.of(name)
         await floor.until(name, lambda n, before=before: n > before)  # type: ignore[misc]
 
 
-async def test_reconnects(floor: Floor) -> None:
+async def test_reconnects(floor: Gauges) -> None:
     floor.game.execute(
         """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
            WHERE datname = current_database() AND application_name = 'mfg-notify'"""
@@ -145,7 +145,7 @@ async def test_reconnects(floor: Floor) -> None:
     await floor.until("connected", lambda n: n == 1)
 
 
-async def test_corrections_and_triggers(floor: Floor) -> None:
+async def test_corrections_and_triggers(floor: Gauges) -> None:
     floor.game.execute("ALTER TABLE manufacturing_tasks DISABLE TRIGGER mfg_notify_insert")
     floor.insert()
     metric = "manufacturing_tasks_ready_total"
@@ -154,7 +154,7 @@ async def test_corrections_and_triggers(floor: Floor) -> None:
     assert floor.of("triggers_installed", table="manufacturing_pipelines") == 4
 
 
-async def test_journal_and_lost_statements(floor: Floor) -> None:
+async def test_journal_and_lost_statements(floor: Gauges) -> None:
     floor.game.execute("INSERT INTO mfg_notify.event (version, body) VALUES (99, 'of tomorrow')")
     await floor.until("journal_rows", lambda n: n == 1)
     await floor.until("journal_oldest_age_seconds", lambda n: n > 0)
@@ -165,10 +165,10 @@ async def test_journal_and_lost_statements(floor: Floor) -> None:
     floor.game.execute("ALTER TABLE mfg_notify.event ADD CONSTRAINT broken CHECK (version = 99) NOT VALID")
     floor.insert()
     floor.game.execute("ALTER TABLE mfg_notify.event DROP CONSTRAINT broken")
-    await floor.until("lost_statements_total", lambda n: n == 1)
+    await floor.until("lost_changes_total", lambda n: n == 1)
 
 
-async def test_notification_queue(floor: Floor) -> None:
+async def test_notification_queue(floor: Gauges) -> None:
     with floor.database.connect() as sleepy:
         sleepy.execute("LISTEN something")
         with sleepy.transaction():
@@ -180,7 +180,7 @@ async def test_notification_queue(floor: Floor) -> None:
             await floor.until("notification_queue_usage_ratio", lambda n: n > 0)
 
 
-async def test_series_dropped(floor: Floor) -> None:
+async def test_series_dropped(floor: Gauges) -> None:
     floor.insert()
     await settled(floor.exporter, floor.game)
     small = Exporter(Settings(floor.database.dsn, series_maximum=20))
@@ -190,8 +190,8 @@ async def test_series_dropped(floor: Floor) -> None:
     assert found["mfg_notify_series", frozenset()] <= 20
 
 
-async def test_a_database_that_was_set_back(floor: Floor) -> None:
-    floor.game.execute("UPDATE mfg_notify.owner SET generation = 0")
+async def test_a_database_that_was_set_back(floor: Gauges) -> None:
+    floor.game.execute("UPDATE mfg_notify.lease SET generation = 0")
     await floor.until("rewinds_total", lambda n: n == 1)
 
 

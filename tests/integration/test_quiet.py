@@ -17,8 +17,8 @@ from tests.conftest import Database
 from tests.support import PATIENCE, applied, assert_exact, number, page_of, settled
 
 from mfg_notify import exporter as exporter_module
-from mfg_notify.core import attention
-from mfg_notify.core.attention import Attention, Policy
+from mfg_notify.core import notify_mode
+from mfg_notify.core.notify_mode import NotifyMode, Policy
 from mfg_notify.demo.game import play
 from mfg_notify.demo.world import GameOptions
 from mfg_notify.exporter import Exporter, Settings
@@ -65,7 +65,7 @@ def polls(page: str) -> bool:
 
 def is_quiet(database: Database) -> bool:
     with database.connect() as connection:
-        return connection.execute("SELECT last_value FROM mfg_notify.quiet").fetchone() == (1,)
+        return connection.execute("SELECT last_value FROM mfg_notify.notify_disabled").fetchone() == (1,)
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def game(installed: Database) -> Iterator[psycopg.Connection]:
 async def test_quiet_while_changes_come_fast(
     installed: Database, game: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "QUIET_ABOVE", 20.0)
+    monkeypatch.setattr(notify_mode, "HIGH_WATER_RATE", 20.0)
     with overhearing(installed) as heard:
         async with exporting(installed) as exporter:
             assert not polls(page_of(exporter))
@@ -125,9 +125,9 @@ async def test_quiet_while_changes_come_fast(
 async def test_a_writer_that_was_quiet_and_commits_late(
     installed: Database, game: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, *, rule: bool
 ) -> None:
-    monkeypatch.setattr(attention, "QUIET_ABOVE", 20.0)
+    monkeypatch.setattr(notify_mode, "HIGH_WATER_RATE", 20.0)
     if not rule:
-        monkeypatch.setattr(Attention, "may_sleep", property(lambda self: not self.quiet))
+        monkeypatch.setattr(NotifyMode, "may_sleep", property(lambda self: not self.quiet))
     async with exporting(installed) as exporter:
         inserted = 0
         with anyio.fail_after(PATIENCE):
@@ -164,7 +164,7 @@ async def test_first_event_of_all_after_many_empty_folds(
     installed: Database, game: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An id that a new sequence names as its last, and has not given out yet, is still to come."""
-    monkeypatch.setattr(attention, "POLL_LONGEST", attention.POLL_SHORTEST)
+    monkeypatch.setattr(notify_mode, "POLL_LONGEST", notify_mode.POLL_SHORTEST)
     async with exporting(installed, Policy.NEVER) as exporter:
         empty = exporter.state.folds + 5
         await exporter.wait_until(lambda state: state.folds >= empty)
@@ -184,7 +184,7 @@ async def test_never_means_never(installed: Database, game: psycopg.Connection) 
 async def test_always_means_always(
     installed: Database, game: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "QUIET_ABOVE", 0.0)
+    monkeypatch.setattr(notify_mode, "HIGH_WATER_RATE", 0.0)
     with overhearing(installed) as heard:
         async with exporting(installed, Policy.ALWAYS) as exporter:
             for one in range(50):
@@ -216,7 +216,7 @@ async def test_what_somebody_else_has_told_the_triggers_is_put_right(
     async with exporting(installed, notify) as exporter:
         await reached(exporter, lambda page: polls(page) is (notify is Policy.NEVER))
         wrong = int(notify is not Policy.NEVER)
-        game.execute("SELECT setval('mfg_notify.quiet', %s)", (wrong,))
+        game.execute("SELECT setval('mfg_notify.notify_disabled', %s)", (wrong,))
         insert(game, 1)
         await reached(exporter, lambda page: applied(page) == 1)
         with anyio.fail_after(PATIENCE):
@@ -232,8 +232,8 @@ async def test_who_is_not_the_leader_tells_nothing(installed: Database) -> None:
 
 
 async def test_exact_while_minds_change(installed: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "QUIET_ABOVE", 300.0)
-    monkeypatch.setattr(attention, "CALM_WINDOWS", 1)
+    monkeypatch.setattr(notify_mode, "HIGH_WATER_RATE", 300.0)
+    monkeypatch.setattr(notify_mode, "QUIET_EXIT_WINDOWS", 1)
     modes: list[bool] = []
     with installed.connect() as connection:
         async with exporting(installed, reconcile_interval=1) as exporter:

@@ -123,7 +123,7 @@ async def test_exporter_with_exactly_its_rights_is_exact(exporter_role: str, ins
 
 
 def parameters() -> dict[str, object]:
-    given: dict[str, object] = {"who": "me", "channel": "c", "ping": "p", "fence": "f", "id": 1, "version": 1}
+    given: dict[str, object] = {"holder": "me", "channel": "c", "ping": "p", "barrier": "f", "id": 1, "version": 1}
     return defaultdict(lambda: None, given | {"chunk": 10, "schema": "public"})
 
 
@@ -209,10 +209,10 @@ FORBIDDEN: tuple[LiteralString, ...] = (
     "DELETE FROM mfg_notify.total",
     "TRUNCATE mfg_notify.total",
     "UPDATE mfg_notify.settings SET notify = false",
-    "INSERT INTO mfg_notify.owner DEFAULT VALUES",
-    "DELETE FROM mfg_notify.owner",
-    "SELECT mfg_notify.record('x', false)",
-    "SELECT mfg_notify.speaks(1, 1, '', '', '')",
+    "INSERT INTO mfg_notify.lease DEFAULT VALUES",
+    "DELETE FROM mfg_notify.lease",
+    "SELECT mfg_notify.write_events('x', false)",
+    "SELECT mfg_notify.is_current_row(1, 1, '', '', '')",
     "SELECT * FROM mfg_notify.granted",
     "CREATE TABLE mfg_notify.mine ()",
     "CREATE TEMP TABLE mine (id text); CREATE TRIGGER forge AFTER INSERT ON mine REFERENCING NEW TABLE AS new_rows"
@@ -245,7 +245,7 @@ def test_an_ordinary_role_can_neither_read_nor_forge(roles: Roles, installed: Da
         with installed.connect(user=ordinary) as connection:
             everything = (*FORBIDDEN, "SELECT * FROM mfg_notify.settings", "SELECT * FROM mfg_notify.event",
                           "SELECT * FROM mfg_notify.total", "DELETE FROM mfg_notify.event",
-                          "UPDATE mfg_notify.owner SET who = 'me'", "SELECT setval('mfg_notify.folded', 1)",
+                          "UPDATE mfg_notify.lease SET holder = 'me'", "SELECT setval('mfg_notify.folded', 1)",
                           "SELECT nextval('mfg_notify.folded')",
                           "SET ROLE mfg_notify_owner")  # fmt: skip
             assert allowed_of(everything, connection) == []
@@ -271,7 +271,7 @@ def test_it_may_do_nothing_else(exporter_role: str, installed: Database) -> None
         ("USAGE ON SCHEMA public", "schema public"),
         ("CONNECT ON DATABASE {database}", "permission denied for database"),
         ("SELECT ON mfg_notify.settings", "table settings"),
-        ("UPDATE ON mfg_notify.owner", "table owner"),
+        ("UPDATE ON mfg_notify.lease", "table lease"),
         ("DELETE ON mfg_notify.event", "table event"),
         ("UPDATE ON SEQUENCE mfg_notify.folded", "sequence folded"),
         ("SELECT ON SEQUENCE mfg_notify.lost", "sequence lost"),

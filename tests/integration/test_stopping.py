@@ -28,7 +28,7 @@ def test_sigterm_folds_and_ends_well(installed: Database) -> None:
             eventually(lambda: applied(exporter.page()), lambda events: events > 200)
             assert exporter.terminate() == 0, exporter.read_log()
             # The lease is free at once.
-            assert connection.execute("SELECT who FROM mfg_notify.owner").fetchone() == (None,)
+            assert connection.execute("SELECT holder FROM mfg_notify.lease").fetchone() == (None,)
         with ExporterProcess(installed.dsn, "--reconcile-interval", "200ms") as exporter:
             assert_exact(settled_page(exporter), connection)
 

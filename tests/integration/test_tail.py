@@ -201,7 +201,7 @@ def test_what_is_folded_first_is_counted(installed: Database) -> None:
 def test_quiet_triggers(installed: Database) -> None:
     with installed.connect() as connection, tailing(installed.dsn) as tail:
         connection.execute(PLAYER)
-        connection.execute("SELECT setval('mfg_notify.quiet', 1)")
+        connection.execute("SELECT setval('mfg_notify.notify_disabled', 1)")
         connection.execute(TASK, ("t-1",))
         tail.wait_for("t-1  SELL  new → READY")
         with connection.transaction():
@@ -209,7 +209,7 @@ def test_quiet_triggers(installed: Database) -> None:
             connection.execute("DELETE FROM mfg_notify.event")
         printed = tail.wait_for("… 1 event is not shown (number 2): ")
         assert "announce nothing while changes come fast, and an exporter folded them first" in printed
-        connection.execute("SELECT setval('mfg_notify.quiet', 0)")
+        connection.execute("SELECT setval('mfg_notify.notify_disabled', 0)")
         connection.execute(TASK, ("t-3",))
         tail.wait_for("t-3  SELL  new → READY")
         assert tail.read().count("t-1") == 1

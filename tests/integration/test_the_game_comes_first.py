@@ -50,10 +50,10 @@ def lost(game: psycopg.Connection) -> int:
         # The counter of losses is locked too: nothing can be counted, and nobody waits for it.
         ("ALTER SEQUENCE mfg_notify.lost CYCLE; LOCK TABLE mfg_notify.event IN ACCESS EXCLUSIVE MODE", 0),
         ("ALTER SEQUENCE mfg_notify.folded CYCLE", CHANGES),
-        ("ALTER SEQUENCE mfg_notify.quiet CYCLE", CHANGES),
+        ("ALTER SEQUENCE mfg_notify.notify_disabled CYCLE", CHANGES),
         # What the triggers do not need: nothing is lost.
         ("ALTER SEQUENCE mfg_notify.lost CYCLE", 0),
-        ("LOCK TABLE mfg_notify.total, mfg_notify.owner IN ACCESS EXCLUSIVE MODE", 0),
+        ("LOCK TABLE mfg_notify.total, mfg_notify.lease IN ACCESS EXCLUSIVE MODE", 0),
     ],
 )
 def test_locked(installed: Database, game: psycopg.Connection, lock: str, counted: int) -> None:
@@ -76,7 +76,7 @@ def test_locked(installed: Database, game: psycopg.Connection, lock: str, counte
         ("DROP TABLE mfg_notify.event CASCADE", True),
         ("DROP SEQUENCE mfg_notify.lost; DROP TABLE mfg_notify.event", False),
         ("DROP TABLE mfg_notify.settings CASCADE", True),
-        ("DROP FUNCTION mfg_notify.record", True),
+        ("DROP FUNCTION mfg_notify.write_events", True),
         ("REVOKE ALL ON ALL TABLES IN SCHEMA mfg_notify FROM mfg_notify_owner", True),
         ("REVOKE ALL ON SCHEMA mfg_notify FROM mfg_notify_owner", False),
         ("ALTER TABLE mfg_notify.event ADD CHECK (false) NOT VALID", True),
@@ -117,7 +117,7 @@ def test_the_game_changes_its_own_tables(game: psycopg.Connection, change: str) 
 @pytest.mark.parametrize(
     ("harm", "counted", "recorded"),
     [
-        ("LOCK TABLE mfg_notify.unfinished IN ACCESS EXCLUSIVE MODE", 3, 1),
+        ("LOCK TABLE mfg_notify.pending_commit IN ACCESS EXCLUSIVE MODE", 3, 1),
         ("SELECT setval('mfg_notify.event_id_seq', 5000002)", 3, 1),
         # The counter too: nothing can be counted.
         ("SELECT setval('mfg_notify.event_id_seq', 5000002); ALTER SEQUENCE mfg_notify.lost CYCLE", 0, 1),

@@ -225,7 +225,8 @@ def test_constraints_that_are_checked_at_once(bench: Bench) -> None:
 
 def test_the_games_own_settings_do_no_harm(bench: Bench) -> None:
     bench.game.execute(
-        "SET mfg_notify.announced = 'rubbish'; SET mfg_notify.skip = 'rubbish'; SET mfg_notify.kept = 'rubbish'"
+        "SET mfg_notify.announced = 'rubbish'; SET mfg_notify.circuit_open = 'rubbish';"
+        "SET mfg_notify.buffered = 'rubbish'"
     )
     assert len(bench.write(TASKS, 3)) == 3
     assert len(bench.notified()) == 3
@@ -320,7 +321,7 @@ def test_only_the_newest_live_row_speaks(bench: Bench) -> None:
             "UPDATE manufacturing_factory_states SET current_supply = current_supply || '!' WHERE id < 9"
         )
         news = [(event.change.key, event.change.new) for event in events]
-        return {key: new.speaks for key, new in news if isinstance(new, FactoryImage)}
+        return {key: new.is_current for key, new in news if isinstance(new, FactoryImage)}
 
     assert speakers() == {"1": False, "2": False, "3": True, "4": False}
     bench.write("UPDATE manufacturing_pipelines SET status = 'FAILED' WHERE id = 'new'")
@@ -328,7 +329,7 @@ def test_only_the_newest_live_row_speaks(bench: Bench) -> None:
     bench.write("UPDATE manufacturing_pipelines SET status = 'FAILED' WHERE id = 'old'")
     assert speakers() == {"1": True, "2": False, "3": False, "4": False}
     [event] = bench.write("UPDATE manufacturing_factory_states SET delivered_inputs = '{\"A\": 1}' WHERE id = 1")
-    assert images(event)[1].speaks is None
+    assert images(event)[1].is_current is None
 
 
 def test_no_notification_where_it_is_off(bench: Bench) -> None:

@@ -14,7 +14,7 @@ CREATE TABLE audit.change (
     op     text NOT NULL CHECK (op IN ('I', 'U', 'D')),
     old    jsonb,
     new    jsonb,
-    speaks boolean  -- factory rows only: the newest live row of its factory when it changed?
+    is_current boolean  -- factory rows only: the newest live row of its factory when it changed?
 );
 
 -- The id of the row that speaks for a factory: the highest whose pipeline is PLANNING or EXECUTING, or null.
@@ -49,7 +49,7 @@ AS $$
 DECLARE
     was    jsonb := CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END;
     became jsonb := CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END;
-    speaks boolean;
+    is_current boolean;
 BEGIN
     -- The game saves every column of a row, mostly unchanged.
     IF was = became THEN
@@ -57,16 +57,16 @@ BEGIN
     END IF;
     IF TG_ARGV[0] = 'factory' AND became IS NOT NULL THEN
         -- A row AFTER trigger fires when its statement is complete: the tables are as the statement left them.
-        speaks := coalesce((became->>'id')::bigint = audit.speaking_row(
+        is_current := coalesce((became->>'id')::bigint = audit.speaking_row(
             (became->>'player_id')::integer, became->>'factory_symbol', became->>'output_good'), false);
     END IF;
     IF TG_OP = 'UPDATE' AND was->'id' <> became->'id' THEN
         -- Another primary key is another row: a delete, then an insert.
         INSERT INTO audit.change (source, op, old) VALUES (TG_ARGV[0], 'D', was);
-        INSERT INTO audit.change (source, op, new, speaks) VALUES (TG_ARGV[0], 'I', became, speaks);
+        INSERT INTO audit.change (source, op, new, is_current) VALUES (TG_ARGV[0], 'I', became, is_current);
     ELSE
-        INSERT INTO audit.change (source, op, old, new, speaks)
-        VALUES (TG_ARGV[0], left(TG_OP, 1), was, became, speaks);
+        INSERT INTO audit.change (source, op, old, new, is_current)
+        VALUES (TG_ARGV[0], left(TG_OP, 1), was, became, is_current);
     END IF;
     RETURN NULL;
 END

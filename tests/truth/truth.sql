@@ -135,7 +135,7 @@ FROM audit.change AS c
 CROSS JOIN LATERAL jsonb_to_record(c.new) AS new (
     player_id text, factory_symbol text, output_good text, current_supply text, ready_for_collection boolean)
 CROSS JOIN LATERAL jsonb_to_record(c.old) AS old (current_supply text, ready_for_collection boolean)
-WHERE c.source = 'factory' AND c.op = 'U' AND c.speaks;
+WHERE c.source = 'factory' AND c.op = 'U' AND c.is_current;
 
 -- What the histograms observed: microseconds or credits.
 CREATE VIEW audit.observation AS

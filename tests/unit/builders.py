@@ -70,7 +70,7 @@ def factory(
     level: str | None = None,
     *,
     ready: bool = False,
-    speaks: bool | None = True,
+    is_current: bool | None = True,
     player_id: int = 1,
     factory_symbol: str = "X1-F",
     output_good: str = "IRON",
@@ -78,7 +78,9 @@ def factory(
     delivered: int = 0,
     required: int = 0,
 ) -> FactoryImage:
-    return FactoryImage(player_id, factory_symbol, output_good, pipeline_id, delivered, required, level, ready, speaks)
+    return FactoryImage(
+        player_id, factory_symbol, output_good, pipeline_id, delivered, required, level, ready, is_current
+    )
 
 
 def event(old: Image | None, new: Image | None, *, number: int = 1, at: int = NOW, key: str = "row") -> Event:

@@ -11,13 +11,13 @@ from tests.unit.builders import NOW, SECOND, Image, event, factory, pipeline, sa
 from mfg_notify.core.board import (
     CHANGES_MAXIMUM,
     ROWS_MAXIMUM,
+    BoardSnapshot,
     LastChanges,
-    Picture,
+    build_game,
     describe_change,
-    draw_game,
 )
 from mfg_notify.core.events import Event, TaskChange
-from mfg_notify.core.factory_floor import HOUR, LiveRows, Memory, survey
+from mfg_notify.core.live_state import HOUR, LiveRows, RecentActivity, survey
 from mfg_notify.core.rules import Completion, SampleKey
 from mfg_notify.core.series import View
 from mfg_notify.web.board import BEAT, INTERVAL, SHARE, Board
@@ -50,10 +50,10 @@ def test_what_the_journal_does_not_have_is_forgotten() -> None:
     changes = LastChanges()
     changes.announce([change(1), change(2), change(10**18)])
     changes.settle([change(1)])
-    changes.forget_ghosts(frozenset({2}))
+    changes.forget_unconfirmed(frozenset({2}))
     assert ids(changes) == [2, 1]
     changes.settle([change(2)])
-    changes.forget_ghosts(frozenset())
+    changes.forget_unconfirmed(frozenset())
     assert ids(changes) == [2, 1]
 
 
@@ -61,7 +61,7 @@ def test_a_fold_has_the_last_word_on_an_id() -> None:
     changes = LastChanges()
     changes.announce([change(1, "FORGED")])
     changes.settle([change(1, "READY")])
-    changes.forget_ghosts(frozenset())
+    changes.forget_unconfirmed(frozenset())
     assert [describe_change(found).after for found in changes.newest()] == ["READY"]
 
 
@@ -70,7 +70,7 @@ def test_a_database_that_was_set_back_begins_anew() -> None:
     changes.announce([change(900)])
     changes.clear()
     changes.settle([change(1)])
-    changes.forget_ghosts(frozenset())
+    changes.forget_unconfirmed(frozenset())
     assert ids(changes) == [1]
 
 
@@ -135,8 +135,8 @@ def test_the_tables() -> None:
         revenue_total 1 99
         """
     )
-    memory = Memory({"x": Completion("x", 1, NOW - SECOND, 500), "y": Completion("y", 2, NOW - SECOND, -700)})
-    game = draw_game(View(totals, survey(rows), memory), NOW)
+    memory = RecentActivity({"x": Completion("x", 1, NOW - SECOND, 500), "y": Completion("y", 2, NOW - SECOND, -700)})
+    game = build_game(View(totals, survey(rows), memory), NOW)
     assert game.tables == {
         "players": [("1", 1, 2, 3, 1, 1, 50, 1, 500), ("2", 0, 0, 1, 0, 0, 0, 0, -700)],
         "pipelines": [
@@ -152,9 +152,9 @@ def test_the_tables() -> None:
 
 
 def test_players_that_have_been_silent_for_a_day_are_not_shown() -> None:
-    memory = Memory({}, {("player", 1, ""): NOW - 25 * HOUR, ("player", 2, ""): NOW - HOUR})
+    memory = RecentActivity({}, {("player", 1, ""): NOW - 25 * HOUR, ("player", 2, ""): NOW - HOUR})
     totals = samples("pipeline_completed_total 1 RIFLES COMPLETED 1 \n pipeline_completed_total 2 RIFLES COMPLETED 1")
-    game = draw_game(View(totals, survey(LiveRows()), memory), NOW)
+    game = build_game(View(totals, survey(LiveRows()), memory), NOW)
     assert game.tables["pipelines"] == [("2", "RIFLES", 0, 0, 1, 0, 0)]
 
 
@@ -168,7 +168,7 @@ def test_whatever_the_game_has_a_picture_is_small() -> None:
     totals: dict[SampleKey, int] = {
         ("manufacturing_pipeline_completed_total", ("0", f"OLD{n}", "FAILED")): 2**70 for n in range(many)
     }
-    game = draw_game(View(totals, survey(rows), Memory()), NOW)
+    game = build_game(View(totals, survey(rows), RecentActivity()), NOW)
     for name, table in game.tables.items():
         assert len(table) == ROWS_MAXIMUM
         assert game.left_out[name] == (2 * many if name == "pipelines" else many) - ROWS_MAXIMUM
@@ -197,11 +197,11 @@ class Easel:
         self._clock = clock
         self._seconds = seconds
 
-    def __call__(self) -> Picture:
+    def __call__(self) -> BoardSnapshot:
         """Draw."""
         self.drawn += 1
         self._clock.now += self._seconds
-        return Picture("1", "live", True, self.words, None, None, [], [])
+        return BoardSnapshot("1", "live", True, self.words, None, None, [], [])
 
 
 @pytest.mark.anyio

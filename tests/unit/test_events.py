@@ -51,8 +51,8 @@ A_TASK_DONE = TaskImage(
     1_700_000_000_000_001,
     1_700_000_000_000_002,
 )
-A_FACTORY = FactoryImage(3, "X1-AB1-C2", "IRON", None, 0, 2, None, ready_for_collection=False, speaks=None)
-A_FACTORY_READY = FactoryImage(3, "X1-AB1-C2", "IRON", "p-1", 2, 2, "HIGH", ready_for_collection=True, speaks=True)
+A_FACTORY = FactoryImage(3, "X1-AB1-C2", "IRON", None, 0, 2, None, ready_for_collection=False, is_current=None)
+A_FACTORY_READY = FactoryImage(3, "X1-AB1-C2", "IRON", "p-1", 2, 2, "HIGH", ready_for_collection=True, is_current=True)
 
 FOUR_BYTES = "\U0001f680"
 
@@ -170,7 +170,7 @@ BAD: dict[str, str | bytes] = {
     "time as text": task_body(started_at='"2025-01-01T00:00:00Z"'),
     "inputs below zero": f'["factory","I","1",null,{FACTORY.replace("0, 2", "-1, 2")}]',
     "ready as number": f'["factory","I","1",null,{FACTORY.replace("false", "0")}]',
-    "speaks as text": f'["factory","I","1",null,{FACTORY.replace("false, null", "false, 1")}]',
+    "is_current as text": f'["factory","I","1",null,{FACTORY.replace("false, null", "false, 1")}]',
     "129 characters": task_body(task_type=f'"{"A" * 129}"'),
     "129 characters of two bytes": task_body(assigned_ship=f'"{"é" * 129}"'),
     "129 escapes": task_body(status='"' + r"\u0041" * 129 + '"'),
@@ -297,7 +297,7 @@ BAD_PAYLOADS = {
     "xid missing": f"[1,2,null,4,{TRUNCATED}]",
     "before the epoch": f"[1,2,3,-4,{TRUNCATED}]",
     "time missing": f"[1,2,3,null,{TRUNCATED}]",
-    "a fence": "fence 7",
+    "a barrier": "barrier 7",
     "a ping": "ping 7",
     "a text with the character 0": '[1,2,3,4,["task","T","\\u0000",null,null]]',
     "cut short": f"[1,2,3,4,{TRUNCATED}",

@@ -18,7 +18,7 @@ from tests.unit.builders import NOW, SECOND, factory, pipeline, samples, task
 
 from mfg_notify.core import catalogue
 from mfg_notify.core.catalogue import Kind, Metric
-from mfg_notify.core.factory_floor import LiveRows, Memory, survey
+from mfg_notify.core.live_state import LiveRows, RecentActivity, survey
 from mfg_notify.core.rules import Completion
 from mfg_notify.core.series import View
 from mfg_notify.exposition import Page, Telemetry
@@ -63,7 +63,7 @@ IDLE = View(
             ships={(1, "S-1"): True},
         )
     ),
-    Memory(),
+    RecentActivity(),
     {"market_supply_distribution": {("1", "IRON", "HIGH"): 2}, "market_activity_distribution": {}},
 )
 BUSY = View(
@@ -114,7 +114,7 @@ BUSY = View(
             ships={(1, "S-1"): False, (1, "S-2"): True, (1, "S-3"): True},
         )
     ),
-    Memory(
+    RecentActivity(
         recent={"x": Completion("x", 1, NOW - 60 * SECOND, 640_000), "y": Completion("y", 1, NOW - 4000 * SECOND, 1)},
         latest={("task_type", 1, "COLLECT_SELL"): NOW - 12_500_000},
     ),
@@ -213,7 +213,7 @@ def test_an_idle_game_shows_every_specified_metric(form: str) -> None:
 
 def test_a_loss_shows_as_a_negative_sum() -> None:
     loss = samples("pipeline_profit_credits_bucket 1 RIFLES 1000 1 \n pipeline_profit_credits_sum 1 RIFLES -700")
-    found = read(View(loss, survey(LiveRows()), Memory()), TEXT)
+    found = read(View(loss, survey(LiveRows()), RecentActivity()), TEXT)
     product = {"player_id": "1", "product_good": "RIFLES"}
     assert found[sample("pipeline_profit_credits_sum", **product)] == -700
     assert found[sample("pipeline_profit_credits_count", **product)] == 1
@@ -248,20 +248,20 @@ def test_families_that_change_are_rendered_again() -> None:
 
 def test_the_exporters_table_is_what_it_registers() -> None:
     registry = CollectorRegistry()
-    Telemetry(registry).lost_statements = 3
+    Telemetry(registry).lost_changes = 3
     families = {family.name: family for family in registry.collect()}
     declared = {metric.name: metric for metric in catalogue.EXPORTER_METRICS}
     assert families.keys() == {"mfg_notify_" + name.removesuffix("_total") for name in declared}
     for name, metric in declared.items():
         family = families["mfg_notify_" + name.removesuffix("_total")]
         assert (family.type, family.documentation) == (metric.kind, metric.help)
-    assert registry.get_sample_value("mfg_notify_lost_statements_total") == 3
+    assert registry.get_sample_value("mfg_notify_lost_changes_total") == 3
 
 
 def test_lost_statements_are_absent_until_the_database_was_asked() -> None:
     registry = CollectorRegistry()
     Telemetry(registry)
-    assert registry.get_sample_value("mfg_notify_lost_statements_total") is None
+    assert registry.get_sample_value("mfg_notify_lost_changes_total") is None
 
 
 LABELS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=128)
@@ -279,6 +279,6 @@ LABELS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_si
 @example("")
 @example('},x="1"} 2 # {')
 def test_any_label_value_reads_back(value: str) -> None:
-    view = View({("manufacturing_task_retry_total", ("1", value)): 4}, survey(LiveRows()), Memory())
+    view = View({("manufacturing_task_retry_total", ("1", value)): 4}, survey(LiveRows()), RecentActivity())
     for form in (TEXT, OPENMETRICS):
         assert read(view, form)[sample("task_retry_total", player_id="1", task_type=value)] == 4

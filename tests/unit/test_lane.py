@@ -1,8 +1,8 @@
 """Payloads, folds, broken connections and two exporters in any order, against a model PostgreSQL that keeps the truth.
 
 The model knows order and nothing else: ids are given when an event is written, notifications go out when it commits,
-to every listener in the same order, and a fold's fence is part of the fold's commit. `Exporter` drives real `Counters`
-step by step as `mfg_notify.exporter` does.
+to every listener in the same order, and a fold's barrier is part of the fold's commit. `Exporter` drives real
+`Counters` step by step as `mfg_notify.exporter` does.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ from tests.unit.builders import NOW, SECOND, Image, event, pipeline, task
 from mfg_notify.core import counters as lane
 from mfg_notify.core.counters import Arrival, Counters, Settlement, settle
 from mfg_notify.core.events import Event
-from mfg_notify.core.factory_floor import LiveRows, Memory, survey
+from mfg_notify.core.live_state import LiveRows, RecentActivity, survey
 from mfg_notify.core.rules import Increment, SampleKey, increments
 from mfg_notify.core.series import Distribution, Series, View, lay_out, never_fall
 
@@ -30,7 +30,7 @@ FOLD = "fold"
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """What a listener gets: an event, a fence's generation, or FOLD."""
+    """What a listener gets: an event, a barrier's generation, or FOLD."""
 
     sender: int
     said: Event | int | str
@@ -161,7 +161,7 @@ class _Exporter:
             match notification.said:
                 case int() as generation:
                     if notification.sender == self.backend:
-                        self.counters.receive_fence(generation)
+                        self.counters.receive_barrier(generation)
                 case Event() as one if self.leader:
                     arrivals.append(self.counters.receive(one))
         return arrivals
@@ -195,7 +195,7 @@ class _Exporter:
         self.reply = self.read = None
         if fold.drained:
             assert self.suspects is not None
-            self.ghosts += self.counters.drop_ghosts(self.suspects)
+            self.ghosts += self.counters.discard_unconfirmed(self.suspects)
             self.suspects = None
             self.presentable = True
 
@@ -319,7 +319,7 @@ class _Lane(RuleBasedStateMachine):
                 exporter.begin_fold(chunk)
                 note("fold" if exporter.leader else "found another leader")
             case "answer" if exporter.reply is not None:
-                note("fence before reply" if exporter.counters.fence >= exporter.reply.generation else "reply")
+                note("barrier before reply" if exporter.counters.barrier >= exporter.reply.generation else "reply")
                 exporter.answer()
         while work == "fold" and exporter.reply is not None:
             exporter.answer()
@@ -360,7 +360,7 @@ class _Lane(RuleBasedStateMachine):
 
     @invariant()
     def nothing_falls_and_nothing_is_ahead_of_the_truth(self) -> None:
-        truth = lay_out(View(self.database.truth, FLOOR, Memory()), NOW)
+        truth = lay_out(View(self.database.truth, FLOOR, RecentActivity()), NOW)
         for exporter in self.exporters:
             if not exporter.presentable:
                 continue
@@ -372,7 +372,7 @@ class _Lane(RuleBasedStateMachine):
                 for key, n in exporter.least.items():
                     assert exposed.get(key, 0) >= n or falls(key), key
                 exporter.least = exposed
-            series = lay_out(View(exposed, FLOOR, Memory()), NOW)
+            series = lay_out(View(exposed, FLOOR, RecentActivity()), NOW)
             if exporter.shown is not None:
                 never_fall(exporter.shown, series)
                 assert_not_less(series, exporter.shown)
@@ -501,7 +501,7 @@ def test_the_fence_is_quicker_than_the_reply(script: _Script) -> None:
     assert (script.revenue(), script.one.ghosts) == (21, 0)
 
 
-def test_a_lost_notification_waits_for_the_fold_and_its_id_for_the_fence(script: _Script) -> None:
+def test_a_lost_notification_waits_for_the_fold_and_its_id_for_the_barrier(script: _Script) -> None:
     one = script.earn(5, announced=False)
     assert script.one.deliver_all() == []
     script.one.fold()
@@ -548,15 +548,15 @@ def test_a_payload_with_the_number_of_another_event_is_a_ghost(script: _Script) 
     script.one.begin_fold()
     assert script.one.reply is not None
     assert script.one.counters.confirm([one], script.one.reply.settlement, script.one.reply.generation) == [one]
-    assert script.one.counters.drop_ghosts(frozenset({1})) == 1
-    assert (script.revenue(), script.one.counters.drop_ghosts(frozenset())) == (5, 0)
+    assert script.one.counters.discard_unconfirmed(frozenset({1})) == 1
+    assert (script.revenue(), script.one.counters.discard_unconfirmed(frozenset())) == (5, 0)
 
 
 def test_what_is_announced_is_forgotten_with_its_ghost(script: _Script) -> None:
     forged = event(None, task("EXECUTING", assigned_ship="S"), number=99, at=NOW + 10**15)
     script.database.notify(0, forged)
     script.one.deliver_all()
-    assert [found.sightings for found in script.one.counters.announced()] == [settle((forged,)).sightings]
+    assert [found.last_seen for found in script.one.counters.announced()] == [settle((forged,)).last_seen]
     script.one.fold()
     assert (list(script.one.counters.announced()), script.one.ghosts) == ([], 1)
 
@@ -600,7 +600,7 @@ def test_a_gap_in_the_generations_is_read_over(script: _Script) -> None:
     script.one.begin_fold()
     script.one.answer()
     script.one.answer()
-    # The totals hold 5 and 7; their payloads come before the own fence and are not counted again.
+    # The totals hold 5 and 7; their payloads come before the own barrier and are not counted again.
     assert (script.revenue(), script.one.counters.synced) == (12, False)
     assert script.one.deliver(3) == [LEFT, LEFT]
     assert script.one.deliver_all() == []
@@ -620,7 +620,7 @@ def test_a_fold_of_another_between_the_reply_and_the_reading(script: _Script) ->
     script.one.answer()
     script.one.answer()
     assert script.revenue() == 5
-    # The totals are of the other's generation, so the fence of the fold before them proves nothing.
+    # The totals are of the other's generation, so the barrier of the fold before them proves nothing.
     assert script.one.deliver_all() == [LEFT]
     assert not script.one.counters.synced
     script.one.fold()
@@ -651,9 +651,9 @@ def test_a_fence_of_the_connection_before_proves_nothing(script: _Script) -> Non
     for _ in range(3):
         script.one.fold()
     script.one.deliver_all()
-    assert script.one.counters.fence == 4
+    assert script.one.counters.barrier == 4
     script.one.disconnect()
-    assert script.one.counters.fence == -1
+    assert script.one.counters.barrier == -1
 
 
 def test_a_fence_of_before_the_database_was_set_back_proves_nothing(script: _Script) -> None:

@@ -25,13 +25,13 @@ from mfg_notify.core.events import (
 )
 from mfg_notify.core.rules import (
     Completion,
+    LastSeen,
     SampleKey,
-    Sighting,
     bucket,
     completion,
     cost_type,
     increments,
-    sightings,
+    last_seen,
 )
 
 Row = tuple[Image | None, ...]
@@ -398,14 +398,14 @@ FACTORY_CASES: list[Case] = [
         ),
         "supply_transitions_total 2 GOLD MODERATE HIGH 1 \n factory_cycles_total 2 X2-A GOLD 1",
     ),
-    ("a stale row does not speak", (factory("SCARCE"), factory("HIGH", ready=True, speaks=False)), ""),
-    ("nobody asked whether it speaks", (factory("SCARCE"), factory("HIGH", ready=True, speaks=None)), ""),
+    ("a stale row does not speak", (factory("SCARCE"), factory("HIGH", ready=True, is_current=False)), ""),
+    ("nobody asked whether it is_current", (factory("SCARCE"), factory("HIGH", ready=True, is_current=None)), ""),
     (
-        "only the new image speaks",
-        (factory("SCARCE", speaks=None), factory("HIGH")),
+        "only the new image is_current",
+        (factory("SCARCE", is_current=None), factory("HIGH")),
         "supply_transitions_total 1 IRON SCARCE HIGH 1",
     ),
-    ("the old image's word does not count", (factory("SCARCE"), factory("HIGH", speaks=False)), ""),
+    ("the old image's word does not count", (factory("SCARCE"), factory("HIGH", is_current=False)), ""),
     ("deleted", (factory("HIGH", ready=True), None), ""),
 ]
 
@@ -432,7 +432,7 @@ def test_what_a_row_adds(row: Row, expected: str) -> None:
 @pytest.mark.parametrize("kind", [PipelineChange, TaskChange, FactoryChange])
 def test_truncate_counts_nothing(kind: type[PipelineChange | TaskChange | FactoryChange]) -> None:
     emptied = Event(1, 1, NOW, kind("T", "", None, None))
-    assert (increments(emptied), completion(emptied), sightings(emptied)) == ([], None, [])
+    assert (increments(emptied), completion(emptied), last_seen(emptied)) == ([], None, [])
 
 
 PRODUCED = {key for _, _, text in CASES for key in samples(text)}
@@ -564,8 +564,8 @@ SHIP_SEEN = (("ship", 1, S1), NOW)
         pytest.param(factory("HIGH"), None, [SEEN], id="factory deleted"),
     ],
 )
-def test_sightings(old: Image | None, new: Image | None, expected: list[Sighting]) -> None:
-    assert sightings(event(old, new)) == expected
+def test_sightings(old: Image | None, new: Image | None, expected: list[LastSeen]) -> None:
+    assert last_seen(event(old, new)) == expected
 
 
 # ------------------------------------------------------------------------------------------------- properties
@@ -637,7 +637,7 @@ def test_the_rules_are_pure(one: Event) -> None:
     twin = Event(one.id + 5, one.xid + 5, one.at, one.change)
     assert increments(one) == increments(one) == increments(twin)
     assert completion(one) == completion(one) == completion(twin)
-    assert sightings(one) == sightings(one) == sightings(twin)
+    assert last_seen(one) == last_seen(one) == last_seen(twin)
 
 
 @given(EVENTS, st.lists(st.integers(0, 30), max_size=5))
@@ -652,16 +652,16 @@ def test_any_split_adds_up_to_the_whole(events: list[Event], cuts: list[int]) ->
         assert counters.follows(generation)
         counters.confirm(events[start:end], part, generation)
         completions |= part.completions
-        for place, at in part.sightings.items():
+        for place, at in part.last_seen.items():
             seen[place] = max(at, seen.get(place, at))
     assert counters.exposed() == whole.increments == summed(events)
     assert completions == whole.completions
-    assert seen == whole.sightings
+    assert seen == whole.last_seen
 
 
 @given(EVENTS)
 def test_the_last_completion_and_the_latest_sighting_count(events: list[Event]) -> None:
     settlement = settle(events)
     assert settlement.completions == {done.pipeline_id: done for done in map(completion, events) if done}
-    in_order_of_time = sorted((sighting for one in events for sighting in sightings(one)), key=lambda sight: sight[1])
-    assert settlement.sightings == dict(in_order_of_time)
+    in_order_of_time = sorted((sighting for one in events for sighting in last_seen(one)), key=lambda sight: sight[1])
+    assert settlement.last_seen == dict(in_order_of_time)

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from tests.unit.builders import NOW, SECOND, factory, gauge, pipeline, samples, task
 
 from mfg_notify.core import catalogue
-from mfg_notify.core.factory_floor import HOUR, Labels, LiveRows, Memory, survey
+from mfg_notify.core.live_state import HOUR, Labels, LiveRows, RecentActivity, survey
 from mfg_notify.core.rules import SampleKey
 from mfg_notify.core.series import SERIES_MAXIMUM, Market, Series, View, lay_out, never_fall, with_silent
 
 
-def series_of(rows: LiveRows | None = None, totals: str = "", memory: Memory | None = None) -> Series:
-    return lay_out(View(samples(totals), survey(rows or LiveRows()), memory or Memory()), NOW)
+def series_of(rows: LiveRows | None = None, totals: str = "", memory: RecentActivity | None = None) -> Series:
+    return lay_out(View(samples(totals), survey(rows or LiveRows()), memory or RecentActivity()), NOW)
 
 
 def counters_of(series: Series) -> dict[SampleKey, int]:
@@ -82,7 +82,7 @@ class Case(NamedTuple):
     totals: str
     counters: str
     histograms: str = ""
-    memory: Memory = Memory()
+    memory: RecentActivity = RecentActivity()
 
 
 CASES = [
@@ -100,10 +100,23 @@ CASES = [
     Case("a factory row", LiveRows(factories={1: factory()}), "", PLAYER + GOOD + FACTORY),
     Case("a stale factory row", LiveRows(factories={1: factory(pipeline_id="gone")}), "", ""),
     Case("a ship by the table", LiveRows(ships={(1, "A"): False}), "", PLAYER),
-    Case("a ship that was seen", LiveRows(), "", PLAYER, "", Memory(latest={("ship", 1, "A"): NOW - 23 * HOUR})),
-    Case("a ship not seen for a day", LiveRows(), "", "", "", Memory(latest={("ship", 1, "A"): NOW - 24 * HOUR})),
-    Case("a ship seen, but not in the table", LiveRows(ships={}), "", "", "", Memory(latest={("ship", 1, "A"): NOW})),
-    Case("a start of a task is no ship", LiveRows(), "", "", "", Memory(latest={("task_type", 1, "SELL"): NOW})),
+    Case(
+        "a ship that was seen", LiveRows(), "", PLAYER, "", RecentActivity(latest={("ship", 1, "A"): NOW - 23 * HOUR})
+    ),
+    Case(
+        "a ship not seen for a day", LiveRows(), "", "", "", RecentActivity(latest={("ship", 1, "A"): NOW - 24 * HOUR})
+    ),
+    Case(
+        "a ship seen, but not in the table",
+        LiveRows(ships={}),
+        "",
+        "",
+        "",
+        RecentActivity(latest={("ship", 1, "A"): NOW}),
+    ),
+    Case(
+        "a start of a task is no ship", LiveRows(), "", "", "", RecentActivity(latest={("task_type", 1, "SELL"): NOW})
+    ),
     # From totals alone: the rows are gone, their series stay.
     Case(
         "a product's counter",
@@ -192,17 +205,17 @@ def test_margin(totals: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("rows", "totals", "memory"),
     [
-        (LiveRows({"p": pipeline()}), "", Memory()),
-        (LiveRows(tasks={"t": task()}), "", Memory()),
-        (LiveRows(factories={1: factory()}), "", Memory()),
-        (LiveRows(ships={(1, "A"): False}), "", Memory()),
-        (LiveRows(), "", Memory(latest={("ship", 1, "A"): NOW - SECOND})),
-        (LiveRows(), "task_retry_total 1 SELL 3", Memory()),
-        (LiveRows(), "pipeline_profit_credits_sum 1 RIFLES -3", Memory()),
+        (LiveRows({"p": pipeline()}), "", RecentActivity()),
+        (LiveRows(tasks={"t": task()}), "", RecentActivity()),
+        (LiveRows(factories={1: factory()}), "", RecentActivity()),
+        (LiveRows(ships={(1, "A"): False}), "", RecentActivity()),
+        (LiveRows(), "", RecentActivity(latest={("ship", 1, "A"): NOW - SECOND})),
+        (LiveRows(), "task_retry_total 1 SELL 3", RecentActivity()),
+        (LiveRows(), "pipeline_profit_credits_sum 1 RIFLES -3", RecentActivity()),
     ],
     ids=["pipeline", "task", "factory", "ship", "ship seen", "counter", "histogram"],
 )
-def test_whoever_is_known_has_the_player_gauges(rows: LiveRows, totals: str, memory: Memory) -> None:
+def test_whoever_is_known_has_the_player_gauges(rows: LiveRows, totals: str, memory: RecentActivity) -> None:
     gauges = series_of(rows, totals, memory).gauges
     of_players = [metric for metric in catalogue.GAUGES if metric.labels == ("player_id",)]
     assert len(of_players) == 6
@@ -221,7 +234,7 @@ def test_every_metric_of_the_catalogue_is_laid_out_once() -> None:
 
 def test_a_view_is_left_as_it_was() -> None:
     totals = samples("revenue_total 1 5")
-    view = View(totals, survey(LiveRows({"p": pipeline(player_id=2)}, ships={(3, "A"): True})), Memory())
+    view = View(totals, survey(LiveRows({"p": pipeline(player_id=2)}, ships={(3, "A"): True})), RecentActivity())
     assert lay_out(view, NOW) == lay_out(view, NOW)
     assert view.totals == samples("revenue_total 1 5")
     assert view.floor.gauges["manufacturing_pipeline_queue_depth"] == {("2",): 1}
@@ -232,7 +245,7 @@ def test_a_view_is_left_as_it_was() -> None:
 
 def markets_of(market: Market, maximum: int = SERIES_MAXIMUM) -> dict[Labels, float]:
     """Lay out the distributions of supply for player 1, known by a pipeline, and player 9, silent for two days."""
-    memory = Memory(latest={("player", 9, ""): NOW - 48 * HOUR})
+    memory = RecentActivity(latest={("player", 9, ""): NOW - 48 * HOUR})
     view = View({}, survey(LiveRows({"p": pipeline()})), memory, market)
     return lay_out(view, NOW, maximum).gauges[catalogue.MARKET_SUPPLY.name]
 
@@ -248,7 +261,7 @@ def test_markets_without_a_player_are_those_of_each() -> None:
 
 def test_the_cap_drops_markets_first() -> None:
     market: Market = {catalogue.MARKET_SUPPLY.name: {("1", "IRON", str(n)): 1.0 for n in range(100)}}
-    whole = number_of(lay_out(View({}, survey(LiveRows({"p": pipeline()})), Memory()), NOW))
+    whole = number_of(lay_out(View({}, survey(LiveRows({"p": pipeline()})), RecentActivity()), NOW))
     assert len(markets_of(market, whole + 30)) == 30
 
 
@@ -270,8 +283,8 @@ ORDER = """
 """Label sets in order of arrival; a histogram of waiting times is 13 series: ten buckets, +Inf, sum and count."""
 
 
-def capped(totals: str, maximum: int, rows: LiveRows | None = None, memory: Memory | None = None) -> Series:
-    return lay_out(View(samples(totals), survey(rows or LiveRows()), memory or Memory()), NOW, maximum)
+def capped(totals: str, maximum: int, rows: LiveRows | None = None, memory: RecentActivity | None = None) -> Series:
+    return lay_out(View(samples(totals), survey(rows or LiveRows()), memory or RecentActivity()), NOW, maximum)
 
 
 def counted(series: Series) -> dict[SampleKey, int]:
@@ -369,7 +382,7 @@ def sums(found: dict[SampleKey, int]) -> dict[tuple[str, str], int]:
 
 @given(TOTALS, st.integers(0, 120), SOME_ROWS)
 def test_under_any_cap(totals: dict[SampleKey, int], maximum: int, rows: LiveRows) -> None:
-    view = View(totals, survey(rows), Memory())
+    view = View(totals, survey(rows), RecentActivity())
     series, whole = lay_out(view, NOW, maximum), lay_out(view, NOW)
     assert sums(counters_of(series) | histograms_of(series)) == sums(totals)
     weights = {metric.name: len(metric.buckets) + 3 for metric in catalogue.HISTOGRAMS}
@@ -381,13 +394,13 @@ def test_under_any_cap(totals: dict[SampleKey, int], maximum: int, rows: LiveRow
         assert series == whole
         assert series.dropped == 0
     # The same after a restart, when the database gives the totals in order of arrival.
-    assert lay_out(View(dict(totals), view.floor, Memory()), NOW, maximum) == series
+    assert lay_out(View(dict(totals), view.floor, RecentActivity()), NOW, maximum) == series
 
 
 @given(TOTALS, st.integers(0, 60), st.integers(0, 60))
 def test_a_label_set_keeps_its_place_as_others_come(totals: dict[SampleKey, int], maximum: int, first: int) -> None:
-    before = lay_out(View(dict(list(totals.items())[:first]), survey(LiveRows()), Memory()), NOW, maximum)
-    after = lay_out(View(totals, survey(LiveRows()), Memory()), NOW, maximum)
+    before = lay_out(View(dict(list(totals.items())[:first]), survey(LiveRows()), RecentActivity()), NOW, maximum)
+    after = lay_out(View(totals, survey(LiveRows()), RecentActivity()), NOW, maximum)
     assert {key for key, n in counters_of(before).items() if n} <= counters_of(after).keys()
     never_fall(before, after)
     assert sums(counters_of(after) | histograms_of(after)) == sums(totals)
@@ -414,7 +427,7 @@ def test_sums_stay_exact_in_whatever_order_new_series_come(maximum: int) -> None
     before: Series | None = None
     for order in itertools.permutations(lines):
         totals = samples("\n".join(order))
-        series = lay_out(View(totals, survey(LiveRows()), Memory()), NOW, maximum, before)
+        series = lay_out(View(totals, survey(LiveRows()), RecentActivity()), NOW, maximum, before)
         if before is not None:
             never_fall(before, series, maximum)
         assert sums(counters_of(series) | histograms_of(series)) == sums(totals)
@@ -445,7 +458,7 @@ def players_of(series: Series) -> set[str]:
 
 
 def test_a_player_is_silent_after_a_day() -> None:
-    series = series_of(None, TWO_PLAYERS, Memory(latest=LAST_WORD))
+    series = series_of(None, TWO_PLAYERS, RecentActivity(latest=LAST_WORD))
     assert players_of(series) == {"2"}
     assert series.silent == {"1"}
     assert counted(series) == samples("revenue_total 2 7")
@@ -462,7 +475,7 @@ def test_a_player_is_silent_after_a_day() -> None:
     ids=["live pipeline", "live task", "live factory", "event"],
 )
 def test_a_live_row_or_an_event_brings_a_player_back(rows: LiveRows, latest: dict[tuple[str, int, str], int]) -> None:
-    series = series_of(rows, TWO_PLAYERS, Memory(latest=LAST_WORD | latest))
+    series = series_of(rows, TWO_PLAYERS, RecentActivity(latest=LAST_WORD | latest))
     assert (players_of(series), series.silent) == ({"1", "2"}, frozenset())
     assert counted(series) == samples(TWO_PLAYERS)
 
@@ -471,7 +484,7 @@ def test_a_finished_row_or_an_old_ship_does_not_bring_a_player_back() -> None:
     rows = LiveRows(
         {"p": pipeline("FAILED")}, {"t": task("COMPLETED")}, {1: factory(pipeline_id="p")}, {(1, "S"): True}
     )
-    assert players_of(series_of(rows, TWO_PLAYERS, Memory(latest=LAST_WORD))) == {"2"}
+    assert players_of(series_of(rows, TWO_PLAYERS, RecentActivity(latest=LAST_WORD))) == {"2"}
 
 
 def test_a_player_of_whom_nothing_is_remembered_is_shown() -> None:
@@ -480,10 +493,10 @@ def test_a_player_of_whom_nothing_is_remembered_is_shown() -> None:
 
 def test_a_silent_player_is_not_resurrected_and_comes_back_whole() -> None:
     before = series_of(None, TWO_PLAYERS)
-    silent = series_of(None, TWO_PLAYERS, Memory(latest=LAST_WORD))
+    silent = series_of(None, TWO_PLAYERS, RecentActivity(latest=LAST_WORD))
     never_fall(before, silent)
     assert players_of(silent) == {"2"}
-    back = series_of(LiveRows({"p": pipeline()}), TWO_PLAYERS, Memory(latest=LAST_WORD))
+    back = series_of(LiveRows({"p": pipeline()}), TWO_PLAYERS, RecentActivity(latest=LAST_WORD))
     never_fall(silent, back)
     assert counted(back) == samples(TWO_PLAYERS)
 
@@ -491,7 +504,7 @@ def test_a_silent_player_is_not_resurrected_and_comes_back_whole() -> None:
 def test_what_was_shown_of_a_silent_player_does_not_fall_when_it_comes_back() -> None:
     # A ghost was shown as 9, then its player fell silent, and the truth is 5.
     shown = series_of(None, TWO_PLAYERS.replace("revenue_total 1 5", "revenue_total 1 9"))
-    silent = series_of(None, TWO_PLAYERS, Memory(latest=LAST_WORD))
+    silent = series_of(None, TWO_PLAYERS, RecentActivity(latest=LAST_WORD))
     never_fall(shown, silent)
     back = series_of(None, TWO_PLAYERS)
     never_fall(with_silent(shown, silent), back)
@@ -503,7 +516,7 @@ def test_sums_stay_exact_when_a_player_under_the_cap_falls_silent_or_comes_back(
     totals = "task_retry_total 1 SELL 5 \n task_retry_total 2 SELL 7 \n task_retry_total 2 BUY 9"
     shown = capped(totals, maximum)
     for latest in (LAST_WORD, {}):
-        series = capped(totals, maximum, None, Memory(latest=latest))
+        series = capped(totals, maximum, None, RecentActivity(latest=latest))
         never_fall(shown, series)
         of_two = sum(n for labels, n in series.counters["manufacturing_task_retry_total"].items() if labels[0] == "2")
         assert of_two == 16

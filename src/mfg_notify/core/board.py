@@ -20,7 +20,7 @@ from mfg_notify.core.events import (
     TaskChange,
     TaskImage,
 )
-from mfg_notify.core.factory_floor import Labels, Samples, moving_gauges, ship_owners
+from mfg_notify.core.live_state import Labels, Samples, moving_gauges, ship_owners
 from mfg_notify.core.series import View, silent_players
 
 CHANGES_MAXIMUM = 50
@@ -57,7 +57,7 @@ class LastChanges:
             self._unconfirmed.discard(event.id)
         self._trim()
 
-    def forget_ghosts(self, pending: frozenset[int]) -> None:
+    def forget_unconfirmed(self, pending: frozenset[int]) -> None:
         """Forget what was announced, was in no fold, and is not pending any more."""
         for number in self._unconfirmed - pending:
             del self._events[number]
@@ -119,7 +119,7 @@ class Game(Struct, frozen=True):
     left_out: dict[str, int]
 
 
-class Picture(Struct, frozen=True):
+class BoardSnapshot(Struct, frozen=True):
     """Everything on the board."""
 
     version: str
@@ -134,7 +134,7 @@ class Picture(Struct, frozen=True):
     exporter: list[Fact]
 
 
-def draw_game(view: View, now: int) -> Game:
+def build_game(view: View, now: int) -> Game:
     """Lay the game out for people; `now` is the database's clock in epoch microseconds."""
     floor = view.floor
     silent = silent_players(view, now)

@@ -404,8 +404,8 @@ EXPORTER_METRICS = (
         "Series of a gauge that a reconciliation had to correct: events were missed",
     ),
     SelfMetric("reconcile_last_success_timestamp_seconds", Kind.GAUGE, (), "When the gauges were last read"),
-    SelfMetric("checkpoint_duration_seconds", Kind.HISTOGRAM, (), "Folding the journal into the totals", _FAST),
-    SelfMetric("checkpoint_last_success_timestamp_seconds", Kind.GAUGE, (), "When the journal was last drained"),
+    SelfMetric("fold_duration_seconds", Kind.HISTOGRAM, (), "Folding the journal into the totals", _FAST),
+    SelfMetric("fold_last_success_timestamp_seconds", Kind.GAUGE, (), "When the journal was last drained"),
     SelfMetric("journal_rows", Kind.GAUGE, (), "Events waiting in the journal at the last reconciliation"),
     SelfMetric(
         "journal_oldest_age_seconds",
@@ -415,7 +415,7 @@ EXPORTER_METRICS = (
     ),
     SelfMetric("notification_queue_usage_ratio", Kind.GAUGE, (), "pg_notification_queue_usage()"),
     SelfMetric(
-        "lost_statements_total",
+        "lost_changes_total",
         Kind.COUNTER,
         (),
         "Changes of rows by statements of the game that the triggers gave up, at least",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from mfg_notify.core.events import Event
-from mfg_notify.core.rules import Completion, SampleKey, completion, increments, sightings
+from mfg_notify.core.rules import Completion, SampleKey, completion, increments, last_seen
 
 PENDING_MAXIMUM = 20_000
 """Events that may wait for a fold; a bound on memory, whoever floods the channel."""
@@ -16,24 +16,24 @@ PENDING_MAXIMUM = 20_000
 
 @dataclass(slots=True)
 class Settlement:
-    """What a run of events adds, summed. Order matters to completions and sightings only, row by row."""
+    """What a run of events adds, summed. Order matters to completions and last_seen only, row by row."""
 
     increments: dict[SampleKey, int] = field(default_factory=dict)
     completions: dict[str, Completion] = field(default_factory=dict)
     """By pipeline; the last word counts."""
-    sightings: dict[tuple[str, int, str], int] = field(default_factory=dict)
+    last_seen: dict[tuple[str, int, str], int] = field(default_factory=dict)
     """Latest time (epoch microseconds) by kind, player and key."""
 
     def add(self, events: Iterable[Event]) -> None:
         """Add events; the ids of one row rise."""
-        summed, seen = self.increments, self.sightings
+        summed, seen = self.increments, self.last_seen
         for event in events:
             for key, n in increments(event):
                 summed[key] = summed.get(key, 0) + n
             done = completion(event)
             if done is not None:
                 self.completions[done.pipeline_id] = done
-            for place, at in sightings(event):
+            for place, at in last_seen(event):
                 if at > seen.get(place, -1):
                     seen[place] = at
 
@@ -68,7 +68,7 @@ class Counters:
 
     Folds of this exporter follow each other generation by generation, so what a fold adds can be added here; a gap
     in the generations, or a broken connection, means reading the totals again (`resync`). Notifications come in the
-    order of commits and after their commit is visible. So the fence that a fold sends proves that every notification
+    order of commits and after their commit is visible. So the barrier that a fold sends proves that every notification
     of an event folded up to then has come, and only from then on a payload can be trusted to be news. Ids prove
     nothing of the kind: they are not in the order of commits.
     """
@@ -80,24 +80,24 @@ class Counters:
         self._pending: dict[int, _Announced] = {}
         self._impostors = 0
         self._early: dict[int, int] = {}
-        self._fence = -1
+        self._barrier = -1
         self._resynced_at = 0
 
     @property
-    def fence(self) -> int:
-        """Highest own fence seen on this connection, -1 before the first."""
-        return self._fence
+    def barrier(self) -> int:
+        """Highest own barrier seen on this connection, -1 before the first."""
+        return self._barrier
 
     @property
     def synced(self) -> bool:
         """Tell whether payloads are counted as they come."""
-        return self._generation is not None and self._fence >= self._resynced_at
+        return self._generation is not None and self._barrier >= self._resynced_at
 
     def disconnect(self) -> None:
         """Trust nothing until the next `resync`: notifications were missed, the outcome of a COMMIT is unknown."""
         self._generation = None
         self._early.clear()
-        self._fence = -1
+        self._barrier = -1
 
     def resync(self, totals: Mapping[SampleKey, int], generation: int, folded: Iterable[Event] = ()) -> None:
         """Take over totals that were read as of this generation. One more fold must follow.
@@ -107,9 +107,9 @@ class Counters:
         journal is drained.
         """
         self._base = dict(totals)
-        if self.went_back(generation):
-            # Fences bear the numbers of generations: those seen so far prove nothing of these.
-            self._fence = -1
+        if self.is_rewind(generation):
+            # Barriers bear the numbers of generations: those seen so far prove nothing of these.
+            self._barrier = -1
         if generation == self._latest + 1:
             for event in folded:
                 self._pending.pop(event.id, None)
@@ -118,7 +118,7 @@ class Counters:
         self._generation = self._resynced_at = self._latest = generation
         self._early.clear()
 
-    def went_back(self, generation: int) -> bool:
+    def is_rewind(self, generation: int) -> bool:
         """Tell whether a fold of this generation shows that the database was set back: they only rise."""
         return generation <= self._latest
 
@@ -135,9 +135,9 @@ class Counters:
         self._pending[event.id] = _Announced(event, settle((event,)))
         return Arrival.COUNTED
 
-    def receive_fence(self, generation: int) -> None:
+    def receive_barrier(self, generation: int) -> None:
         """Take note that every notification of an event folded up to this generation has come."""
-        self._fence = max(self._fence, generation)
+        self._barrier = max(self._barrier, generation)
         self._early = {number: at for number, at in self._early.items() if at > generation}
 
     def confirm(self, events: Iterable[Event], settlement: Settlement, generation: int) -> list[Event]:
@@ -151,8 +151,8 @@ class Counters:
             if announced is None or announced.event != event:
                 self._impostors += announced is not None
                 news.append(event)
-                # Its notification is still on the way, unless the fence has overtaken the reply to the COMMIT.
-                if generation > self._fence:
+                # Its notification is still on the way, unless the barrier has overtaken the reply to the COMMIT.
+                if generation > self._barrier:
                     self._early[event.id] = generation
         for key, n in settlement.increments.items():
             self._base[key] = self._base.get(key, 0) + n
@@ -163,7 +163,7 @@ class Counters:
         """Return the ids that wait for a fold."""
         return frozenset(self._pending)
 
-    def drop_ghosts(self, suspects: frozenset[int]) -> int:
+    def discard_unconfirmed(self, suspects: frozenset[int]) -> int:
         """Drop what was pending before the journal was drained and is so still; return how many ghosts there were.
 
         A committed event is in the journal until a fold takes it. What the journal does not have was forged, or its

@@ -53,7 +53,7 @@ class TaskImage(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_f
 class FactoryImage(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
     """The watched columns of a row of manufacturing_factory_states; current_supply '' is None.
 
-    `speaks`: was this the newest live row of its factory when it changed (asked only where supply or readiness
+    `is_current`: was this the newest live row of its factory when it changed (asked only where supply or readiness
     changed, else None)?
     """
 
@@ -65,7 +65,7 @@ class FactoryImage(Struct, frozen=True, gc=False, array_like=True, forbid_unknow
     inputs_required: Count
     current_supply: Text | None
     ready_for_collection: bool
-    speaks: bool | None
+    is_current: bool | None
 
 
 Operation = Literal["I", "U", "D", "T"]

@@ -28,7 +28,7 @@ class Completion(NamedTuple):
     profit: int | None
 
 
-Sighting = tuple[tuple[str, int, str], int]
+LastSeen = tuple[tuple[str, int, str], int]
 """When something was last seen, in epoch microseconds. What: kind `task_type` (a start), `ship` (on a task) or `player`
 (any event), player, key."""
 
@@ -65,7 +65,7 @@ def increments(event: Event) -> list[Increment]:
     if isinstance(change, PipelineChange):
         return _pipeline(change.old, change.new)
     # Several rows describe one factory: only the one that speaks for it counts, and only against an old image.
-    if change.old is not None and change.new.speaks:
+    if change.old is not None and change.new.is_current:
         return _factory(change.old, change.new)
     return []
 
@@ -167,7 +167,7 @@ def completion(event: Event) -> Completion | None:
     return None
 
 
-def sightings(event: Event) -> list[Sighting]:
+def last_seen(event: Event) -> list[LastSeen]:
     """Return what was seen: the player, the ship that holds the task, the start of a task type."""
     change = event.change
     image = change.new or change.old

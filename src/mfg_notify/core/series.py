@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from mfg_notify.core import catalogue
 from mfg_notify.core.catalogue import COST_TYPES, SUPPLY_LEVELS, TASK_OUTCOMES, TERMINAL, Kind, Metric
-from mfg_notify.core.factory_floor import HOUR, Floor, Labels, Memory, Samples, moving_gauges, ship_owners
+from mfg_notify.core.live_state import HOUR, Gauges, Labels, RecentActivity, Samples, moving_gauges, ship_owners
 from mfg_notify.core.rules import SampleKey
 
 SERIES_MAXIMUM = 50_000
@@ -31,8 +31,8 @@ class View:
     """Everything that a scrape shows of the game at one moment; immutable, so a scrape never sees it torn."""
 
     totals: Mapping[SampleKey, int]
-    floor: Floor
-    memory: Memory
+    floor: Gauges
+    memory: RecentActivity
     market: Market | None = None
 
 

@@ -55,7 +55,7 @@ def manufacturing_dashboard() -> Dashboard:
     ).annotation(
         panels.mark(
             "Events lost",
-            f"increase({IN.own('lost_statements_total')}{RATE}) > 0",
+            f"increase({IN.own('lost_changes_total')}{RATE}) > 0",
             RED,
             "Triggers gave up changes of the game: the numbers lack them",
         )
@@ -621,7 +621,7 @@ def _exporter(y: int) -> Iterator[Panel]:
             steps=((None, GREEN), (1, RED)),
             decimals=0,
         ),
-        ask(f"max(increase({IN.own('lost_statements_total')}{RANGE}))", instant=True),
+        ask(f"max(increase({IN.own('lost_changes_total')}{RANGE}))", instant=True),
         graph=False,
     )
     yield panels.single(
@@ -673,7 +673,7 @@ def _exporter(y: int) -> Iterator[Panel]:
             ask(f"histogram_quantile(0.95, sum by (le) (rate({IN.own(name, 'bucket')}{RATE})))", work)
             for name, work in (
                 ("reconcile_duration_seconds", "Reading"),
-                ("checkpoint_duration_seconds", "Folding"),
+                ("fold_duration_seconds", "Folding"),
                 ("listener_roundtrip_seconds", "Ping"),
             )
         ),

@@ -105,11 +105,11 @@ MAX_RETRIES: Final = 3
 
 # What goes wrong, each once a round: the first round comes fast, so that a newcomer soon has seen everything.
 # An omen waits for the next row that reaches its stage; the others strike at once.
-OMENS: Final = (
+DEFERRED_INCIDENTS: Final = (
     "jinx", "cancel planning", "fail planning", "abandon", "hold ready", "cancel pending", "cancel ready",
     "cancel assigned", "fail assigned", "unassign", "park assigned", "park executing",
 )  # fmt: skip
-STRIKES: Final = ("restart", "recycle", "cancel executing", "delete finished", "delete live", "borrow ship")
+IMMEDIATE_INCIDENTS: Final = ("restart", "recycle", "cancel executing", "delete finished", "delete live", "borrow ship")
 
 # -------------------------------------------------------------------------------------------------- its rows --
 # A row's fields are the columns of its table, without player_id. `id` and `pipeline_id` are numbers of this world;
@@ -997,20 +997,20 @@ class World:
     def _strike(self) -> None:
         if not self._incidents:
             self._round += 1
-            self._incidents = [*OMENS, *STRIKES]
+            self._incidents = [*DEFERRED_INCIDENTS, *IMMEDIATE_INCIDENTS]
             self._random.shuffle(self._incidents)
             if self._round == 1:
                 # These take longest to show: first, so that the first quarter of an hour has seen everything.
                 first = ["jinx", "cancel planning", "fail planning", "park executing"]
                 self._incidents = [name for name in self._incidents if name not in first] + first[::-1]
         incident = self._incidents.pop()
-        if incident in OMENS:
+        if incident in DEFERRED_INCIDENTS:
             self._omens.append(incident)
-        elif not self._befall(incident):
+        elif not self._trigger_incident(incident):
             self._incidents.insert(0, incident)
         self._after(self._between(18, 34) if self._round == 1 else self._between(90, 210), self._strike)
 
-    def _befall(self, incident: str) -> bool:
+    def _trigger_incident(self, incident: str) -> bool:
         """Let something happen at once; False where there is nothing that it could happen to."""
         executing = [run for run in self._runs.values() if run.row.status == "EXECUTING"]
         # The first ones are spared, and so are those that are failing by themselves.

@@ -110,7 +110,7 @@ def examine(conninfo: str, schema: str, clock: Callable[[], float]) -> Iterator[
     try:
         listening = _connect(conninfo)
     except DatabaseError as error:
-        yield Finding("connection", "failed", str(error), _way_in(error, conninfo))
+        yield Finding("connection", "failed", str(error), _connection_remedy(error, conninfo))
         return
     with closing(listening):
         try:
@@ -156,7 +156,7 @@ def _connect(conninfo: str) -> psycopg.Connection:
         return connection
 
 
-def _way_in(error: DatabaseError, conninfo: str) -> str:
+def _connection_remedy(error: DatabaseError, conninfo: str) -> str:
     given = conninfo_to_dict(conninfo)
     role = given.get("user") or os.environ.get("PGUSER") or "ROLE"
     match error:
@@ -390,7 +390,7 @@ def _check_notify(examination: _Examination) -> _Answer:
 def _check_exporter(examination: _Examination) -> _Answer:
     rows = examination.ask("doctor_lease")
     if not rows:
-        return _Answer("failed", "mfg_notify.owner has lost its row", "INSERT INTO mfg_notify.owner DEFAULT VALUES")
+        return _Answer("failed", "mfg_notify.lease has lost its row", "INSERT INTO mfg_notify.lease DEFAULT VALUES")
     [(who, silence)] = rows
     if who is None or silence is None:
         return _Answer("warning", "no exporter is active: events wait in the journal", "mfg-notify run")

@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow
 from mfg_notify.core.catalogue import SETTLED_LABELS
 from mfg_notify.core.counters import Settlement
 from mfg_notify.core.events import VERSION, Event, decode_change
-from mfg_notify.core.factory_floor import Memory
+from mfg_notify.core.live_state import RecentActivity
 from mfg_notify.core.rules import Completion, SampleKey
 from mfg_notify.errors import MalformedEvent, SchemaNotReady
 from mfg_notify.postgres.connection import Connection, read_only_snapshot, translated_errors
@@ -25,8 +25,8 @@ CHUNK = 20_000
 PARTS = 4
 """Statements that take them: while one part is settled here, the server is at work on the next."""
 
-FENCE = "fence "
-"""Payload that ends a fold: `fence ` and its generation. It counts only from one's own backend."""
+BARRIER = "barrier "
+"""Payload that ends a fold: `barrier ` and its generation. It counts only from one's own backend."""
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +54,7 @@ class Settled:
 
     generation: int
     totals: dict[SampleKey, int]
-    memory: Memory
+    memory: RecentActivity
 
 
 async def acquire_lease(connection: Connection, who: str) -> bool:
@@ -63,7 +63,7 @@ async def acquire_lease(connection: Connection, who: str) -> bool:
     A holder that is silent and keeps the lease locked is disconnected, for the next try.
     """
     with translated_errors():
-        if await (await connection.execute(QUERY["acquire_lease"], {"who": who})).fetchone() is not None:
+        if await (await connection.execute(QUERY["acquire_lease"], {"holder": who})).fetchone() is not None:
             return True
         await connection.execute(QUERY["dislodge"])
         return False
@@ -72,32 +72,32 @@ async def acquire_lease(connection: Connection, who: str) -> bool:
 async def release_lease(connection: Connection, who: str) -> None:
     """Give the lease back, so that the next exporter need not wait for it to run out."""
     with translated_errors():
-        await connection.execute(QUERY["release_lease"], {"who": who})
+        await connection.execute(QUERY["release_lease"], {"holder": who})
 
 
-async def speak_up(connection: Connection) -> None:
+async def enable_notify(connection: Connection) -> None:
     """Tell the triggers to notify. Who has begun to write by now may still be quiet."""
     with translated_errors():
-        await connection.execute(QUERY["speak_up"])
+        await connection.execute(QUERY["enable_notify"])
 
 
 async def fold(
-    connection: Connection, who: str, channel: str, chunk: int = CHUNK, *, after: int = -1, hush: bool = False
+    connection: Connection, who: str, channel: str, chunk: int = CHUNK, *, after: int = -1, disable_notify: bool = False
 ) -> Fold | None:
     """Move up to `chunk` events with ids above `after` from the journal into the totals in one transaction.
 
-    A fence with the fold's generation goes out on the channel; with `hush` the triggers are told not to notify. None:
-    `who` does not hold the lease, and nothing was done. When this raises, the COMMIT may or may not have happened:
-    read the totals again.
+    A barrier with the fold's generation goes out on the channel; `disable_notify` stops the triggers from notifying.
+    Return None if `who` does not hold the lease; nothing was done then. If this raises, the outcome of the COMMIT is
+    unknown: read the totals again.
     """
     fold: Fold | None = None
     found = _Found()
     with translated_errors():
         # In a pipeline: the statements go out together, and only two answers are waited for.
         async with connection.pipeline(), connection.transaction():
-            beginning = await connection.execute(QUERY["begin_fold"], {"who": who})
-            if hush:
-                await connection.execute(QUERY["hush"], {"who": who})
+            beginning = await connection.execute(QUERY["begin_fold"], {"holder": who})
+            if disable_notify:
+                await connection.execute(QUERY["disable_notify"], {"holder": who})
             part = -(-chunk // PARTS)
             take = {"version": VERSION, "chunk": part, "after": after}
             takings = [await connection.execute(QUERY["take_events"], take)]
@@ -116,7 +116,7 @@ async def fold(
             if found.rows:
                 await _save(connection, found.settlement)
                 await connection.execute(QUERY["mark_folded"], {"id": found.last_id})
-            await connection.execute(QUERY["fence"], {"channel": channel, "fence": f"{FENCE}{generation}"})
+            await connection.execute(QUERY["barrier"], {"channel": channel, "barrier": f"{BARRIER}{generation}"})
             drained = found.rows < chunk
             fold = Fold(generation, found.events, found.settlement, len(found.malformed), drained, xid, oldest, last_id)
     if n := len(found.malformed):
@@ -180,15 +180,15 @@ async def _save(connection: Connection, settlement: Settlement) -> None:
         )
     if undone:
         await connection.execute(QUERY["forget_recent"], {"ids": undone})
-    sightings = sorted(settlement.sightings.items())
-    if sightings:
+    last_seen = sorted(settlement.last_seen.items())
+    if last_seen:
         await connection.execute(
             QUERY["add_latest"],
             {
-                "kinds": [kind for (kind, _, _), _ in sightings],
-                "players": [player_id for (_, player_id, _), _ in sightings],
-                "keys": [key for (_, _, key), _ in sightings],
-                "at": [at for _, at in sightings],
+                "kinds": [kind for (kind, _, _), _ in last_seen],
+                "players": [player_id for (_, player_id, _), _ in last_seen],
+                "keys": [key for (_, _, key), _ in last_seen],
+                "at": [at for _, at in last_seen],
             },
         )
 
@@ -207,7 +207,7 @@ async def read_settled(connection: Connection) -> Settled:
         async with read_only_snapshot(connection):
             owner = await (await connection.execute(QUERY["generation"])).fetchone()
             if owner is None:
-                raise SchemaNotReady("mfg_notify.owner has lost its row; `mfg-notify doctor` says what mends it")
+                raise SchemaNotReady("mfg_notify.lease has lost its row; `mfg-notify doctor` says what mends it")
             totals = {}
             async for metric, labels, n in await connection.execute(QUERY["totals"]):
                 # A metric that only a newer version knows stays in the table, untouched.
@@ -216,11 +216,11 @@ async def read_settled(connection: Connection) -> Settled:
             return Settled(owner[0], totals, await _read_memory(connection))
 
 
-async def _read_memory(connection: Connection) -> Memory:
+async def _read_memory(connection: Connection) -> RecentActivity:
     recent = await connection.execute(QUERY["recent"])
     completions = {row[0]: Completion(*row) for row in await recent.fetchall()}
     latest = await connection.execute(QUERY["latest"])
-    return Memory(completions, {(kind, player, key): at for kind, player, key, at in await latest.fetchall()})
+    return RecentActivity(completions, {(kind, player, key): at for kind, player, key, at in await latest.fetchall()})
 
 
 def _to_json(key: SampleKey) -> str:

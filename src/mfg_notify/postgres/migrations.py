@@ -27,14 +27,22 @@ PATIENCE = 60.0
 TRIGGERS = 12
 """Four on each of the game's three tables."""
 RELATIONS = (
-    *("event", "event_id_seq", "unfinished", "total", "recent", "latest", "owner", "settings", "lost", "folded"),
-    "quiet",
+    *("event", "event_id_seq", "pending_commit", "total", "recent", "latest", "lease", "settings", "lost", "folded"),
+    "notify_disabled",
 )
 FUNCTIONS = (
-    *("missing_columns", "microseconds", "pipeline_image", "task_image", "factory_image", "speaks", "record"),
+    *(
+        "missing_columns",
+        "microseconds",
+        "pipeline_image",
+        "task_image",
+        "factory_image",
+        "is_current_row",
+        "write_events",
+    ),
     *("pipeline_image_of", "task_image_of", "factory_image_of", "backlog"),
-    *("keep", "keep_pipeline", "keep_task", "keep_factory"),
-    *("pipeline_changed", "task_changed", "factory_changed", "transaction_ends"),
+    *("buffer_event", "buffer_pipeline", "buffer_task", "buffer_factory"),
+    *("pipeline_changed", "task_changed", "factory_changed", "flush_at_commit"),
 )
 """Without one of these the installation is not complete."""
 NAME_BYTES = 63

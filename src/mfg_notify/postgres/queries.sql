@@ -29,21 +29,21 @@ SELECT * FROM mfg_notify.missing_columns()
 -- name: tick
 -- Once a second: a ping to myself through NOTIFY, proof of life for the lease, the database's clock, and what the
 -- triggers are told.
-WITH beat AS (
-    UPDATE mfg_notify.owner SET beat = clock_timestamp(), backend_pid = pg_backend_pid()
-    WHERE who = %(who)s RETURNING 1)
-SELECT pg_notify(%(channel)s, %(ping)s), EXISTS (SELECT FROM beat),
-       (date_part('epoch', clock_timestamp()) * 1000000)::bigint, (SELECT last_value = 1 FROM mfg_notify.quiet)
+WITH heartbeat AS (
+    UPDATE mfg_notify.lease SET renewed_at = clock_timestamp(), backend_pid = pg_backend_pid()
+    WHERE holder = %(holder)s RETURNING 1)
+SELECT pg_notify(%(channel)s, %(ping)s), EXISTS (SELECT FROM heartbeat),
+       (date_part('epoch', clock_timestamp()) * 1000000)::bigint, (SELECT last_value = 1 FROM mfg_notify.notify_disabled)
 
 -- name: acquire_lease
 -- Free, mine, silent for 5 s, or its backend is gone (a stopped process keeps its backend, so both are needed). The
--- clock is the database's; when that was set back, a beat from the future is no sign of life either.
-UPDATE mfg_notify.owner SET who = %(who)s, backend_pid = pg_backend_pid(), beat = clock_timestamp()
+-- clock is the database's; when that was set back, a heartbeat from the future is no sign of life either.
+UPDATE mfg_notify.lease SET holder = %(holder)s, backend_pid = pg_backend_pid(), renewed_at = clock_timestamp()
 WHERE only_row IN (
-    SELECT o.only_row FROM mfg_notify.owner o
-    WHERE who IS NULL OR who = %(who)s
-       OR beat NOT BETWEEN clock_timestamp() - interval '5 seconds' AND clock_timestamp() + interval '5 seconds'
-       OR NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = o.backend_pid)
+    SELECT l.only_row FROM mfg_notify.lease l
+    WHERE holder IS NULL OR holder = %(holder)s
+       OR renewed_at NOT BETWEEN clock_timestamp() - interval '5 seconds' AND clock_timestamp() + interval '5 seconds'
+       OR NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = l.backend_pid)
     FOR UPDATE SKIP LOCKED)
 RETURNING generation
 
@@ -51,31 +51,31 @@ RETURNING generation
 -- The holder is silent and keeps the row locked: its process was stopped in the middle of a fold, which the next fold
 -- does again. The server's own time-out would end it, but not while its clock is set back. Nobody else locks this table.
 SELECT pg_terminate_backend(a.pid)
-FROM mfg_notify.owner o JOIN pg_stat_activity a ON a.pid = o.backend_pid
-WHERE o.beat NOT BETWEEN clock_timestamp() - interval '5 seconds' AND clock_timestamp() + interval '5 seconds'
+FROM mfg_notify.lease l JOIN pg_stat_activity a ON a.pid = l.backend_pid
+WHERE l.renewed_at NOT BETWEEN clock_timestamp() - interval '5 seconds' AND clock_timestamp() + interval '5 seconds'
   AND a.pid <> pg_backend_pid() AND pg_has_role(a.usesysid, 'MEMBER')
-  AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.granted AND l.mode = 'RowExclusiveLock'
-                                       AND l.relation = 'mfg_notify.owner'::regclass)
+  AND EXISTS (SELECT FROM pg_locks k WHERE k.pid = a.pid AND k.granted AND k.mode = 'RowExclusiveLock'
+                                       AND k.relation = 'mfg_notify.lease'::regclass)
 
 -- name: release_lease
-UPDATE mfg_notify.owner SET who = NULL WHERE who = %(who)s
+UPDATE mfg_notify.lease SET holder = NULL WHERE holder = %(holder)s
 
 -- name: begin_fold
 -- The row lock is the mutex of folds, the generation the fencing token. No row: I am not the leader. Then this
 -- transaction, the oldest one that is open, and the last id of the journal.
-UPDATE mfg_notify.owner SET generation = generation + 1, beat = clock_timestamp()
-WHERE who = %(who)s
+UPDATE mfg_notify.lease SET generation = generation + 1, renewed_at = clock_timestamp()
+WHERE holder = %(holder)s
 RETURNING generation, pg_current_xact_id()::text::bigint, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
           (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM mfg_notify.event_id_seq)
 
--- name: hush
--- Within a fold, so that only who holds the lease can say it: the triggers are not to notify. In force at once, in
--- every transaction, and whatever becomes of this one.
-SELECT setval('mfg_notify.quiet', 1) FROM mfg_notify.owner WHERE who = %(who)s
+-- name: disable_notify
+-- Within a fold, so that only the holder of the lease can do it: the triggers stop notifying. It takes effect at
+-- once, in every transaction, and whatever becomes of this one.
+SELECT setval('mfg_notify.notify_disabled', 1) FROM mfg_notify.lease WHERE holder = %(holder)s
 
--- name: speak_up
+-- name: enable_notify
 -- The triggers are to notify.
-SELECT setval('mfg_notify.quiet', 0)
+SELECT setval('mfg_notify.notify_disabled', 0)
 
 -- name: take_events
 -- Journal rows are never updated, so a ctid names the same row for as long as the fold's lock is held. Up to the id
@@ -116,21 +116,21 @@ DELETE FROM mfg_notify.latest WHERE kind = 'ship' AND at < now() - interval '24 
 
 -- name: clear_marks
 -- Of transactions that have ended: of others they are not seen.
-DELETE FROM mfg_notify.unfinished
+DELETE FROM mfg_notify.pending_commit
 
 -- name: mark_folded
 -- What the triggers read to bound the backlog. Not transactional, and need not be.
 SELECT setval('mfg_notify.folded', %(id)s)
 
--- name: fence
+-- name: barrier
 -- In the fold's transaction: when it comes back, every notification of an event folded up to now has come.
-SELECT pg_notify(%(channel)s, %(fence)s)
+SELECT pg_notify(%(channel)s, %(barrier)s)
 
 -- name: totals
 SELECT metric, labels::text, n FROM mfg_notify.total ORDER BY arrival
 
 -- name: generation
-SELECT generation FROM mfg_notify.owner
+SELECT generation FROM mfg_notify.lease
 
 -- name: recent
 SELECT pipeline_id, player_id, (date_part('epoch', completed_at) * 1000000)::bigint, profit
@@ -200,8 +200,8 @@ SELECT c.relname::text, count(*) FILTER (WHERE t.tgenabled IN ('O', 'A'))
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_trigger t ON t.tgrelid = c.oid AND NOT t.tgisinternal AND starts_with(t.tgname, 'mfg_notify_')
     AND EXISTS (SELECT FROM pg_trigger rest JOIN pg_class u ON u.oid = rest.tgrelid
-                WHERE u.relnamespace = to_regnamespace('mfg_notify') AND u.relname = 'unfinished'
-                  AND rest.tgname = 'mfg_notify_rest' AND rest.tgenabled IN ('O', 'A'))
+                WHERE u.relnamespace = to_regnamespace('mfg_notify') AND u.relname = 'pending_commit'
+                  AND rest.tgname = 'mfg_notify_flush' AND rest.tgenabled IN ('O', 'A'))
 WHERE n.nspname = %(schema)s
   AND c.relname IN ('manufacturing_pipelines', 'manufacturing_tasks', 'manufacturing_factory_states')
 GROUP BY c.relname
@@ -248,7 +248,7 @@ GROUP BY n.nspname ORDER BY count(*) DESC, n.nspname
 SELECT c.relname::text, t.tgname::text, t.tgenabled::text
 FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
 WHERE NOT t.tgisinternal AND starts_with(t.tgname, 'mfg_notify_')
-  AND (c.relnamespace = to_regnamespace('mfg_notify') AND c.relname = 'unfinished'
+  AND (c.relnamespace = to_regnamespace('mfg_notify') AND c.relname = 'pending_commit'
        OR c.relnamespace = to_regnamespace(quote_ident(%(schema)s))
           AND c.relname IN ('manufacturing_pipelines', 'manufacturing_tasks', 'manufacturing_factory_states'))
 
@@ -264,10 +264,10 @@ FROM pg_namespace n
 WHERE n.nspname IN ('mfg_notify', %(schema)s) AND NOT has_schema_privilege(n.oid, 'USAGE')
 UNION ALL
 SELECT string_agg(allowed, ', ') || ' ON mfg_notify.' || c.relname, true
-FROM (VALUES ('settings', 'SELECT'), ('owner', 'SELECT UPDATE'), ('event', 'SELECT DELETE'), ('event_id_seq', 'SELECT'),
+FROM (VALUES ('settings', 'SELECT'), ('lease', 'SELECT UPDATE'), ('event', 'SELECT DELETE'), ('event_id_seq', 'SELECT'),
              ('total', 'SELECT INSERT UPDATE'), ('recent', 'SELECT INSERT UPDATE DELETE'),
-             ('latest', 'SELECT INSERT UPDATE DELETE'), ('unfinished', 'DELETE'), ('folded', 'UPDATE'),
-             ('quiet', 'SELECT UPDATE'), ('lost', 'SELECT')) AS ours (name, rights)
+             ('latest', 'SELECT INSERT UPDATE DELETE'), ('pending_commit', 'DELETE'), ('folded', 'UPDATE'),
+             ('notify_disabled', 'SELECT UPDATE'), ('lost', 'SELECT')) AS ours (name, rights)
 CROSS JOIN LATERAL string_to_table(ours.rights, ' ') AS allowed
 JOIN pg_class c ON c.relname = ours.name AND c.relnamespace = to_regnamespace('mfg_notify')
 WHERE NOT has_table_privilege(c.oid, allowed)
@@ -319,16 +319,16 @@ SELECT ARRAY(SELECT DISTINCT metric FROM mfg_notify.total WHERE n <> 0),
 
 -- name: doctor_quiet
 -- Whether the exporter has told the triggers not to notify for now.
-SELECT last_value = 1 FROM mfg_notify.quiet
+SELECT last_value = 1 FROM mfg_notify.notify_disabled
 
 -- name: doctor_lease
 -- Who folds, and for how many seconds that exporter has been silent (NULL: it has never been heard of).
-SELECT who, CASE WHEN isfinite(beat) THEN date_part('epoch', clock_timestamp() - beat) END FROM mfg_notify.owner
+SELECT holder, CASE WHEN isfinite(renewed_at) THEN date_part('epoch', clock_timestamp() - renewed_at) END FROM mfg_notify.lease
 
 -- name: tail_position
 -- The highest number given to an event so far, and whether the triggers are told to be quiet. Asked before tail_look,
 -- whose own transaction is younger than all that have such numbers.
-SELECT CASE WHEN is_called THEN last_value ELSE 0 END, (SELECT last_value = 1 FROM mfg_notify.quiet)
+SELECT CASE WHEN is_called THEN last_value ELSE 0 END, (SELECT last_value = 1 FROM mfg_notify.notify_disabled)
 FROM mfg_notify.event_id_seq
 
 -- name: tail_look

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from psycopg import sql
 
 from mfg_notify.core import events
-from mfg_notify.core.factory_floor import LiveRows
+from mfg_notify.core.live_state import LiveRows
 from mfg_notify.postgres.connection import Connection, read_only_snapshot, translated_errors
 from mfg_notify.postgres.queries import QUERY
 
@@ -29,7 +29,7 @@ class Health:
     journal_oldest_age: float
     unknown_versions: int
     queue_usage: float
-    lost_statements: int
+    lost_changes: int
     clock: int
     triggers: dict[str, int]
     """Enabled triggers of ours by table of the game."""
@@ -102,7 +102,7 @@ async def read_health(connection: Connection, schema: str) -> Health:
         journal_oldest_age=oldest_age,
         unknown_versions=unknown,
         queue_usage=queue_usage,
-        lost_statements=lost,
+        lost_changes=lost,
         clock=clock,
         triggers=dict(triggers),
     )

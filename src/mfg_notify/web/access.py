@@ -194,7 +194,7 @@ class _Current(ssl.SSLContext):
         return context.wrap_bio(*arguments, **more)
 
 
-class Gate:
+class BasicAuthMiddleware:
     """Lets in who has a right password, where there are users, and adds the headers that the file asks for."""
 
     def __init__(self, application: ASGIApp, access: Access) -> None:

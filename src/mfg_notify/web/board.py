@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mfg_notify import __version__
-from mfg_notify.core.board import Picture
+from mfg_notify.core.board import BoardSnapshot
 
 INTERVAL = 0.5
 """Seconds between two pictures, at least."""
@@ -41,7 +41,7 @@ _ASSETS = {"board.css": "text/css", "board.js": "text/javascript", "icon.svg": "
 class Board:
     """The board of one exporter: `draw` gives the picture of the moment."""
 
-    def __init__(self, draw: Callable[[], Picture], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, draw: Callable[[], BoardSnapshot], clock: Callable[[], float] = time.monotonic) -> None:
         self._draw = draw
         self._clock = clock
         self._frame = b""

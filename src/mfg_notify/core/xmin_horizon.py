@@ -9,7 +9,7 @@ may be above it.)
 """
 
 
-class Frontier:
+class XminHorizon:
     """A line that is drawn when this is made, or `draw` is called."""
 
     def __init__(self) -> None:

@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mfg_notify.core.attention import (
+from mfg_notify.core.notify_mode import (
     BUSY_SHARE,
-    CALM_WINDOWS,
     COMMITS,
     EVENTS_A_LOOK,
-    LOUD_BELOW,
-    LULL,
+    HIGH_WATER_RATE,
+    LOW_WATER_RATIO,
+    MAX_POLL_INTERVAL_UNDER_LOAD,
     POLL_LONGEST,
     POLL_SHORTEST,
-    QUIET_ABOVE,
+    QUIET_EXIT_WINDOWS,
     WINDOW,
-    Attention,
+    NotifyMode,
     Policy,
 )
 
@@ -27,7 +27,7 @@ class Hours:
     """An attention, and the windows that have gone by."""
 
     def __init__(self, policy: Policy = Policy.ADAPTIVE) -> None:
-        self.attention = Attention(policy, now=100.0)
+        self.attention = NotifyMode(policy, now=100.0)
         self.now = 100.0
 
     def window(self, rate: float) -> bool:
@@ -44,21 +44,21 @@ class Hours:
 
 def test_quiet_when_changes_come_fast_loud_when_slowly_and_not_between() -> None:
     hours = Hours()
-    between = QUIET_ABOVE * (1 + LOUD_BELOW) / 2
+    between = HIGH_WATER_RATE * (1 + LOW_WATER_RATIO) / 2
     assert not hours.window(between)
-    assert hours.window(QUIET_ABOVE + 10)
-    assert all(hours.window(between) for _ in range(3 * CALM_WINDOWS))
-    assert all(hours.window(0) for _ in range(CALM_WINDOWS - 1))
+    assert hours.window(HIGH_WATER_RATE + 10)
+    assert all(hours.window(between) for _ in range(3 * QUIET_EXIT_WINDOWS))
+    assert all(hours.window(0) for _ in range(QUIET_EXIT_WINDOWS - 1))
     assert not hours.window(0)
     assert not hours.window(between)
 
 
 def test_one_slow_window_is_not_calm() -> None:
     hours = Hours()
-    hours.window(QUIET_ABOVE * 2)
+    hours.window(HIGH_WATER_RATE * 2)
     for _ in range(5):
-        assert all(hours.window(0) for _ in range(CALM_WINDOWS - 1))
-        assert hours.window(QUIET_ABOVE * 2)
+        assert all(hours.window(0) for _ in range(QUIET_EXIT_WINDOWS - 1))
+        assert hours.window(HIGH_WATER_RATE * 2)
 
 
 def test_slow_commits_make_quiet_at_a_lower_rate() -> None:
@@ -95,13 +95,13 @@ def test_what_the_user_wants_stands_whatever_comes(policy: Policy) -> None:
 
 @pytest.mark.parametrize("policy", list(Policy))
 def test_who_leaves_wants_quiet_unless_notifications_are_always_wanted(policy: Policy) -> None:
-    attention = Attention(policy, now=0.0)
+    attention = NotifyMode(policy, now=0.0)
     attention.leave()
     assert attention.wants_quiet is (policy is not Policy.ALWAYS)
 
 
 def test_the_triggers_are_told_in_the_beginning_and_when_somebody_else_has_told_them() -> None:
-    attention = Attention(Policy.ADAPTIVE, now=0.0)
+    attention = NotifyMode(Policy.ADAPTIVE, now=0.0)
     assert attention.must_tell
     attention.told(quiet=False)
     told = attention.must_tell
@@ -113,7 +113,7 @@ def test_how_often_the_journal_is_looked_into() -> None:
     hours = Hours(Policy.NEVER)
     hours.attention.told(quiet=True)
     assert hours.attention.next_look(0.001) == POLL_LONGEST
-    hours.window(QUIET_ABOVE * 2)
+    hours.window(HIGH_WATER_RATE * 2)
     assert hours.attention.next_look(0.001) == POLL_SHORTEST
     # A fold that takes longer is followed by a longer rest.
     assert hours.attention.next_look(0.2) == 0.1
@@ -130,10 +130,10 @@ def test_how_often_the_journal_is_looked_into() -> None:
 
 def test_a_lull_in_a_hurry_is_not_slept_through() -> None:
     hours = Hours()
-    assert hours.window(QUIET_ABOVE * 2)
+    assert hours.window(HIGH_WATER_RATE * 2)
     hours.attention.told(quiet=True)
     assert hours.window(0)
-    assert hours.attention.next_look(0.001) == LULL
+    assert hours.attention.next_look(0.001) == MAX_POLL_INTERVAL_UNDER_LOAD
 
 
 # ---------------------------------------------------------------------------------------- no event is left behind --
@@ -175,19 +175,19 @@ class Server:
         return min((writer.xid for writer in self.open), default=self.latest_completed + 1)
 
 
-Frontier = Callable[[Server, int], tuple[int, int]]
+XminHorizon = Callable[[Server, int], tuple[int, int]]
 """What is told to `folded`, of a server and the fold's own number."""
-RULES: dict[str, Frontier] = {
+RULES: dict[str, XminHorizon] = {
     "as it is": lambda server, xid: (xid, server.oldest()),
     "taken out": lambda _, xid: (xid, xid),
     "the highest number of a snapshot": lambda server, _: (server.latest_completed + 1, server.oldest()),
 }
 
 
-def left_behind(steps: list[int], rule: Frontier) -> bool:
+def left_behind(steps: list[int], rule: XminHorizon) -> bool:
     """Play the steps; tell whether the exporter went to sleep while somebody could still commit in silence."""
     server = Server()
-    attention = Attention(Policy.ADAPTIVE, now=0.0)
+    attention = NotifyMode(Policy.ADAPTIVE, now=0.0)
     attention.told(quiet=True)
     for step in steps:
         kind, which = step % 5, step // 5

@@ -9,11 +9,11 @@ be quiet may commit at any later time and will not say so.
 from collections import deque
 from enum import StrEnum
 
-from mfg_notify.core.frontier import Frontier
+from mfg_notify.core.xmin_horizon import XminHorizon
 
-QUIET_ABOVE = 2500.0
+HIGH_WATER_RATE = 2500.0
 """Events a second from which on the triggers are quiet."""
-LOUD_BELOW = 0.6
+LOW_WATER_RATIO = 0.6
 """What is left of that rate when they notify again."""
 BUSY_SHARE = 0.8
 """Part of the time in which commits that notify may be under way before the triggers are quiet, whatever the rate."""
@@ -25,11 +25,11 @@ POLL_SHORTEST = 0.015
 """Seconds from a fold to the next at least, however fast they come."""
 POLL_LONGEST = 1.0
 """And at most."""
-LULL = 0.25
+MAX_POLL_INTERVAL_UNDER_LOAD = 0.25
 """At most, where hurry has made them quiet: a lull is then a pause of the server, and what it held up comes."""
 COMMITS = 8
 """Commits of ours that tell how long one takes now: the quickest of them. What else held one up says nothing."""
-CALM_WINDOWS = 8
+QUIET_EXIT_WINDOWS = 8
 """Windows in a row without hurry before the triggers notify again: each change of mind costs a few folds."""
 
 
@@ -41,7 +41,7 @@ class Policy(StrEnum):
     NEVER = "never"
 
 
-class Attention:
+class NotifyMode:
     """What the triggers were told, and what follows for the exporter. Times are seconds of any steady clock.
 
     In the beginning nobody knows what the triggers were told last, so they are told anew.
@@ -56,7 +56,7 @@ class Attention:
         self._hurry = False
         self._calm = 0
         self._told: bool | None = None
-        self._frontier = Frontier()
+        self._frontier = XminHorizon()
         self._pause = POLL_SHORTEST
 
     @property
@@ -87,13 +87,13 @@ class Attention:
             return
         self._rate = rate = self._events / elapsed
         self._events, self._since = 0, now
-        limit = QUIET_ABOVE
+        limit = HIGH_WATER_RATE
         if self._commits:
             limit = min(limit, BUSY_SHARE / min(self._commits))
         if rate > limit:
             self._hurry = True
-        self._calm = self._calm + 1 if rate < limit * LOUD_BELOW else 0
-        if self._calm >= CALM_WINDOWS:
+        self._calm = self._calm + 1 if rate < limit * LOW_WATER_RATIO else 0
+        if self._calm >= QUIET_EXIT_WINDOWS:
             self._hurry = False
 
     def committed(self, seconds: float) -> None:
@@ -129,6 +129,6 @@ class Attention:
             # A transaction may stay open for hours: look less and less often.
             self._pause = min(2 * self._pause, POLL_LONGEST)
             return self._pause
-        longest = POLL_LONGEST if self._policy is Policy.NEVER else LULL
+        longest = POLL_LONGEST if self._policy is Policy.NEVER else MAX_POLL_INTERVAL_UNDER_LOAD
         wait = min(EVENTS_A_LOOK / self._rate, longest) if self._rate else longest
         return min(max(wait, took / 2, POLL_SHORTEST), POLL_LONGEST)

@@ -38,7 +38,7 @@ class LiveRows:
 
 
 @dataclass(slots=True)
-class Memory:
+class RecentActivity:
     """What gauges need beyond the live rows; times are epoch microseconds of the database's clock."""
 
     recent: dict[str, Completion] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Memory:
                 self.recent.pop(key, None)
             else:
                 self.recent[key] = done
-        for place, at in settlement.sightings.items():
+        for place, at in settlement.last_seen.items():
             self.latest[place] = max(at, self.latest.get(place, at))
 
     def prune(self, now: int) -> None:
@@ -59,13 +59,13 @@ class Memory:
         self.recent = {key: done for key, done in self.recent.items() if done.completed_at > now - HOUR}
         self.latest = {place: at for place, at in self.latest.items() if place[0] != "ship" or at > now - SHIP_MEMORY}
 
-    def copy(self) -> "Memory":
+    def copy(self) -> "RecentActivity":
         """Return a copy that later events do not change."""
-        return Memory(dict(self.recent), dict(self.latest))
+        return RecentActivity(dict(self.recent), dict(self.latest))
 
 
 @dataclass(frozen=True, slots=True)
-class Floor:
+class Gauges:
     """The gauges that only change when rows do, and what the others need. Immutable once made by `survey`."""
 
     gauges: Mapping[str, Samples]
@@ -80,7 +80,7 @@ class Floor:
     ships: Mapping[tuple[int, str], bool] | None
 
 
-def survey(rows: LiveRows) -> Floor:
+def survey(rows: LiveRows) -> Gauges:
     """Take stock of the live rows."""
     live_pipelines = {key: row for key, row in rows.pipelines.items() if row.status in PIPELINE_LIVE}
     live_tasks = [row for row in rows.tasks.values() if row.status in TASK_LIVE]
@@ -133,7 +133,7 @@ def survey(rows: LiveRows) -> Floor:
         gauges[catalogue.PIPELINE_QUEUE_DEPTH.name][str(player_id),] = queue[player_id]
         gauges[catalogue.FACTORY_READY.name][str(player_id),] = ready[player_id]
 
-    return Floor(
+    return Gauges(
         gauges=gauges,
         players=frozenset(players),
         products=frozenset(products),
@@ -145,7 +145,7 @@ def survey(rows: LiveRows) -> Floor:
     )
 
 
-class FactoryFloor:
+class LiveState:
     """The live rows as events have left them since the last snapshot.
 
     For one row ids are in the order of the changes, because the row's own lock orders them: an event with a lower id
@@ -165,7 +165,7 @@ class FactoryFloor:
         self._unsure = False
         self._settling = False
         """The snapshot under way settles what was unsure when it began."""
-        self._survey: Floor | None = None
+        self._survey: Gauges | None = None
 
     @property
     def wants_snapshot(self) -> bool:
@@ -214,7 +214,7 @@ class FactoryFloor:
         """Ask for another snapshot: events were applied that never were. What it corrects was not missed."""
         self._unsure = True
 
-    def distrust(self) -> None:
+    def ignore_next_difference(self) -> None:
         """Take the next snapshot as it is: someone else was active, so a difference is no event that was missed."""
         self._known = False
 
@@ -247,14 +247,14 @@ class FactoryFloor:
                 self.apply(event)
         return _differences(before, self.survey()) if known else Counter()
 
-    def survey(self) -> Floor:
+    def survey(self) -> Gauges:
         """Take stock of the rows as they are."""
         if self._survey is None:
             self._survey = survey(LiveRows(self._pipelines, self._tasks, self._factories, self._ships))
         return self._survey
 
 
-def _differences(before: Floor, after: Floor) -> Counter[str]:
+def _differences(before: Gauges, after: Gauges) -> Counter[str]:
     return Counter(
         {
             name: count
@@ -275,7 +275,7 @@ def _speakers(
     return speakers
 
 
-def moving_gauges(floor: Floor, memory: Memory, players: frozenset[int], now: int) -> Mapping[str, Samples]:
+def moving_gauges(floor: Gauges, memory: RecentActivity, players: frozenset[int], now: int) -> Mapping[str, Samples]:
     """Return the gauges that need the clock: profit rate, starvation, ships.
 
     `players` are all that have any live row, ship or counter; each has the player-level gauges, at 0 if need be.
@@ -317,7 +317,7 @@ def moving_gauges(floor: Floor, memory: Memory, players: frozenset[int], now: in
     return samples
 
 
-def ship_owners(floor: Floor, memory: Memory, now: int) -> frozenset[int]:
+def ship_owners(floor: Gauges, memory: RecentActivity, now: int) -> frozenset[int]:
     """Return the players that have a ship, by the game's table or by what was seen on tasks."""
     if floor.ships is not None:
         return frozenset(player_id for player_id, _ in floor.ships)
@@ -326,7 +326,7 @@ def ship_owners(floor: Floor, memory: Memory, now: int) -> frozenset[int]:
     )
 
 
-def _idle_ships(floor: Floor, memory: Memory, now: int) -> Counter[int]:
+def _idle_ships(floor: Gauges, memory: RecentActivity, now: int) -> Counter[int]:
     nobody: frozenset[str] = frozenset()
     if floor.ships is not None:
         return Counter(

@@ -24,13 +24,15 @@ from mfg_notify.core.events import (
     TaskChange,
     TaskImage,
 )
-from mfg_notify.core.factory_floor import HOUR, FactoryFloor, LiveRows, Memory, Samples, moving_gauges, survey
+from mfg_notify.core.live_state import HOUR, LiveRows, LiveState, RecentActivity, Samples, moving_gauges, survey
 from mfg_notify.core.rules import Completion
 
-NOTHING = Memory()
+NOTHING = RecentActivity()
 
 
-def gauges_of(rows: LiveRows, memory: Memory = NOTHING, players: frozenset[int] | None = None) -> dict[str, Samples]:
+def gauges_of(
+    rows: LiveRows, memory: RecentActivity = NOTHING, players: frozenset[int] | None = None
+) -> dict[str, Samples]:
     """Return every gauge, for the players of the live rows unless others are named."""
     floor = survey(rows)
     return {
@@ -46,7 +48,7 @@ class Case(NamedTuple):
     metric: str
     rows: LiveRows
     expected: str
-    memory: Memory = NOTHING
+    memory: RecentActivity = NOTHING
 
 
 def factories(*rows: tuple[int, str | None, str | None]) -> LiveRows:
@@ -65,17 +67,19 @@ def ships(table: dict[tuple[int, str], bool] | None, *rows: TaskImage) -> LiveRo
     return LiveRows(tasks=tasks(*rows).tasks, ships=table)
 
 
-def started(seconds_ago: int, task_type: str = "SELL", player_id: int = 1) -> Memory:
-    return Memory(latest={("task_type", player_id, task_type): NOW - seconds_ago * SECOND})
+def started(seconds_ago: int, task_type: str = "SELL", player_id: int = 1) -> RecentActivity:
+    return RecentActivity(latest={("task_type", player_id, task_type): NOW - seconds_ago * SECOND})
 
 
-def seen(**seconds_ago: int) -> Memory:
-    return Memory(latest={("ship", 1, ship): NOW - ago * SECOND for ship, ago in seconds_ago.items()})
+def seen(**seconds_ago: int) -> RecentActivity:
+    return RecentActivity(latest={("ship", 1, ship): NOW - ago * SECOND for ship, ago in seconds_ago.items()})
 
 
-def earned(*profits: tuple[int, int | None]) -> Memory:
+def earned(*profits: tuple[int, int | None]) -> RecentActivity:
     """Completions of player 1 as (microseconds ago, profit)."""
-    return Memory(recent={str(n): Completion(str(n), 1, NOW - ago, sum_) for n, (ago, sum_) in enumerate(profits)})
+    return RecentActivity(
+        recent={str(n): Completion(str(n), 1, NOW - ago, sum_) for n, (ago, sum_) in enumerate(profits)}
+    )
 
 
 PIPELINES = LiveRows(
@@ -240,7 +244,9 @@ CASES = [
     Case("idle by the table, unless held", "ships_idle_total", ships(FLEET, *HELD), "1 2 \n 2 1"),
     Case("utilization by the table", "ship_utilization_percent", ships(FLEET, *HELD), "1 50 \n 2 50"),
     Case("an empty table knows of no ship", "ships_idle_total", ships({}, IDLE), "1 0", seen(A=5)),
-    Case("the table speaks, not what was seen", "ships_idle_total", ships({(1, "A"): True}, IDLE), "1 1", seen(B=5)),
+    Case(
+        "the table is_current, not what was seen", "ships_idle_total", ships({(1, "A"): True}, IDLE), "1 1", seen(B=5)
+    ),
     Case("no ships at all", "ship_utilization_percent", ships(None, IDLE), "1 0"),
     Case("all at work", "ship_utilization_percent", ships(None, *HELD), "1 100 \n 2 100"),
     Case("all idle", "ship_utilization_percent", ships({(1, "A"): True}, IDLE), "1 0"),
@@ -350,7 +356,7 @@ FLEETS = st.none() | st.dictionaries(st.tuples(st.integers(1, 2), SHIPS), st.boo
 def test_utilization_is_a_percentage(
     rows: list[TaskImage], fleet: dict[tuple[int, str], bool] | None, latest: dict[tuple[str, int, str], int]
 ) -> None:
-    gauges = gauges_of(ships(fleet, *rows), Memory(latest=latest), frozenset({1, 2}))
+    gauges = gauges_of(ships(fleet, *rows), RecentActivity(latest=latest), frozenset({1, 2}))
     for labels, percent in gauges["manufacturing_ship_utilization_percent"].items():
         busy = gauges["manufacturing_ships_assigned_total"][labels]
         idle = gauges["manufacturing_ships_idle_total"][labels]
@@ -365,8 +371,8 @@ def truncate(table: type[PipelineChange | TaskChange | FactoryChange], number: i
     return Event(number, number, NOW, table("T", "", None, None))
 
 
-def floor_of(*found: Event) -> FactoryFloor:
-    floor = FactoryFloor()
+def floor_of(*found: Event) -> LiveState:
+    floor = LiveState()
     for one in found:
         floor.apply(one)
     return floor
@@ -383,7 +389,7 @@ def live(rows: LiveRows) -> LiveRows:
     )
 
 
-def rows_of(floor: FactoryFloor) -> LiveRows:
+def rows_of(floor: LiveState) -> LiveRows:
     return live(LiveRows(floor._pipelines, floor._tasks, floor._factories, floor._ships))
 
 
@@ -508,8 +514,8 @@ def test_a_survey_is_left_as_it_was() -> None:
 # ------------------------------------------------------------------------------------------- reconciliation --
 
 
-def reconciled(rows: LiveRows | None = None) -> FactoryFloor:
-    floor = FactoryFloor()
+def reconciled(rows: LiveRows | None = None) -> LiveState:
+    floor = LiveState()
     assert floor.reconcile(rows or LiveRows(), lambda _: True) == Counter()
     return floor
 
@@ -624,17 +630,17 @@ class _Game:
     """Rows changed by transactions that commit in any order, and an exporter's floor that hears of them."""
 
     def __init__(self) -> None:
-        self.floor = FactoryFloor()
+        self.floor = LiveState()
         self.open: dict[int, _Transaction] = {}
         self.history: list[_Transaction] = []
         """Committed, in order of commits."""
         self.journal: dict[int, Event] = {}
         self.queue: deque[tuple[Event, bool] | int] = deque()
-        """Notifications: an event and whether it comes twice, or a fence."""
-        self.last_id = self.last_xid = self.generation = self.fence = 0
+        """Notifications: an event and whether it comes twice, or a barrier."""
+        self.last_id = self.last_xid = self.generation = self.barrier = 0
         self.recording = False
         self.taken: tuple[LiveRows, frozenset[int]] | None = None
-        self.taken_fence: int | None = None
+        self.taken_barrier: int | None = None
         self.known: set[int] = set()
         self.dropped = False
         self.corrections: Counter[str] = Counter()
@@ -768,8 +774,8 @@ class _Game:
         if not self.queue:
             return
         match self.queue.popleft():
-            case int() as fence:
-                self.fence = fence
+            case int() as barrier:
+                self.barrier = barrier
                 self.reconcile()
             case one, twice:
                 for _ in range(1 + twice):
@@ -786,19 +792,19 @@ class _Game:
             self.record()
         elif self.taken is None:
             self.taken = (live(self.rows(self.committed())), frozenset(found.xid for found in self.history))
-            self.taken_fence = None
+            self.taken_barrier = None
 
     def fold(self, chunk: int) -> None:
         self.generation += 1
         numbers = sorted(self.journal)[:chunk]
         for number in numbers:
             self.hear(self.journal.pop(number))
-        if len(numbers) < chunk and self.taken is not None and self.taken_fence is None:
-            self.taken_fence = self.generation
+        if len(numbers) < chunk and self.taken is not None and self.taken_barrier is None:
+            self.taken_barrier = self.generation
         self.queue.append(self.generation)
 
     def reconcile(self) -> None:
-        if self.taken is None or self.taken_fence is None or self.fence < self.taken_fence:
+        if self.taken is None or self.taken_barrier is None or self.barrier < self.taken_barrier:
             return
         rows, seen = self.taken
         corrections = self.floor.reconcile(rows, seen.__contains__)
@@ -884,11 +890,11 @@ def test_dropped_events_are_corrected(actions: list[Action]) -> None:
 
 
 def test_a_memory_takes_the_last_completion_and_the_latest_sighting() -> None:
-    memory = Memory()
+    memory = RecentActivity()
     done = event(pipeline(), pipeline("COMPLETED", total_revenue=9, total_cost=2, completed_at=NOW), number=1, key="p")
     start = event(task("ASSIGNED"), task("EXECUTING", assigned_ship="S", started_at=NOW - 5), number=2, at=NOW + 3)
     memory.add(settle([done, start]))
-    expected = Memory(
+    expected = RecentActivity(
         {"p": Completion("p", 1, NOW, 7)},
         {("player", 1, ""): NOW + 3, ("ship", 1, "S"): NOW + 3, ("task_type", 1, "COLLECT_SELL"): NOW - 5},
     )
