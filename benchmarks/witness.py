@@ -8,23 +8,22 @@ import time
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mfg_notify.cli import main
 from mfg_notify.core.events import Event
-from mfg_notify.exporter import Exporter
+from mfg_notify.exporter.metering import EventMeter
 
 
 def witness(delays: "array[float]") -> None:
     """Make every exporter of this process write the milliseconds down."""
-    account = Exporter._account  # noqa: SLF001
+    record = EventMeter.record
 
-    def account_and_note(self: Exporter, session: Any, events: Sequence[Event]) -> None:  # noqa: ANN401
-        account(self, session, events)
+    def record_and_note(self: EventMeter, events: Sequence[Event]) -> None:
+        record(self, events)
         now = time.time_ns() / 1000
         delays.extend((now - event.at) / 1000 for event in events)
 
-    Exporter._account = account_and_note  # type: ignore[method-assign]  # noqa: SLF001
+    EventMeter.record = record_and_note  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

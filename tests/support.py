@@ -22,6 +22,8 @@ from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 from tests import truth
 
 from mfg_notify.core.catalogue import PREFIX
+from mfg_notify.core.notify_mode import Policy
+from mfg_notify.core.tuning import Tuning
 from mfg_notify.exporter import Exporter, Settings
 
 ROOT = Path(__file__).parents[1]
@@ -205,10 +207,15 @@ def stop_backend(connection: psycopg.Connection) -> int:
 
 @asynccontextmanager
 async def exporting(
-    dsn: str, reconcile_interval: float = 30.0, market_interval: float | None = None
+    dsn: str,
+    reconcile_interval: float = 30.0,
+    market_interval: float | None = None,
+    notify: Policy = Policy.ADAPTIVE,
+    tuning: Tuning | None = None,
 ) -> AsyncIterator[Exporter]:
-    """Run an exporter in this loop until the block ends; ready when the block begins."""
-    exporter = Exporter(Settings(dsn, reconcile_interval=reconcile_interval, market_interval=market_interval))
+    """Run an exporter in this loop until the block ends; it is ready when the block begins."""
+    settings = Settings(dsn, reconcile_interval=reconcile_interval, market_interval=market_interval, notify=notify)
+    exporter = Exporter(settings, tuning=tuning)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(exporter.run)
         with anyio.fail_after(PATIENCE):

@@ -62,15 +62,17 @@ async def accompany(exporter: Exporter, manager: Manager) -> None:
         if manager.watchdog:
             tasks.start_soon(_show_life, manager)
         state = await exporter.wait_until(lambda state: state.serving)
-        manager.tell("READY=1", f"STATUS={state.words}")
+        manager.tell("READY=1", f"STATUS={state.status_text}")
         while True:
             told = state
 
             def news(state: State, told: State = told) -> bool:
-                return (state.words, state.stopping) != (told.words, told.stopping)
+                return (state.status_text, state.stopping) != (told.status_text, told.stopping)
 
             state = await exporter.wait_until(news)
-            manager.tell(*(["STOPPING=1"] if state.stopping and not told.stopping else []), f"STATUS={state.words}")
+            manager.tell(
+                *(["STOPPING=1"] if state.stopping and not told.stopping else []), f"STATUS={state.status_text}"
+            )
 
 
 async def _show_life(manager: Manager) -> None:

@@ -39,6 +39,8 @@ from mfg_notify.postgres.journal import BARRIER
 from mfg_notify.postgres.listener import FOLD, PING, Listener
 from mfg_notify.postgres.queries import QUERY
 
+WAITING_MAXIMUM = 20_000
+"""Notifications that may wait to be shown; a bound on memory under a flood."""
 LOOK_INTERVAL = 1.0
 """Seconds between two looks at how far the journal has come."""
 LOOK_INTERVAL_UNANNOUNCED = 0.2
@@ -196,7 +198,7 @@ class _Session:
             if not self._settings:
                 raise SchemaNotReady("mfg_notify.settings has lost its row; run `mfg-notify migrate down`, then up")
             _, channel, self.notify, self._backend_pid = self._settings[0]
-            self._listener = Listener(self._listening, self._backend_pid, lambda: self._wake.set())
+            self._listener = Listener(self._listening, self._backend_pid, WAITING_MAXIMUM)
             await self._listener.listen(self._own_channel)
             await self._listener.listen(channel)
             [(position, _)] = await self._ask("tail_position")
@@ -211,7 +213,7 @@ class _Session:
         """Show what comes until the connection breaks. Raise `DatabaseError` then, in a group."""
         self._wake = anyio.Event()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._listener.pump)
+            tasks.start_soon(self._listener.pump, lambda: self._wake.set())
             await self._work()
 
     async def _work(self) -> None:

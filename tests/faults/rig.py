@@ -24,9 +24,9 @@ from tests.conftest import Server, create_game_tables
 from tests.faults.watch import Watch
 from tests.support import PATIENCE, ROOT, ExporterProcess, applied, eventually, free_port, number, settled_page
 
+from mfg_notify.core.tuning import Tuning
 from mfg_notify.demo.embedded import EmbeddedPostgres
 from mfg_notify.postgres import migrations
-from mfg_notify.postgres.journal import CHUNK
 
 SERVER = {"track_commit_timestamp": "on", "max_connections": "100"}
 """Settings of every server here: commit times are what I3 is checked against."""
@@ -282,7 +282,7 @@ class Rig:
             return folds, self.ask("SELECT count(*) FROM mfg_notify.event")[0][0]
 
         before, backlog = look()
-        allowed = before + 2 + backlog // CHUNK + 1  # the one that is under way does not count
+        allowed = before + 2 + backlog // Tuning().fold_chunk + 1  # the one that is under way does not count
         folds, rows = eventually(look, lambda seen: seen[1] == 0 or seen[0] > allowed)
         if rows:
             self.violation(f"I5: {rows} events are in the journal after {folds - before:.0f} folds")

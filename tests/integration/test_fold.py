@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import Database, Server
 
-from mfg_notify.core.counters import Counters
 from mfg_notify.core.events import Event, decode_change
+from mfg_notify.core.ledger import Fold, Ledger
 from mfg_notify.core.rules import SampleKey, increments
+from mfg_notify.core.tuning import Tuning
 from mfg_notify.demo.game import play
 from mfg_notify.demo.world import GameOptions
-from mfg_notify.postgres import journal
+from mfg_notify.postgres import journal, lease
 from mfg_notify.postgres.queries import QUERY
 
 STEPS = ("begin_fold", "take_events", "add_totals", "add_recent", "add_latest", "mark_folded")
@@ -45,27 +46,29 @@ class CrashingConnection(psycopg.AsyncConnection[Any]):
 class Exporter:
     """What an exporter knows between its folds."""
 
-    def __init__(self, who: str) -> None:
-        self.who = who
-        self.counters = Counters()
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.ledger = Ledger(lambda: 0.0, 0, Tuning())
 
     async def fold(self, dsn: str, chunk: int, crash: str) -> bool:
         """Fold once on a new connection; True when the journal is drained. Crash where told."""
         async with await CrashingConnection.connect(dsn, autocommit=True) as connection:
             # Both believe that they lead, one after the other: the worst that a lease may let happen.
-            await connection.execute("UPDATE mfg_notify.lease SET holder = %s", (self.who,))
+            await connection.execute("UPDATE mfg_notify.lease SET holder = %s", (self.name,))
             if crash in STEPS:
                 connection.crash_before = crash
-            fold = await journal.fold(connection, self.who, "channel", chunk)
+            self.ledger.begin_fold()
+            fold = await journal.fold(connection, self.name, "channel", chunk)
             assert fold is not None
             if crash == COMMITTED:
                 raise CrashError
-            if self.counters.follows(fold.generation):
-                self.counters.confirm(fold.events, fold.settlement, fold.generation)
-            else:
-                read = await journal.read_settled(connection)
-                self.counters.resync(read.totals, read.generation)
+            if self.ledger.settle(fold).needs_totals:
+                self.ledger.resync(await journal.read_totals(connection))
             return fold.drained
+
+    def exposed(self) -> dict[SampleKey, int]:
+        """Return the counters that this exporter knows."""
+        return self.ledger._counters.exposed()
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +101,13 @@ async def play_out(dsn: str, steps: list[tuple[int, int, str]]) -> list[dict[Sam
         try:
             await exporters[number].fold(dsn, chunk, crash)
         except (CrashError, psycopg.OperationalError):
-            exporters[number] = Exporter(exporters[number].who)
+            exporters[number] = Exporter(exporters[number].name)
     for exporter in exporters:
         while not await exporter.fold(dsn, 500, ""):
             pass
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
-        stored = (await journal.read_settled(connection)).totals
-    return [exporters[0].counters.exposed(), exporters[1].counters.exposed(), stored]
+        stored = dict((await journal.read_totals(connection)).counters)
+    return [exporters[0].exposed(), exporters[1].exposed(), stored]
 
 
 @settings(max_examples=40, deadline=None)
@@ -135,11 +138,11 @@ def test_totals_stop_at_the_end_of_bigint(installed: Database) -> None:
         assert connection.execute("SELECT n FROM mfg_notify.total").fetchall() == [(highest,)]
 
 
-def test_who_lost_the_lease_folds_nothing(installed: Database) -> None:
-    async def fold() -> journal.Fold | None:
+def test_an_exporter_that_lost_the_lease_folds_nothing(installed: Database) -> None:
+    async def fold() -> Fold | None:
         async with await psycopg.AsyncConnection.connect(installed.dsn, autocommit=True) as connection:
-            assert await journal.acquire_lease(connection, "one")
-            return await journal.fold(connection, "another", "channel")
+            assert await lease.acquire(connection, "one")
+            return await journal.fold(connection, "another", "channel", 100)
 
     with installed.connect() as connection:
         connection.execute("INSERT INTO mfg_notify.event (body) VALUES ('junk')")
@@ -148,10 +151,10 @@ def test_who_lost_the_lease_folds_nothing(installed: Database) -> None:
 
 
 def test_poison_in_the_journal_is_taken_out_and_counted(installed: Database) -> None:
-    async def fold() -> journal.Fold | None:
+    async def fold() -> Fold | None:
         async with await psycopg.AsyncConnection.connect(installed.dsn, autocommit=True) as connection:
-            await journal.acquire_lease(connection, "one")
-            return await journal.fold(connection, "one", "channel")
+            await lease.acquire(connection, "one")
+            return await journal.fold(connection, "one", "channel", 100)
 
     with installed.connect() as connection:
         for body in ("junk", "[" * 100_000, '["task","U","t",null,null]', '["planet","I","p",null,null]'):
@@ -164,7 +167,7 @@ def test_poison_in_the_journal_is_taken_out_and_counted(installed: Database) -> 
         assert connection.execute("SELECT body FROM mfg_notify.event").fetchall() == [("of tomorrow",)]
 
 
-def test_marks_of_transactions_that_have_ended_are_cleared(installed: Database) -> None:
+def test_pending_commit_rows_of_ended_transactions_are_deleted(installed: Database) -> None:
     async def prune() -> None:
         async with await psycopg.AsyncConnection.connect(installed.dsn, autocommit=True) as connection:
             await journal.prune(connection)

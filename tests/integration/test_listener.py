@@ -12,9 +12,8 @@ from tests.conftest import Database
 from tests.support import PATIENCE
 
 from mfg_notify.errors import DatabaseUnavailable
-from mfg_notify.postgres import listener as room
 from mfg_notify.postgres.connection import Connection, connect
-from mfg_notify.postgres.listener import Listener
+from mfg_notify.postgres.listener import TOO_LONG, Listener
 
 pytestmark = pytest.mark.anyio
 
@@ -22,9 +21,13 @@ pytestmark = pytest.mark.anyio
 class Ear:
     """A listener on channel `c`, and whether something has come."""
 
-    def __init__(self, connection: Connection, own: int) -> None:
-        self.listener = Listener(connection, own, lambda: self._came.set())
-        self._came = anyio.Event()
+    def __init__(self, connection: Connection, own: int, waiting_maximum: int) -> None:
+        self.listener = Listener(connection, own, waiting_maximum)
+        self._arrived = anyio.Event()
+
+    async def pump(self) -> None:
+        """Queue notifications, and note that some have arrived."""
+        await self.listener.pump(lambda: self._arrived.set())
 
     async def heard(self, number: int) -> tuple[list[Notify], int]:
         """Wait until that many have come; return those that were kept, and how many were not."""
@@ -32,28 +35,27 @@ class Ear:
         skipped = 0
         with anyio.fail_after(PATIENCE):
             while len(kept) + skipped < number:
-                await self._came.wait()
-                self._came = anyio.Event()
+                await self._arrived.wait()
+                self._arrived = anyio.Event()
                 kept += self.listener.take()
                 skipped += self.listener.take_skipped()
         return kept, skipped
 
 
 @asynccontextmanager
-async def listening(dsn: str, own: int = 0) -> AsyncIterator[Ear]:
+async def listening(dsn: str, own: int = 0, waiting_maximum: int = 100) -> AsyncIterator[Ear]:
     async with await connect(dsn) as connection:
-        ear = Ear(connection, own)
+        ear = Ear(connection, own, waiting_maximum)
         await ear.listener.listen("c")
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(ear.listener.pump)
+            tasks.start_soon(ear.pump)
             yield ear
             tasks.cancel_scope.cancel()
 
 
-async def test_what_waits_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "WAITING_MAXIMUM", 2)
+async def test_what_waits_is_bounded(database: Database) -> None:
     with database.connect() as both:
-        async with listening(database.dsn, both.info.backend_pid) as ear:
+        async with listening(database.dsn, both.info.backend_pid, waiting_maximum=2) as ear:
             with database.connect() as stranger, stranger.transaction():
                 stranger.execute("SELECT pg_notify('c', 'ab' || i) FROM generate_series(1, 5) i")
             both.execute("NOTIFY c, 'barrier 7'")
@@ -68,7 +70,7 @@ async def test_what_is_too_long_is_not_kept(database: Database) -> None:
         with database.connect() as stranger:
             stranger.execute("SELECT pg_notify('c', i || repeat('x', 7990)) FROM generate_series(1, 6) i")
         kept, _ = await ear.heard(6)
-    assert {one.payload for one in kept} == {room.TOO_LONG}
+    assert {one.payload for one in kept} == {TOO_LONG}
 
 
 async def test_bytes_that_are_no_text(database: Database) -> None:
@@ -92,10 +94,10 @@ async def test_what_comes_before_it_listens_is_not_kept(database: Database) -> N
         async with await connect(database.dsn) as connection:
             await connection.execute("LISTEN c")
             stranger.execute("SELECT pg_notify('c', 'ab' || i) FROM generate_series(1, 5) i")
-            ear = Ear(connection, 0)
+            ear = Ear(connection, 0, waiting_maximum=100)
             await ear.listener.listen("c")
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(ear.listener.pump)
+                tasks.start_soon(ear.pump)
                 stranger.execute("NOTIFY c, 'now'")
                 kept, _ = await ear.heard(1)
                 tasks.cancel_scope.cancel()
@@ -110,19 +112,19 @@ async def test_what_the_arrival_raises_ends_it(database: Database) -> None:
         raise OurError
 
     async with await connect(database.dsn) as connection:
-        listener = Listener(connection, 0, fail)
+        listener = Listener(connection, 0, 100)
         await listener.listen("c")
         with database.connect() as stranger:
             stranger.execute("NOTIFY c")
         with pytest.raises(OurError), anyio.fail_after(PATIENCE):
-            await listener.pump()
+            await listener.pump(fail)
 
 
 async def test_a_connection_that_breaks_ends_it(database: Database) -> None:
     async with await connect(database.dsn) as connection:
-        listener = Listener(connection, 0, lambda: None)
+        listener = Listener(connection, 0, 100)
         await listener.listen("c")
         with database.connect() as stranger:
             stranger.execute("SELECT pg_terminate_backend(%s)", (connection.info.backend_pid,))
         with pytest.raises(DatabaseUnavailable), anyio.fail_after(PATIENCE):
-            await listener.pump()
+            await listener.pump(lambda: None)

@@ -40,8 +40,8 @@ watching = partial(exporting, reconcile_interval=0.2, market_interval=0.05)
 
 async def look(exporter: Exporter) -> dict[tuple[str, ...], float]:
     """Wait for a reading of the markets that began after now; return what the page shows of it."""
-    seen = exporter.state.market_looks
-    await exporter.wait_until(lambda state: state.market_looks > seen + 1)
+    seen = exporter.state.market_reads
+    await exporter.wait_until(lambda state: state.market_reads > seen + 1)
     return markets_on(page_of(exporter))
 
 
@@ -141,7 +141,7 @@ async def test_a_reading_that_waits_delays_neither_folds_nor_pings(installed: Da
             assert await look(exporter) == OF_EACH
             with locking.transaction():
                 locking.execute("LOCK TABLE market_data")
-                looks = exporter.state.market_looks
+                looks = exporter.state.market_reads
                 for _ in range(3):
                     game.execute(
                         """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
@@ -154,7 +154,7 @@ async def test_a_reading_that_waits_delays_neither_folds_nor_pings(installed: Da
                             and state.reconciles > before.reconciles
                         )
                     )
-                assert exporter.state.market_looks <= looks + 1
+                assert exporter.state.market_reads <= looks + 1
                 assert exporter.state.ready
                 # What was read last stays, until a reading has failed.
                 assert markets_on(page_of(exporter)) == OF_EACH

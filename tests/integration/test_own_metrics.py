@@ -15,6 +15,7 @@ from tests.web_configuration import Setting
 
 from mfg_notify.core.catalogue import EXPORTER_METRICS, SELF_PREFIX
 from mfg_notify.exporter import Exporter, Settings
+from mfg_notify.exposition import Page
 
 pytestmark = pytest.mark.anyio
 
@@ -183,9 +184,9 @@ async def test_notification_queue(floor: Gauges) -> None:
 async def test_series_dropped(floor: Gauges) -> None:
     floor.insert()
     await settled(floor.exporter, floor.game)
-    small = Exporter(Settings(floor.database.dsn, series_maximum=20))
-    small._counters, small._floor, small._presentable = floor.exporter._counters, floor.exporter._floor, True
-    found = samples(page_of(small))
+    exporter = floor.exporter
+    small = Page(exporter.view, exporter.ledger.now, series_maximum=20)
+    found = samples(small.render()[0].decode())
     assert found["mfg_notify_series_dropped", frozenset()] > 0
     assert found["mfg_notify_series", frozenset()] <= 20
 

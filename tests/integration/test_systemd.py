@@ -15,7 +15,7 @@ from tests.conftest import Database
 from tests.support import PATIENCE, ROOT, ExporterProcess, eventually
 
 from mfg_notify.cli import main
-from mfg_notify.exporter import LAST_FOLD_PATIENCE
+from mfg_notify.core.tuning import Tuning
 from mfg_notify.web.server import GRACE
 
 NOWHERE = "host=/nonexistent dbname=game"
@@ -119,7 +119,7 @@ def test_the_unit() -> None:
     service = unit["Service"]
     assert service["Type"] == "notify"
     assert int(service["WatchdogSec"]) > 0
-    assert int(service["TimeoutStopSec"]) > LAST_FOLD_PATIENCE + GRACE
+    assert int(service["TimeoutStopSec"]) > Tuning().final_fold_timeout + GRACE
     program, *arguments = service["ExecStart"].split()
     assert program.endswith("/bin/mfg-notify")
     # Its options exist: with one more, help is all that happens.

@@ -17,7 +17,7 @@ from mfg_notify.core.board import (
     describe_change,
 )
 from mfg_notify.core.events import Event, TaskChange
-from mfg_notify.core.live_state import HOUR, LiveRows, RecentActivity, survey
+from mfg_notify.core.live_state import HOUR, LiveRows, RecentActivity, compute_gauges
 from mfg_notify.core.rules import Completion, SampleKey
 from mfg_notify.core.series import View
 from mfg_notify.web.board import BEAT, INTERVAL, SHARE, Board
@@ -135,8 +135,8 @@ def test_the_tables() -> None:
         revenue_total 1 99
         """
     )
-    memory = RecentActivity({"x": Completion("x", 1, NOW - SECOND, 500), "y": Completion("y", 2, NOW - SECOND, -700)})
-    game = build_game(View(totals, survey(rows), memory), NOW)
+    activity = RecentActivity({"x": Completion("x", 1, NOW - SECOND, 500), "y": Completion("y", 2, NOW - SECOND, -700)})
+    game = build_game(View(totals, compute_gauges(rows), activity), NOW)
     assert game.tables == {
         "players": [("1", 1, 2, 3, 1, 1, 50, 1, 500), ("2", 0, 0, 1, 0, 0, 0, 0, -700)],
         "pipelines": [
@@ -152,9 +152,9 @@ def test_the_tables() -> None:
 
 
 def test_players_that_have_been_silent_for_a_day_are_not_shown() -> None:
-    memory = RecentActivity({}, {("player", 1, ""): NOW - 25 * HOUR, ("player", 2, ""): NOW - HOUR})
+    activity = RecentActivity({}, {("player", 1, ""): NOW - 25 * HOUR, ("player", 2, ""): NOW - HOUR})
     totals = samples("pipeline_completed_total 1 RIFLES COMPLETED 1 \n pipeline_completed_total 2 RIFLES COMPLETED 1")
-    game = build_game(View(totals, survey(LiveRows()), memory), NOW)
+    game = build_game(View(totals, compute_gauges(LiveRows()), activity), NOW)
     assert game.tables["pipelines"] == [("2", "RIFLES", 0, 0, 1, 0, 0)]
 
 
@@ -168,7 +168,7 @@ def test_whatever_the_game_has_a_picture_is_small() -> None:
     totals: dict[SampleKey, int] = {
         ("manufacturing_pipeline_completed_total", ("0", f"OLD{n}", "FAILED")): 2**70 for n in range(many)
     }
-    game = build_game(View(totals, survey(rows), RecentActivity()), NOW)
+    game = build_game(View(totals, compute_gauges(rows), RecentActivity()), NOW)
     for name, table in game.tables.items():
         assert len(table) == ROWS_MAXIMUM
         assert game.left_out[name] == (2 * many if name == "pipelines" else many) - ROWS_MAXIMUM

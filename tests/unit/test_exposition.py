@@ -18,7 +18,7 @@ from tests.unit.builders import NOW, SECOND, factory, pipeline, samples, task
 
 from mfg_notify.core import catalogue
 from mfg_notify.core.catalogue import Kind, Metric
-from mfg_notify.core.live_state import LiveRows, RecentActivity, survey
+from mfg_notify.core.live_state import LiveRows, RecentActivity, compute_gauges
 from mfg_notify.core.rules import Completion
 from mfg_notify.core.series import View
 from mfg_notify.exposition import Page, Telemetry
@@ -55,7 +55,7 @@ def sample(name: str, **labels: str) -> Sample:
 
 IDLE = View(
     {},
-    survey(
+    compute_gauges(
         LiveRows(
             pipelines={"p": pipeline("PLANNING")},
             tasks={"t": task()},
@@ -94,7 +94,7 @@ BUSY = View(
         ("manufacturing_task_retry_total", ("1", NEW_LINE)): 4,
         ("manufacturing_factory_cycles_total", ("1", QUOTE, BACKSLASH)): 5,
     },
-    survey(
+    compute_gauges(
         LiveRows(
             pipelines={
                 "p": pipeline(),
@@ -129,7 +129,7 @@ def test_the_page_is_the_golden_one(request: pytest.FixtureRequest) -> None:
 
 
 def test_a_page_is_the_same_for_the_same_state() -> None:
-    backwards = View(dict(reversed(list(BUSY.totals.items()))), BUSY.floor, BUSY.memory)
+    backwards = View(dict(reversed(list(BUSY.totals.items()))), BUSY.gauges, BUSY.activity)
     assert page(BUSY) == page(backwards)
 
 
@@ -213,7 +213,7 @@ def test_an_idle_game_shows_every_specified_metric(form: str) -> None:
 
 def test_a_loss_shows_as_a_negative_sum() -> None:
     loss = samples("pipeline_profit_credits_bucket 1 RIFLES 1000 1 \n pipeline_profit_credits_sum 1 RIFLES -700")
-    found = read(View(loss, survey(LiveRows()), RecentActivity()), TEXT)
+    found = read(View(loss, compute_gauges(LiveRows()), RecentActivity()), TEXT)
     product = {"player_id": "1", "product_good": "RIFLES"}
     assert found[sample("pipeline_profit_credits_sum", **product)] == -700
     assert found[sample("pipeline_profit_credits_count", **product)] == 1
@@ -238,7 +238,7 @@ def test_the_number_of_series_is_told() -> None:
 
 
 def test_families_that_change_are_rendered_again() -> None:
-    views = [BUSY, View({**BUSY.totals, ("manufacturing_revenue_total", ("1",)): 10**9}, BUSY.floor, BUSY.memory)]
+    views = [BUSY, View({**BUSY.totals, ("manufacturing_revenue_total", ("1",)): 10**9}, BUSY.gauges, BUSY.activity)]
     shown = Page(lambda: views.pop(0), lambda: NOW)
     first, second = b"".join(shown.render_game()), b"".join(shown.render_game())
     risen = b'revenue_total{player_id="1"} 1e+09'
@@ -279,6 +279,6 @@ LABELS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_si
 @example("")
 @example('},x="1"} 2 # {')
 def test_any_label_value_reads_back(value: str) -> None:
-    view = View({("manufacturing_task_retry_total", ("1", value)): 4}, survey(LiveRows()), RecentActivity())
+    view = View({("manufacturing_task_retry_total", ("1", value)): 4}, compute_gauges(LiveRows()), RecentActivity())
     for form in (TEXT, OPENMETRICS):
         assert read(view, form)[sample("task_retry_total", player_id="1", task_type=value)] == 4

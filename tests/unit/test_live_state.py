@@ -24,31 +24,33 @@ from mfg_notify.core.events import (
     TaskChange,
     TaskImage,
 )
-from mfg_notify.core.live_state import HOUR, LiveRows, LiveState, RecentActivity, Samples, moving_gauges, survey
+from mfg_notify.core.ledger import Fold, Ledger, Snapshot, Totals
+from mfg_notify.core.live_state import HOUR, LiveRows, LiveState, RecentActivity, Samples, compute_gauges, moving_gauges
 from mfg_notify.core.rules import Completion
+from mfg_notify.core.tuning import Tuning
 
 NOTHING = RecentActivity()
 
 
 def gauges_of(
-    rows: LiveRows, memory: RecentActivity = NOTHING, players: frozenset[int] | None = None
+    rows: LiveRows, activity: RecentActivity = NOTHING, players: frozenset[int] | None = None
 ) -> dict[str, Samples]:
     """Return every gauge, for the players of the live rows unless others are named."""
-    floor = survey(rows)
+    state = compute_gauges(rows)
     return {
-        **floor.gauges,
-        **moving_gauges(floor, memory, floor.players if players is None else players, NOW),
+        **state.samples,
+        **moving_gauges(state, activity, state.players if players is None else players, NOW),
     }
 
 
 class Case(NamedTuple):
-    """One gauge of one floor."""
+    """One gauge of one state."""
 
     id: str
     metric: str
     rows: LiveRows
     expected: str
-    memory: RecentActivity = NOTHING
+    activity: RecentActivity = NOTHING
 
 
 def factories(*rows: tuple[int, str | None, str | None]) -> LiveRows:
@@ -287,7 +289,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.metric}: {case.id}")
 def test_a_gauge(case: Case) -> None:
-    assert gauges_of(case.rows, case.memory)["manufacturing_" + case.metric] == gauge(case.expected)
+    assert gauges_of(case.rows, case.activity)["manufacturing_" + case.metric] == gauge(case.expected)
 
 
 def test_every_gauge_but_the_margin_and_the_markets_is_in_the_table() -> None:
@@ -322,26 +324,26 @@ def test_a_player_without_a_live_row_has_the_player_gauges_at_0() -> None:
 
 
 def test_profit_leaves_the_hour_by_the_clock_alone() -> None:
-    floor, memory = survey(LiveRows()), earned((0, 100), (HOUR // 2, 10))
+    state, activity = compute_gauges(LiveRows()), earned((0, 100), (HOUR // 2, 10))
     rates = [
-        moving_gauges(floor, memory, frozenset({1}), NOW + later)["manufacturing_profit_rate"]["1",]
+        moving_gauges(state, activity, frozenset({1}), NOW + later)["manufacturing_profit_rate"]["1",]
         for later in (0, HOUR // 2 - 1, HOUR // 2, HOUR - 1, HOUR)
     ]
     assert rates == [110, 110, 100, 100, 0]
 
 
-def test_a_survey_names_what_is_live() -> None:
-    floor = survey(
+def test_gauges_name_what_is_live() -> None:
+    state = compute_gauges(
         LiveRows(
             pipelines={**PIPELINES.pipelines, "z": pipeline("FAILED", player_id=9)},
             tasks=TASKS.tasks,
             factories={1: factory(player_id=4), 2: factory(player_id=5, pipeline_id="z")},
         )
     )
-    assert floor.players == {1, 2, 4}
-    assert floor.products == {("1", "RIFLES"), ("1", "DRUGS"), ("2", "RIFLES")}
-    assert floor.task_types == {("1", "COLLECT_SELL"), ("1", "LIQUIDATE"), ("2", "SCAN")}
-    assert floor.factories == {("4", "X1-F", "IRON")}
+    assert state.players == {1, 2, 4}
+    assert state.products == {("1", "RIFLES"), ("1", "DRUGS"), ("2", "RIFLES")}
+    assert state.task_types == {("1", "COLLECT_SELL"), ("1", "LIQUIDATE"), ("2", "SCAN")}
+    assert state.factories == {("4", "X1-F", "IRON")}
 
 
 STATUSES = st.sampled_from(["PENDING", "READY", "ASSIGNED", "EXECUTING", "COMPLETED"])
@@ -371,11 +373,11 @@ def truncate(table: type[PipelineChange | TaskChange | FactoryChange], number: i
     return Event(number, number, NOW, table("T", "", None, None))
 
 
-def floor_of(*found: Event) -> LiveState:
-    floor = LiveState()
+def state_of(*found: Event) -> LiveState:
+    state = LiveState()
     for one in found:
-        floor.apply(one)
-    return floor
+        state.apply(one)
+    return state
 
 
 def live(rows: LiveRows) -> LiveRows:
@@ -389,8 +391,8 @@ def live(rows: LiveRows) -> LiveRows:
     )
 
 
-def rows_of(floor: LiveState) -> LiveRows:
-    return live(LiveRows(floor._pipelines, floor._tasks, floor._factories, floor._ships))
+def rows_of(state: LiveState) -> LiveRows:
+    return live(LiveRows(state._pipelines, state._tasks, state._factories, state._ships))
 
 
 PLANNED = event(None, pipeline("PLANNING"), number=1)
@@ -425,24 +427,24 @@ AGAIN = event(None, pipeline("PLANNING"), number=5)
          "late truncate", "truncate of others"],
 )  # fmt: skip
 def test_the_highest_id_of_a_row_counts(events: list[Event], expected: PipelineImage | None) -> None:
-    assert rows_of(floor_of(*events)).pipelines == ({} if expected is None else {"row": expected})
+    assert rows_of(state_of(*events)).pipelines == ({} if expected is None else {"row": expected})
 
 
 @pytest.mark.parametrize("status", catalogue.TERMINAL)
 def test_finished_rows_leave(status: str) -> None:
-    floor = floor_of(
+    state = state_of(
         event(None, pipeline(), number=1),
         event(None, task(), number=2),
         event(None, factory(pipeline_id="row"), number=3, key="7"),
     )
-    assert floor.survey().factories == {("1", "X1-F", "IRON")}
-    floor.apply(event(task(), task(status), number=4))
-    floor.apply(event(pipeline(), pipeline(status), number=5))
-    assert floor.survey() == survey(LiveRows())
+    assert state.gauges().factories == {("1", "X1-F", "IRON")}
+    state.apply(event(task(), task(status), number=4))
+    state.apply(event(pipeline(), pipeline(status), number=5))
+    assert state.gauges() == compute_gauges(LiveRows())
 
 
 def test_rows_of_different_tables_and_keys_have_their_own_order() -> None:
-    floor = floor_of(
+    state = state_of(
         event(None, task("READY"), number=9),
         event(None, pipeline(), number=8),
         event(None, factory("HIGH"), number=7, key="7"),
@@ -451,123 +453,123 @@ def test_rows_of_different_tables_and_keys_have_their_own_order() -> None:
     )
     expected = LiveRows({"row": pipeline()}, {"row": task("READY"), "other": task()},
                         {7: factory("HIGH"), -6: factory("SCARCE")})  # fmt: skip
-    assert rows_of(floor) == expected
-    assert floor.survey() == survey(expected)
-    floor.apply(event(factory("HIGH"), None, number=10, key="7"))
-    assert rows_of(floor).factories == {-6: factory("SCARCE")}
+    assert rows_of(state) == expected
+    assert state.gauges() == compute_gauges(expected)
+    state.apply(event(factory("HIGH"), None, number=10, key="7"))
+    assert rows_of(state).factories == {-6: factory("SCARCE")}
 
 
 def test_a_truncated_table_asks_for_a_snapshot() -> None:
-    floor = floor_of(PLANNED)
-    asks = [floor.wants_snapshot]
-    floor.apply(truncate(TaskChange, 2))
-    asks.append(floor.wants_snapshot)
-    floor.record()
-    floor.reconcile(LiveRows(), lambda xid: xid <= 2)
-    assert [*asks, floor.wants_snapshot] == [False, True, False]
+    state = state_of(PLANNED)
+    asks = [state.needs_snapshot]
+    state.apply(truncate(TaskChange, 2))
+    asks.append(state.needs_snapshot)
+    state.start_recording()
+    state.reconcile(LiveRows(), lambda xid: xid <= 2)
+    assert [*asks, state.needs_snapshot] == [False, True, False]
 
 
-def test_what_is_doubted_asks_for_a_snapshot_that_corrects_nothing() -> None:
-    floor = reconciled()
-    floor.apply(event(None, task(), number=10**15, key="forged"))
-    floor.doubt()
-    asks = [floor.wants_snapshot]
-    floor.record()
-    asks.append(floor.wants_snapshot)
-    assert floor.reconcile(LiveRows(), lambda _: True) == Counter()
-    assert [*asks, floor.wants_snapshot] == [True, False, False]
-    floor.record()
-    assert floor.reconcile(LiveRows(tasks={"a": task()}), lambda _: True) != Counter()
+def test_a_requested_resync_corrects_nothing() -> None:
+    state = reconciled()
+    state.apply(event(None, task(), number=10**15, key="forged"))
+    state.request_resync()
+    asks = [state.needs_snapshot]
+    state.start_recording()
+    asks.append(state.needs_snapshot)
+    assert state.reconcile(LiveRows(), lambda _: True) == Counter()
+    assert [*asks, state.needs_snapshot] == [True, False, False]
+    state.start_recording()
+    assert state.reconcile(LiveRows(tasks={"a": task()}), lambda _: True) != Counter()
 
 
-def test_a_snapshot_under_way_does_not_settle_a_new_doubt() -> None:
-    floor = reconciled()
-    floor.record()
-    floor.doubt()
-    assert floor.reconcile(LiveRows(tasks={"a": task()}), lambda _: True) == Counter()
-    assert floor.wants_snapshot
+def test_a_snapshot_under_way_does_not_answer_a_new_request() -> None:
+    state = reconciled()
+    state.start_recording()
+    state.request_resync()
+    assert state.reconcile(LiveRows(tasks={"a": task()}), lambda _: True) == Counter()
+    assert state.needs_snapshot
 
 
 def test_a_pipeline_revived_after_the_snapshot_needs_another() -> None:
-    floor = reconciled()
+    state = reconciled()
     asks = []
     for number in (5, 6):
-        floor.apply(event(pipeline("COMPLETED"), pipeline(), number=number))
-        asks.append(floor.wants_snapshot)
-        floor.record()
+        state.apply(event(pipeline("COMPLETED"), pipeline(), number=number))
+        asks.append(state.needs_snapshot)
+        state.start_recording()
         if number == 6:
-            floor.apply(event(pipeline("COMPLETED"), pipeline(), number=7, key="other"))
-        floor.reconcile(LiveRows(), lambda _: False)
-        asks.append(floor.wants_snapshot)
+            state.apply(event(pipeline("COMPLETED"), pipeline(), number=7, key="other"))
+        state.reconcile(LiveRows(), lambda _: False)
+        asks.append(state.needs_snapshot)
     assert asks == [True, False, True, True]
 
 
-def test_a_survey_is_left_as_it_was() -> None:
-    floor = floor_of(PLANNED)
-    before = floor.survey()
-    assert floor.survey() is before
-    floor.apply(RUNS)
-    assert before == survey(LiveRows({"row": pipeline("PLANNING")}))
-    assert floor.survey() == survey(LiveRows({"row": pipeline()}))
+def test_gauges_are_immutable() -> None:
+    state = state_of(PLANNED)
+    before = state.gauges()
+    assert state.gauges() is before
+    state.apply(RUNS)
+    assert before == compute_gauges(LiveRows({"row": pipeline("PLANNING")}))
+    assert state.gauges() == compute_gauges(LiveRows({"row": pipeline()}))
 
 
 # ------------------------------------------------------------------------------------------- reconciliation --
 
 
 def reconciled(rows: LiveRows | None = None) -> LiveState:
-    floor = LiveState()
-    assert floor.reconcile(rows or LiveRows(), lambda _: True) == Counter()
-    return floor
+    state = LiveState()
+    assert state.reconcile(rows or LiveRows(), lambda _: True) == Counter()
+    return state
 
 
 def test_the_first_snapshot_corrects_nothing() -> None:
-    floor = reconciled(PIPELINES)
-    assert floor.survey() == survey(PIPELINES)
-    assert floor.reconcile(PIPELINES, lambda _: True) == Counter()
+    state = reconciled(PIPELINES)
+    assert state.gauges() == compute_gauges(PIPELINES)
+    assert state.reconcile(PIPELINES, lambda _: True) == Counter()
 
 
 def test_what_the_snapshot_does_not_see_is_applied_again() -> None:
-    floor = reconciled()
-    floor.apply(PLANNED)
-    floor.record()
-    floor.apply(RUNS)
-    assert floor.reconcile(LiveRows({"row": pipeline("PLANNING")}), lambda xid: xid <= 1) == Counter()
-    assert rows_of(floor).pipelines == {"row": pipeline()}
+    state = reconciled()
+    state.apply(PLANNED)
+    state.start_recording()
+    state.apply(RUNS)
+    assert state.reconcile(LiveRows({"row": pipeline("PLANNING")}), lambda xid: xid <= 1) == Counter()
+    assert rows_of(state).pipelines == {"row": pipeline()}
     # And remembered: its own late notification, and those before, are old news.
-    floor.apply(PLANNED)
-    assert rows_of(floor).pipelines == {"row": pipeline()}
+    state.apply(PLANNED)
+    assert rows_of(state).pipelines == {"row": pipeline()}
 
 
 def test_what_the_snapshot_sees_is_not_applied_again() -> None:
-    floor = reconciled()
-    floor.record()
-    floor.apply(PLANNED)
+    state = reconciled()
+    state.start_recording()
+    state.apply(PLANNED)
     # Another snapshot, another truth: the row was changed by something that no event tells of.
-    corrections = floor.reconcile(LiveRows({"row": pipeline()}), lambda xid: xid <= 1)
-    assert rows_of(floor).pipelines == {"row": pipeline()}
+    corrections = state.reconcile(LiveRows({"row": pipeline()}), lambda xid: xid <= 1)
+    assert rows_of(state).pipelines == {"row": pipeline()}
     assert corrections.keys() == {"manufacturing_pipeline_running_total", "manufacturing_pipelines"}
 
 
 def test_order_of_ids_not_of_arrival_when_applied_again() -> None:
-    floor = reconciled()
-    floor.record()
+    state = reconciled()
+    state.start_recording()
     for one in (truncate(TaskChange, 3), event(None, task("READY"), number=7), event(None, task(), number=5)):
-        floor.apply(one)
-    assert floor.reconcile(LiveRows(tasks={"a": task()}), lambda _: False) == Counter()
-    assert rows_of(floor).tasks == {"row": task("READY")}
-    assert floor.wants_snapshot
+        state.apply(one)
+    assert state.reconcile(LiveRows(tasks={"a": task()}), lambda _: False) == Counter()
+    assert rows_of(state).tasks == {"row": task("READY")}
+    assert state.needs_snapshot
 
 
 def test_a_recording_ends_with_its_reconciliation() -> None:
-    floor = reconciled()
-    floor.record()
-    floor.apply(PLANNED)
-    floor.record()
-    floor.apply(RUNS)
-    floor.reconcile(LiveRows(), lambda _: False)
-    floor.apply(DONE)
-    floor.reconcile(LiveRows(), lambda _: False)
-    assert rows_of(floor).pipelines == {}
+    state = reconciled()
+    state.start_recording()
+    state.apply(PLANNED)
+    state.start_recording()
+    state.apply(RUNS)
+    state.reconcile(LiveRows(), lambda _: False)
+    state.apply(DONE)
+    state.reconcile(LiveRows(), lambda _: False)
+    assert rows_of(state).pipelines == {}
 
 
 CORRECTIONS = [
@@ -594,18 +596,18 @@ CORRECTIONS = [
 
 @pytest.mark.parametrize(("before", "after", "expected"), [pytest.param(*row[1:], id=row[0]) for row in CORRECTIONS])
 def test_corrections_are_series_by_gauge(before: LiveRows, after: LiveRows, expected: str) -> None:
-    floor = reconciled(before)
-    floor.record()
+    state = reconciled(before)
+    state.start_recording()
     corrections = {"manufacturing_" + name: n for (name,), n in gauge(expected).items()}
-    assert floor.reconcile(after, lambda _: True) == corrections
-    assert floor.survey() == survey(after)
+    assert state.reconcile(after, lambda _: True) == corrections
+    assert state.gauges() == compute_gauges(after)
 
 
 @dataclass
 class _Transaction:
     xid: int
     events: list[Event]
-    told: list[bool]
+    announced: list[bool]
     """For each event: is it announced?"""
     lost: list[bool]
     """For each event: did the trigger give up?"""
@@ -627,24 +629,27 @@ ACTIONS = st.lists(
 
 
 class _Game:
-    """Rows changed by transactions that commit in any order, and an exporter's floor that hears of them."""
+    """Rows changed by transactions that commit in any order, and an exporter's ledger that hears of them."""
 
     def __init__(self) -> None:
-        self.floor = LiveState()
+        self.ledger = Ledger(lambda: 0.0, NOW, Tuning())
         self.open: dict[int, _Transaction] = {}
         self.history: list[_Transaction] = []
         """Committed, in order of commits."""
         self.journal: dict[int, Event] = {}
         self.queue: deque[tuple[Event, bool] | int] = deque()
         """Notifications: an event and whether it comes twice, or a barrier."""
-        self.last_id = self.last_xid = self.generation = self.barrier = 0
+        self.last_id = self.last_xid = self.generation = 0
         self.recording = False
-        self.taken: tuple[LiveRows, frozenset[int]] | None = None
-        self.taken_barrier: int | None = None
+        self.seen: frozenset[int] = frozenset()
+        """Transactions that the snapshot under way shows."""
         self.known: set[int] = set()
         self.dropped = False
         self.corrections: Counter[str] = Counter()
         self.reconciles = 0
+        self.ledger.lead()
+        self.fold(1)
+        self.deliver_all()
 
     # The game.
 
@@ -687,7 +692,7 @@ class _Game:
     def say(self, transaction: _Transaction, change: Change, draw: int) -> None:
         self.last_id += 1
         transaction.events.append(Event(self.last_id, transaction.xid, NOW, change))
-        transaction.told.append(draw % 4 > 0)
+        transaction.announced.append(draw % 4 > 0)
         transaction.lost.append(self.dropped and draw % 7 == 0)
 
     def write(self, writer: int, draw: int) -> None:
@@ -755,10 +760,10 @@ class _Game:
         if transaction is None:
             return
         self.history.append(transaction)
-        for one, told, lost in zip(transaction.events, transaction.told, transaction.lost, strict=True):
+        for one, announced, lost in zip(transaction.events, transaction.announced, transaction.lost, strict=True):
             if not lost:
                 self.journal[one.id] = one
-                if told:
+                if announced:
                     self.queue.append((one, draw % 5 == 0))
 
     def roll_back(self, writer: int) -> None:
@@ -766,50 +771,54 @@ class _Game:
 
     # The exporter.
 
-    def hear(self, one: Event) -> None:
-        self.floor.apply(one)
-        self.known.add(one.id)
+    @property
+    def live(self) -> LiveState:
+        return self.ledger._live
 
     def deliver(self) -> None:
         if not self.queue:
             return
         match self.queue.popleft():
             case int() as barrier:
-                self.barrier = barrier
-                self.reconcile()
+                self.ledger.receive_barrier(barrier)
+                self.finish()
             case one, twice:
                 for _ in range(1 + twice):
-                    self.hear(one)
+                    self.ledger.announce(one)
+                self.known.add(one.id)
 
     def record(self) -> None:
-        if self.taken is None:
-            self.floor.record()
+        if not self.ledger.reconciling:
+            self.ledger.begin_reconciliation()
             self.recording = True
 
     def look(self) -> None:
         """Take a snapshot, some time after the recording began."""
         if not self.recording:
             self.record()
-        elif self.taken is None:
-            self.taken = (live(self.rows(self.committed())), frozenset(found.xid for found in self.history))
-            self.taken_barrier = None
+        elif not self.ledger.reconciling:
+            self.seen = frozenset(found.xid for found in self.history)
+            running = frozenset(found.xid for found in self.open.values())
+            self.ledger.reconcile(Snapshot(live(self.rows(self.committed())), self.last_xid + 1, running))
 
     def fold(self, chunk: int) -> None:
         self.generation += 1
-        numbers = sorted(self.journal)[:chunk]
-        for number in numbers:
-            self.hear(self.journal.pop(number))
-        if len(numbers) < chunk and self.taken is not None and self.taken_barrier is None:
-            self.taken_barrier = self.generation
+        self.ledger.begin_fold()
+        events = [self.journal.pop(number) for number in sorted(self.journal)[:chunk]]
+        drained = len(events) < chunk
+        reply = Fold(self.generation, events, settle(events), 0, drained, xid=0, xmin=0, last_id=self.last_id)
+        if self.ledger.settle(reply).needs_totals:
+            self.ledger.resync(Totals(self.generation, {}, RecentActivity()))
+        self.known |= {one.id for one in events}
         self.queue.append(self.generation)
+        self.finish()
 
-    def reconcile(self) -> None:
-        if self.taken is None or self.taken_barrier is None or self.barrier < self.taken_barrier:
+    def finish(self) -> None:
+        corrections = self.ledger.finish_reconciliation()
+        if corrections is None:
             return
-        rows, seen = self.taken
-        corrections = self.floor.reconcile(rows, seen.__contains__)
-        self.taken, self.recording = None, False
-        self.known |= {one.id for found in self.history if found.xid in seen for one in found.events}
+        self.recording = False
+        self.known |= {one.id for found in self.history if found.xid in self.seen for one in found.events}
         self.corrections += corrections
         self.reconciles += 1
 
@@ -856,16 +865,16 @@ def operation(old: Image | None, new: Image | None) -> Operation:
 
 @settings(max_examples=80, deadline=None)
 @given(ACTIONS)
-def test_the_floor_is_what_has_been_heard(actions: list[Action]) -> None:
+def test_live_rows_are_what_was_announced_or_folded(actions: list[Action]) -> None:
     game = _Game()
     for action in actions:
         game.act(action)
         heard = game.rows(one for one in game.committed() if one.id in game.known)
-        assert rows_of(game.floor) == live(heard)
-        assert game.floor.survey() == survey(heard)
+        assert rows_of(game.live) == live(heard)
+        assert game.live.gauges() == compute_gauges(heard)
     note("reconciled" if game.reconciles else "never reconciled")
     game.settle()
-    assert rows_of(game.floor) == live(game.rows(game.committed()))
+    assert rows_of(game.live) == live(game.rows(game.committed()))
     assert game.reconciles
     assert game.corrections == Counter()
 
@@ -874,67 +883,67 @@ def test_the_floor_is_what_has_been_heard(actions: list[Action]) -> None:
 @given(ACTIONS)
 def test_dropped_events_are_corrected(actions: list[Action]) -> None:
     game = _Game()
-    game.floor.reconcile(LiveRows(), lambda _: True)
+    game.settle()
     game.dropped = True
     for action in actions:
         game.act(action)
     game.settle()
-    assert rows_of(game.floor) == live(game.rows(game.committed()))
+    assert rows_of(game.live) == live(game.rows(game.committed()))
     if any(any(found.lost) for found in game.history):
         note("dropped, and " + ("corrected" if game.corrections else "of no matter"))
     else:
         assert game.corrections == Counter()
 
 
-# ------------------------------------------------------------------------------------------------- memory --
+# ------------------------------------------------------------------------------------------------- activity --
 
 
 def test_a_memory_takes_the_last_completion_and_the_latest_sighting() -> None:
-    memory = RecentActivity()
+    activity = RecentActivity()
     done = event(pipeline(), pipeline("COMPLETED", total_revenue=9, total_cost=2, completed_at=NOW), number=1, key="p")
     start = event(task("ASSIGNED"), task("EXECUTING", assigned_ship="S", started_at=NOW - 5), number=2, at=NOW + 3)
-    memory.add(settle([done, start]))
+    activity.add(settle([done, start]))
     expected = RecentActivity(
         {"p": Completion("p", 1, NOW, 7)},
         {("player", 1, ""): NOW + 3, ("ship", 1, "S"): NOW + 3, ("task_type", 1, "COLLECT_SELL"): NOW - 5},
     )
-    assert memory == expected
-    memory.add(settle([done, start]))
-    assert memory == expected
-    memory.add(settle([event(None, task("READY", assigned_ship="S"), number=3, at=NOW - 9)]))
-    assert memory == expected
+    assert activity == expected
+    activity.add(settle([done, start]))
+    assert activity == expected
+    activity.add(settle([event(None, task("READY", assigned_ship="S"), number=3, at=NOW - 9)]))
+    assert activity == expected
     undone = event(pipeline("COMPLETED"), pipeline("PLANNING"), number=4, key="p")
-    memory.add(settle([undone]))
-    assert memory.recent == {}
-    memory.add(settle([undone]))
-    assert memory.recent == {}
+    activity.add(settle([undone]))
+    assert activity.recent == {}
+    activity.add(settle([undone]))
+    assert activity.recent == {}
 
 
 def test_a_memory_forgets_what_no_gauge_asks_for() -> None:
-    memory = earned((HOUR - 1, 5), (HOUR, 6), (-HOUR, 7))
-    memory.latest = {
+    activity = earned((HOUR - 1, 5), (HOUR, 6), (-HOUR, 7))
+    activity.latest = {
         ("ship", 1, "seen"): NOW - DAY * SECOND + 1,
         ("ship", 1, "gone"): NOW - DAY * SECOND,
         ("player", 1, ""): 0,
         ("task_type", 1, "SELL"): 0,
     }
-    memory.prune(NOW)
-    assert set(memory.recent) == {"0", "2"}
-    assert set(memory.latest) == {("ship", 1, "seen"), ("player", 1, ""), ("task_type", 1, "SELL")}
+    activity.prune(NOW)
+    assert set(activity.recent) == {"0", "2"}
+    assert set(activity.latest) == {("ship", 1, "seen"), ("player", 1, ""), ("task_type", 1, "SELL")}
 
 
 def test_pruning_changes_no_gauge() -> None:
-    memory = earned((HOUR - 1, 5), (HOUR, 6))
-    memory.latest = {("ship", 1, "A"): NOW - DAY * SECOND, ("ship", 1, "B"): NOW, ("task_type", 1, "SELL"): 0}
-    before = gauges_of(tasks(A_READY), memory)
-    memory.prune(NOW)
-    assert gauges_of(tasks(A_READY), memory) == before
+    activity = earned((HOUR - 1, 5), (HOUR, 6))
+    activity.latest = {("ship", 1, "A"): NOW - DAY * SECOND, ("ship", 1, "B"): NOW, ("task_type", 1, "SELL"): 0}
+    before = gauges_of(tasks(A_READY), activity)
+    activity.prune(NOW)
+    assert gauges_of(tasks(A_READY), activity) == before
 
 
 def test_a_copy_is_left_as_it_was() -> None:
-    memory = earned((5, 5))
-    copy = memory.copy()
-    memory.add(settle([event(pipeline(), pipeline("COMPLETED", completed_at=NOW), key="0")]))
-    memory.add(settle([event(None, task(assigned_ship="S"))]))
-    memory.prune(NOW + 2 * HOUR)
+    activity = earned((5, 5))
+    copy = activity.copy()
+    activity.add(settle([event(pipeline(), pipeline("COMPLETED", completed_at=NOW), key="0")]))
+    activity.add(settle([event(None, task(assigned_ship="S"))]))
+    activity.prune(NOW + 2 * HOUR)
     assert copy == earned((5, 5))

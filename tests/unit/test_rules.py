@@ -33,6 +33,7 @@ from mfg_notify.core.rules import (
     increments,
     last_seen,
 )
+from mfg_notify.core.tuning import Tuning
 
 Row = tuple[Image | None, ...]
 """One row through time: each neighbouring pair is an event; a None first is an INSERT, a None last a DELETE."""
@@ -643,7 +644,7 @@ def test_the_rules_are_pure(one: Event) -> None:
 @given(EVENTS, st.lists(st.integers(0, 30), max_size=5))
 def test_any_split_adds_up_to_the_whole(events: list[Event], cuts: list[int]) -> None:
     whole = settle(events)
-    counters = Counters()
+    counters = Counters(Tuning().pending_maximum)
     counters.resync({}, 0)
     completions: dict[str, Completion] = {}
     seen: dict[tuple[str, int, str], int] = {}

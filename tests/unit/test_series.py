@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from tests.unit.builders import NOW, SECOND, factory, gauge, pipeline, samples, task
 
 from mfg_notify.core import catalogue
-from mfg_notify.core.live_state import HOUR, Labels, LiveRows, RecentActivity, survey
+from mfg_notify.core.live_state import HOUR, Labels, LiveRows, RecentActivity, compute_gauges
 from mfg_notify.core.rules import SampleKey
 from mfg_notify.core.series import SERIES_MAXIMUM, Market, Series, View, lay_out, never_fall, with_silent
 
 
-def series_of(rows: LiveRows | None = None, totals: str = "", memory: RecentActivity | None = None) -> Series:
-    return lay_out(View(samples(totals), survey(rows or LiveRows()), memory or RecentActivity()), NOW)
+def series_of(rows: LiveRows | None = None, totals: str = "", activity: RecentActivity | None = None) -> Series:
+    return lay_out(View(samples(totals), compute_gauges(rows or LiveRows()), activity or RecentActivity()), NOW)
 
 
 def counters_of(series: Series) -> dict[SampleKey, int]:
@@ -82,7 +82,7 @@ class Case(NamedTuple):
     totals: str
     counters: str
     histograms: str = ""
-    memory: RecentActivity = RecentActivity()
+    activity: RecentActivity = RecentActivity()
 
 
 CASES = [
@@ -166,7 +166,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_zeros_and_totals(case: Case) -> None:
-    series = series_of(case.rows, case.totals, case.memory)
+    series = series_of(case.rows, case.totals, case.activity)
     counted = {key: n for key, n in samples(case.totals).items() if key[0].endswith("_total")}
     observed = {key: n for key, n in samples(case.totals).items() if not key[0].endswith("_total")}
     assert counters_of(series) == samples(case.counters) | counted
@@ -203,7 +203,7 @@ def test_margin(totals: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "totals", "memory"),
+    ("rows", "totals", "activity"),
     [
         (LiveRows({"p": pipeline()}), "", RecentActivity()),
         (LiveRows(tasks={"t": task()}), "", RecentActivity()),
@@ -215,8 +215,8 @@ def test_margin(totals: str, expected: str) -> None:
     ],
     ids=["pipeline", "task", "factory", "ship", "ship seen", "counter", "histogram"],
 )
-def test_whoever_is_known_has_the_player_gauges(rows: LiveRows, totals: str, memory: RecentActivity) -> None:
-    gauges = series_of(rows, totals, memory).gauges
+def test_whoever_is_known_has_the_player_gauges(rows: LiveRows, totals: str, activity: RecentActivity) -> None:
+    gauges = series_of(rows, totals, activity).gauges
     of_players = [metric for metric in catalogue.GAUGES if metric.labels == ("player_id",)]
     assert len(of_players) == 6
     assert all(gauges[metric.name].keys() == {("1",)} for metric in of_players)
@@ -234,10 +234,12 @@ def test_every_metric_of_the_catalogue_is_laid_out_once() -> None:
 
 def test_a_view_is_left_as_it_was() -> None:
     totals = samples("revenue_total 1 5")
-    view = View(totals, survey(LiveRows({"p": pipeline(player_id=2)}, ships={(3, "A"): True})), RecentActivity())
+    view = View(
+        totals, compute_gauges(LiveRows({"p": pipeline(player_id=2)}, ships={(3, "A"): True})), RecentActivity()
+    )
     assert lay_out(view, NOW) == lay_out(view, NOW)
     assert view.totals == samples("revenue_total 1 5")
-    assert view.floor.gauges["manufacturing_pipeline_queue_depth"] == {("2",): 1}
+    assert view.gauges.samples["manufacturing_pipeline_queue_depth"] == {("2",): 1}
 
 
 # ------------------------------------------------------------------------------------------------ the markets --
@@ -245,8 +247,8 @@ def test_a_view_is_left_as_it_was() -> None:
 
 def markets_of(market: Market, maximum: int = SERIES_MAXIMUM) -> dict[Labels, float]:
     """Lay out the distributions of supply for player 1, known by a pipeline, and player 9, silent for two days."""
-    memory = RecentActivity(latest={("player", 9, ""): NOW - 48 * HOUR})
-    view = View({}, survey(LiveRows({"p": pipeline()})), memory, market)
+    activity = RecentActivity(latest={("player", 9, ""): NOW - 48 * HOUR})
+    view = View({}, compute_gauges(LiveRows({"p": pipeline()})), activity, market)
     return lay_out(view, NOW, maximum).gauges[catalogue.MARKET_SUPPLY.name]
 
 
@@ -261,7 +263,7 @@ def test_markets_without_a_player_are_those_of_each() -> None:
 
 def test_the_cap_drops_markets_first() -> None:
     market: Market = {catalogue.MARKET_SUPPLY.name: {("1", "IRON", str(n)): 1.0 for n in range(100)}}
-    whole = number_of(lay_out(View({}, survey(LiveRows({"p": pipeline()})), RecentActivity()), NOW))
+    whole = number_of(lay_out(View({}, compute_gauges(LiveRows({"p": pipeline()})), RecentActivity()), NOW))
     assert len(markets_of(market, whole + 30)) == 30
 
 
@@ -283,8 +285,10 @@ ORDER = """
 """Label sets in order of arrival; a histogram of waiting times is 13 series: ten buckets, +Inf, sum and count."""
 
 
-def capped(totals: str, maximum: int, rows: LiveRows | None = None, memory: RecentActivity | None = None) -> Series:
-    return lay_out(View(samples(totals), survey(rows or LiveRows()), memory or RecentActivity()), NOW, maximum)
+def capped(totals: str, maximum: int, rows: LiveRows | None = None, activity: RecentActivity | None = None) -> Series:
+    return lay_out(
+        View(samples(totals), compute_gauges(rows or LiveRows()), activity or RecentActivity()), NOW, maximum
+    )
 
 
 def counted(series: Series) -> dict[SampleKey, int]:
@@ -382,7 +386,7 @@ def sums(found: dict[SampleKey, int]) -> dict[tuple[str, str], int]:
 
 @given(TOTALS, st.integers(0, 120), SOME_ROWS)
 def test_under_any_cap(totals: dict[SampleKey, int], maximum: int, rows: LiveRows) -> None:
-    view = View(totals, survey(rows), RecentActivity())
+    view = View(totals, compute_gauges(rows), RecentActivity())
     series, whole = lay_out(view, NOW, maximum), lay_out(view, NOW)
     assert sums(counters_of(series) | histograms_of(series)) == sums(totals)
     weights = {metric.name: len(metric.buckets) + 3 for metric in catalogue.HISTOGRAMS}
@@ -394,13 +398,15 @@ def test_under_any_cap(totals: dict[SampleKey, int], maximum: int, rows: LiveRow
         assert series == whole
         assert series.dropped == 0
     # The same after a restart, when the database gives the totals in order of arrival.
-    assert lay_out(View(dict(totals), view.floor, RecentActivity()), NOW, maximum) == series
+    assert lay_out(View(dict(totals), view.gauges, RecentActivity()), NOW, maximum) == series
 
 
 @given(TOTALS, st.integers(0, 60), st.integers(0, 60))
 def test_a_label_set_keeps_its_place_as_others_come(totals: dict[SampleKey, int], maximum: int, first: int) -> None:
-    before = lay_out(View(dict(list(totals.items())[:first]), survey(LiveRows()), RecentActivity()), NOW, maximum)
-    after = lay_out(View(totals, survey(LiveRows()), RecentActivity()), NOW, maximum)
+    before = lay_out(
+        View(dict(list(totals.items())[:first]), compute_gauges(LiveRows()), RecentActivity()), NOW, maximum
+    )
+    after = lay_out(View(totals, compute_gauges(LiveRows()), RecentActivity()), NOW, maximum)
     assert {key for key, n in counters_of(before).items() if n} <= counters_of(after).keys()
     never_fall(before, after)
     assert sums(counters_of(after) | histograms_of(after)) == sums(totals)
@@ -427,7 +433,7 @@ def test_sums_stay_exact_in_whatever_order_new_series_come(maximum: int) -> None
     before: Series | None = None
     for order in itertools.permutations(lines):
         totals = samples("\n".join(order))
-        series = lay_out(View(totals, survey(LiveRows()), RecentActivity()), NOW, maximum, before)
+        series = lay_out(View(totals, compute_gauges(LiveRows()), RecentActivity()), NOW, maximum, before)
         if before is not None:
             never_fall(before, series, maximum)
         assert sums(counters_of(series) | histograms_of(series)) == sums(totals)

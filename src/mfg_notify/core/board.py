@@ -136,11 +136,11 @@ class BoardSnapshot(Struct, frozen=True):
 
 def build_game(view: View, now: int) -> Game:
     """Lay the game out for people; `now` is the database's clock in epoch microseconds."""
-    floor = view.floor
+    live = view.gauges
     silent = silent_players(view, now)
-    known = floor.players | ship_owners(floor, view.memory, now) | {c.player_id for c in view.memory.recent.values()}
+    known = live.players | ship_owners(live, view.activity, now) | {c.player_id for c in view.activity.recent.values()}
     players = frozenset(player for player in known if str(player) not in silent)
-    gauges = {**floor.gauges, **moving_gauges(floor, view.memory, players, now)}
+    gauges = {**live.samples, **moving_gauges(live, view.activity, players, now)}
     totals: dict[str, dict[Labels, int]] = {metric.name: {} for metric in _TOTALS}
     for (name, labels), n in view.totals.items():
         if name in totals and labels[0] not in silent:
@@ -155,8 +155,8 @@ def build_game(view: View, now: int) -> Game:
     executing = _by_player(gauges[catalogue.PIPELINE_RUNNING.name])
     planning = _by_player(gauges[catalogue.PIPELINE_QUEUE_DEPTH.name]) - executing
     open_tasks = sum((_by_player(gauges[metric.name]) for metric in _OPEN), Counter[str]())
-    products = floor.products | {labels[:2] for labels in totals[catalogue.PIPELINE_COMPLETED.name]}
-    types = floor.task_types | {labels[:2] for labels in totals[catalogue.TASKS_COMPLETED.name]}
+    products = live.products | {labels[:2] for labels in totals[catalogue.PIPELINE_COMPLETED.name]}
+    types = live.task_types | {labels[:2] for labels in totals[catalogue.TASKS_COMPLETED.name]}
     everything: dict[str, list[Row]] = {
         "players": [
             (
@@ -172,7 +172,7 @@ def build_game(view: View, now: int) -> Game:
                 *(gauge(catalogue.PIPELINES, (*product, status)) for status in PIPELINE_LIVE),
                 *(total(catalogue.PIPELINE_COMPLETED, *product, status) for status in TERMINAL),
             )
-            for product in sorted(products, key=lambda labels: (labels not in floor.products, _in_order(labels)))
+            for product in sorted(products, key=lambda labels: (labels not in live.products, _in_order(labels)))
         ],
         "tasks": [
             (
@@ -180,7 +180,7 @@ def build_game(view: View, now: int) -> Game:
                 *(gauge(metric, kind) for metric in _OPEN),
                 *(total(catalogue.TASKS_COMPLETED, *kind, word) for word in TASK_OUTCOMES.values()),
             )
-            for kind in sorted(types, key=lambda labels: (labels not in floor.task_types, _in_order(labels)))
+            for kind in sorted(types, key=lambda labels: (labels not in live.task_types, _in_order(labels)))
         ],
         "factories": [
             (
@@ -189,7 +189,7 @@ def build_game(view: View, now: int) -> Game:
                 gauge(catalogue.FACTORY_INPUTS_DELIVERED, factory),
                 total(catalogue.FACTORY_CYCLES, *factory),
             )
-            for factory in sorted(floor.factories, key=_in_order)
+            for factory in sorted(live.factories, key=_in_order)
         ],
     }
 

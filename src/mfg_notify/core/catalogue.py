@@ -1,7 +1,7 @@
 """Every metric, once: name, type, help, labels, buckets, and what feeds it.
 
 The exposition, the settled totals, the documentation, the dashboards and the rules are made from or checked against
-this table. It never computes a value: counters and histograms get theirs in `rules`, gauges in `factory_floor`.
+this table. It never computes a value: counters and histograms get theirs in `rules`, gauges in `live_state`.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,7 @@
-"""The arithmetic of payloads and folds: settled totals, what is pending before them, and when to trust which.
+"""The arithmetic of payloads and folds: settled totals, and the announced events that no fold has confirmed yet.
 
-Owns addition and order: what an event adds is `rules`, how totals are stored is `postgres.journal`.
+Owns addition and the order in which payloads, folds and barriers may arrive. What an event adds is decided in `rules`,
+how totals are stored in `postgres.journal`, and when to read them again in `ledger`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,22 +11,19 @@ from enum import Enum, auto
 from mfg_notify.core.events import Event
 from mfg_notify.core.rules import Completion, SampleKey, completion, increments, last_seen
 
-PENDING_MAXIMUM = 20_000
-"""Events that may wait for a fold; a bound on memory, whoever floods the channel."""
-
 
 @dataclass(slots=True)
 class Settlement:
-    """What a run of events adds, summed. Order matters to completions and last_seen only, row by row."""
+    """What a run of events adds, summed. Order matters only to completions and last_seen, row by row."""
 
     increments: dict[SampleKey, int] = field(default_factory=dict)
     completions: dict[str, Completion] = field(default_factory=dict)
-    """By pipeline; the last word counts."""
+    """By pipeline; the last one counts."""
     last_seen: dict[tuple[str, int, str], int] = field(default_factory=dict)
     """Latest time (epoch microseconds) by kind, player and key."""
 
     def add(self, events: Iterable[Event]) -> None:
-        """Add events; the ids of one row rise."""
+        """Add events; the ids of one row must rise."""
         summed, seen = self.increments, self.last_seen
         for event in events:
             for key, n in increments(event):
@@ -39,7 +37,7 @@ class Settlement:
 
 
 def settle(events: Iterable[Event]) -> Settlement:
-    """Sum up events; the ids of one row rise."""
+    """Sum up events; the ids of one row must rise."""
     settlement = Settlement()
     settlement.add(events)
     return settlement
@@ -58,57 +56,59 @@ class Arrival(Enum):
 
     COUNTED = auto()
     DUPLICATE = auto()
-    """Counted before: the fold was quicker, or the payload came twice."""
-    LEFT_TO_FOLD = auto()
-    """Not in step with the journal now, or too much is pending: the fold that is due has it."""
+    """It was counted before: the fold was faster, or the payload came twice."""
+    DEFERRED = auto()
+    """The counters are not in step with the journal, or too much is pending: the fold that is due counts it."""
 
 
 class Counters:
-    """The settled totals, and in front of them what payloads have announced and no fold has confirmed yet.
+    """The settled totals and, before them, what payloads have announced and no fold has confirmed yet.
 
-    Folds of this exporter follow each other generation by generation, so what a fold adds can be added here; a gap
-    in the generations, or a broken connection, means reading the totals again (`resync`). Notifications come in the
-    order of commits and after their commit is visible. So the barrier that a fold sends proves that every notification
-    of an event folded up to then has come, and only from then on a payload can be trusted to be news. Ids prove
-    nothing of the kind: they are not in the order of commits.
+    Folds of one exporter follow each other generation by generation, so what a fold adds can be added in memory; a gap
+    in the generations or a broken connection requires reading the totals again (`resync`). Notifications arrive in
+    commit order and only after their commit is visible. So the barrier that a fold sends proves that every notification
+    of an event folded up to then has arrived, and only from then on can a payload be trusted to be new. Ids prove
+    nothing of the kind: they are not in commit order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pending_maximum: int) -> None:
+        self._pending_maximum = pending_maximum
         self._base: dict[SampleKey, int] = {}
         self._generation: int | None = None
         self._latest = -1
         self._pending: dict[int, _Announced] = {}
-        self._impostors = 0
-        self._early: dict[int, int] = {}
+        self._mismatched = 0
+        self._settled_before_announced: dict[int, int] = {}
+        """Generation of the fold by the id of an event whose notification is still on its way."""
         self._barrier = -1
         self._resynced_at = 0
 
     @property
     def barrier(self) -> int:
-        """Highest own barrier seen on this connection, -1 before the first."""
+        """Highest own barrier received on this connection, -1 before the first."""
         return self._barrier
 
     @property
     def synced(self) -> bool:
-        """Tell whether payloads are counted as they come."""
+        """Tell whether payloads are counted as they arrive."""
         return self._generation is not None and self._barrier >= self._resynced_at
 
     def disconnect(self) -> None:
         """Trust nothing until the next `resync`: notifications were missed, the outcome of a COMMIT is unknown."""
         self._generation = None
-        self._early.clear()
+        self._settled_before_announced.clear()
         self._barrier = -1
 
     def resync(self, totals: Mapping[SampleKey, int], generation: int, folded: Iterable[Event] = ()) -> None:
         """Take over totals that were read as of this generation. One more fold must follow.
 
-        `folded` are the events of the fold that came before. Where no other fold can have happened since the last one
-        that was known, what is pending beside them is in the journal still, or nowhere: it stays pending until the
-        journal is drained.
+        `folded` are the events of the fold before the reading. If no other fold can have happened since the last known
+        one, whatever else is pending is still in the journal, or nowhere: it stays pending until a fold drains the
+        journal.
         """
         self._base = dict(totals)
         if self.is_rewind(generation):
-            # Barriers bear the numbers of generations: those seen so far prove nothing of these.
+            # Barriers carry generation numbers: those received so far prove nothing about the numbers to come.
             self._barrier = -1
         if generation == self._latest + 1:
             for event in folded:
@@ -116,44 +116,46 @@ class Counters:
         else:
             self._pending.clear()
         self._generation = self._resynced_at = self._latest = generation
-        self._early.clear()
+        self._settled_before_announced.clear()
 
     def is_rewind(self, generation: int) -> bool:
-        """Tell whether a fold of this generation shows that the database was set back: they only rise."""
+        """Tell whether a fold of this generation shows that the database was rewound: generations only rise."""
         return generation <= self._latest
 
     def follows(self, generation: int) -> bool:
-        """Tell whether a fold of this generation can just be `confirm`ed; otherwise `resync`."""
+        """Tell whether a fold of this generation can be confirmed in memory; otherwise the totals must be read."""
         return self._generation is not None and generation == self._generation + 1
 
-    def receive(self, event: Event) -> Arrival:
-        """Count an event that a payload has brought, unless it is counted already."""
-        if event.id in self._early or event.id in self._pending:
+    def announce(self, event: Event) -> Arrival:
+        """Count an event that a payload has brought, unless it was counted before."""
+        if event.id in self._settled_before_announced or event.id in self._pending:
             return Arrival.DUPLICATE
-        if not self.synced or len(self._pending) >= PENDING_MAXIMUM:
-            return Arrival.LEFT_TO_FOLD
+        if not self.synced or len(self._pending) >= self._pending_maximum:
+            return Arrival.DEFERRED
         self._pending[event.id] = _Announced(event, settle((event,)))
         return Arrival.COUNTED
 
     def receive_barrier(self, generation: int) -> None:
-        """Take note that every notification of an event folded up to this generation has come."""
+        """Record that every notification of an event folded up to this generation has arrived."""
         self._barrier = max(self._barrier, generation)
-        self._early = {number: at for number, at in self._early.items() if at > generation}
+        self._settled_before_announced = {
+            number: at for number, at in self._settled_before_announced.items() if at > generation
+        }
 
     def confirm(self, events: Iterable[Event], settlement: Settlement, generation: int) -> list[Event]:
         """Settle a committed fold that `follows`; return the events that no payload had brought before.
 
-        A payload with the number of an event that says something else was forged, and is dropped as a ghost.
+        A payload whose id belongs to an event with other contents was forged: it is dropped and counted as unconfirmed.
         """
         news = []
         for event in events:
             announced = self._pending.pop(event.id, None)
             if announced is None or announced.event != event:
-                self._impostors += announced is not None
+                self._mismatched += announced is not None
                 news.append(event)
-                # Its notification is still on the way, unless the barrier has overtaken the reply to the COMMIT.
+                # Its notification is still on its way, unless the barrier arrived before the reply to the COMMIT.
                 if generation > self._barrier:
-                    self._early[event.id] = generation
+                    self._settled_before_announced[event.id] = generation
         for key, n in settlement.increments.items():
             self._base[key] = self._base.get(key, 0) + n
         self._generation = self._latest = generation
@@ -164,19 +166,19 @@ class Counters:
         return frozenset(self._pending)
 
     def discard_unconfirmed(self, suspects: frozenset[int]) -> int:
-        """Drop what was pending before the journal was drained and is so still; return how many ghosts there were.
+        """Drop what was pending before the journal was drained and still is; return how many events that were.
 
-        A committed event is in the journal until a fold takes it. What the journal does not have was forged, or its
+        A committed event stays in the journal until a fold takes it. One that is not there was forged, or its
         transaction was lost in a crash of the server.
         """
-        ghosts = suspects & self._pending.keys()
-        for number in ghosts:
+        unconfirmed = suspects & self._pending.keys()
+        for number in unconfirmed:
             del self._pending[number]
-        impostors, self._impostors = self._impostors, 0
-        return len(ghosts) + impostors
+        mismatched, self._mismatched = self._mismatched, 0
+        return len(unconfirmed) + mismatched
 
     def announced(self) -> Iterator[Settlement]:
-        """Yield what the pending events bring, one by one, in the order in which they came."""
+        """Yield what each pending event adds, in order of arrival."""
         return (announced.settlement for announced in self._pending.values())
 
     def exposed(self) -> dict[SampleKey, int]:

@@ -1,7 +1,6 @@
-"""The factory floor as it stands: live rows, kept current by events and replaced by snapshots, and their gauges.
+"""The live rows, kept current by events and replaced by snapshots, and the gauges that follow from them.
 
-Gauges are functions of the live rows, of what `recent` and `latest` remember, and of the database's clock. Nothing
-here counts events.
+Gauges are functions of the live rows, of the recent activity and of the database's clock. Nothing here counts events.
 """
 
 from collections import Counter, defaultdict
@@ -21,20 +20,20 @@ Samples = dict[Labels, float]
 
 HOUR = 3600 * MICROSECONDS_PER_SECOND
 SHIP_MEMORY = 24 * HOUR
-"""Without a table of ships, a ship is known for a day after its last task."""
+"""Microseconds for which a ship counts as existing after its last task, if the game has no table of ships."""
 
 _HOLDS_A_SHIP = frozenset({"ASSIGNED", "EXECUTING"})
 
 
 @dataclass(frozen=True, slots=True)
 class LiveRows:
-    """One consistent snapshot of the rows that are live; finished ones may be among them and are passed over."""
+    """One consistent snapshot of the live rows; finished rows among them are ignored."""
 
     pipelines: Mapping[str, PipelineImage] = field(default_factory=dict)
     tasks: Mapping[str, TaskImage] = field(default_factory=dict)
     factories: Mapping[int, FactoryImage] = field(default_factory=dict)
     ships: Mapping[tuple[int, str], bool] | None = None
-    """(player, ship) → idle by the game's own word; None where the game has no usable table of ships."""
+    """(player, ship) → whether the game calls it idle; None if the game has no usable table of ships."""
 
 
 @dataclass(slots=True)
@@ -45,7 +44,7 @@ class RecentActivity:
     latest: dict[tuple[str, int, str], int] = field(default_factory=dict)
 
     def add(self, settlement: Settlement) -> None:
-        """Remember what events have brought; adding the same again changes nothing."""
+        """Take over what events have brought. Idempotent."""
         for key, done in settlement.completions.items():
             if done.profit is None:
                 self.recent.pop(key, None)
@@ -55,7 +54,7 @@ class RecentActivity:
             self.latest[place] = max(at, self.latest.get(place, at))
 
     def prune(self, now: int) -> None:
-        """Forget what no gauge asks for any more."""
+        """Drop what no gauge needs any more."""
         self.recent = {key: done for key, done in self.recent.items() if done.completed_at > now - HOUR}
         self.latest = {place: at for place, at in self.latest.items() if place[0] != "ship" or at > now - SHIP_MEMORY}
 
@@ -66,34 +65,34 @@ class RecentActivity:
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """The gauges that only change when rows do, and what the others need. Immutable once made by `survey`."""
+    """The gauges that change only when rows do, and what the others need. Made by `compute_gauges`, then immutable."""
 
-    gauges: Mapping[str, Samples]
-    """By metric name: every gauge of the catalogue but those that move with the clock or the counters."""
+    samples: Mapping[str, Samples]
+    """By metric name: every gauge of the catalogue except those that move with the clock or the counters."""
     players: frozenset[int]
     products: frozenset[Labels]
     task_types: frozenset[Labels]
     factories: frozenset[Labels]
     oldest_ready: Mapping[tuple[int, str], int | None]
-    """(player, task type) with a live task → ready_at of its oldest READY task; None where none is READY."""
+    """(player, task type) with a live task → ready_at of its oldest READY task; None if none is READY."""
     assigned: Mapping[int, frozenset[str]]
     ships: Mapping[tuple[int, str], bool] | None
 
 
-def survey(rows: LiveRows) -> Gauges:
-    """Take stock of the live rows."""
+def compute_gauges(rows: LiveRows) -> Gauges:
+    """Compute the gauges of the live rows."""
     live_pipelines = {key: row for key, row in rows.pipelines.items() if row.status in PIPELINE_LIVE}
     live_tasks = [row for row in rows.tasks.values() if row.status in TASK_LIVE]
-    factories = _speakers(rows.factories, live_pipelines)
+    factories = _current_rows(rows.factories, live_pipelines)
     players: set[int] = set()
-    gauges: dict[str, Samples] = {metric.name: {} for metric in catalogue.GAUGES}
+    samples: dict[str, Samples] = {metric.name: {} for metric in catalogue.GAUGES}
 
     products = {(str(row.player_id), row.product_good) for row in live_pipelines.values()}
     by_status = Counter((str(row.player_id), row.product_good, row.status) for row in live_pipelines.values())
     for product in products:
-        gauges[catalogue.PIPELINE_RUNNING.name][product] = by_status[*product, "EXECUTING"]
+        samples[catalogue.PIPELINE_RUNNING.name][product] = by_status[*product, "EXECUTING"]
         for status in PIPELINE_LIVE:
-            gauges[catalogue.PIPELINES.name][*product, status] = by_status[*product, status]
+            samples[catalogue.PIPELINES.name][*product, status] = by_status[*product, status]
     players.update(row.player_id for row in live_pipelines.values())
 
     task_counts = Counter((row.player_id, row.task_type, row.status) for row in live_tasks)
@@ -108,9 +107,9 @@ def survey(rows: LiveRows) -> Gauges:
             assigned[row.player_id].add(row.assigned_ship)
     for player_id, task_type in oldest_ready:
         kind_labels = (str(player_id), task_type)
-        gauges[catalogue.TASKS_PENDING.name][kind_labels] = task_counts[player_id, task_type, "PENDING"]
-        gauges[catalogue.TASKS_READY.name][kind_labels] = task_counts[player_id, task_type, "READY"]
-        gauges[catalogue.TASKS_EXECUTING.name][kind_labels] = sum(
+        samples[catalogue.TASKS_PENDING.name][kind_labels] = task_counts[player_id, task_type, "PENDING"]
+        samples[catalogue.TASKS_READY.name][kind_labels] = task_counts[player_id, task_type, "READY"]
+        samples[catalogue.TASKS_EXECUTING.name][kind_labels] = sum(
             task_counts[player_id, task_type, status] for status in _HOLDS_A_SHIP
         )
     players.update(player_id for player_id, _ in oldest_ready)
@@ -118,11 +117,11 @@ def survey(rows: LiveRows) -> Gauges:
     ready: Counter[int] = Counter()
     for labels, factory in factories.items():
         for level in SUPPLY_LEVELS:
-            gauges[catalogue.FACTORY_SUPPLY_LEVEL.name][*labels, level] = factory.current_supply == level
+            samples[catalogue.FACTORY_SUPPLY_LEVEL.name][*labels, level] = factory.current_supply == level
         if factory.current_supply in SUPPLY_LEVELS:
             ordinal = SUPPLY_LEVELS.index(factory.current_supply) + 1
-            gauges[catalogue.FACTORY_SUPPLY_ORDINAL.name][labels] = ordinal
-        gauges[catalogue.FACTORY_INPUTS_DELIVERED.name][labels] = (
+            samples[catalogue.FACTORY_SUPPLY_ORDINAL.name][labels] = ordinal
+        samples[catalogue.FACTORY_INPUTS_DELIVERED.name][labels] = (
             factory.inputs_delivered / factory.inputs_required if factory.inputs_required else 1.0
         )
         ready[factory.player_id] += factory.ready_for_collection
@@ -130,11 +129,11 @@ def survey(rows: LiveRows) -> Gauges:
 
     queue = Counter(row.player_id for row in live_pipelines.values())
     for player_id in players:
-        gauges[catalogue.PIPELINE_QUEUE_DEPTH.name][str(player_id),] = queue[player_id]
-        gauges[catalogue.FACTORY_READY.name][str(player_id),] = ready[player_id]
+        samples[catalogue.PIPELINE_QUEUE_DEPTH.name][str(player_id),] = queue[player_id]
+        samples[catalogue.FACTORY_READY.name][str(player_id),] = ready[player_id]
 
     return Gauges(
-        gauges=gauges,
+        samples=samples,
         players=frozenset(players),
         products=frozenset(products),
         task_types=frozenset((str(player_id), task_type) for player_id, task_type in oldest_ready),
@@ -148,9 +147,9 @@ def survey(rows: LiveRows) -> Gauges:
 class LiveState:
     """The live rows as events have left them since the last snapshot.
 
-    For one row ids are in the order of the changes, because the row's own lock orders them: an event with a lower id
-    than the last one for its row is old news, whichever way it came. Deleted rows are remembered until the next
-    snapshot for the same reason.
+    For one row, ids follow the order of its changes, because the row lock orders them: an event with a lower id than
+    the last one for its row is stale, whichever way it came. Deleted rows are remembered until the next snapshot for
+    the same reason.
     """
 
     def __init__(self) -> None:
@@ -161,31 +160,31 @@ class LiveState:
         self._last: dict[tuple[type, str], int] = {}
         self._truncated: dict[type, int] = {}
         self._recorded: list[Event] | None = None
-        self._known = False
-        self._unsure = False
-        self._settling = False
-        """The snapshot under way settles what was unsure when it began."""
-        self._survey: Gauges | None = None
+        self._reconciled_before = False
+        self._resync_requested = False
+        self._resync_under_way = False
+        """The snapshot that is being taken answers an earlier `request_resync`."""
+        self._gauges: Gauges | None = None
 
     @property
-    def wants_snapshot(self) -> bool:
+    def needs_snapshot(self) -> bool:
         """Tell whether something happened that only another snapshot can settle."""
-        return bool(self._truncated) or self._unsure
+        return bool(self._truncated) or self._resync_requested
 
     def apply(self, event: Event) -> None:
         """Bring the row of an event up to date; events may come late, twice, and out of order."""
         change = event.change
         table = type(change)
         place = (table, change.key)
-        # Whatever its id: those of transactions that a crash has lost are given out again.
+        # Record it whatever its id: ids of transactions that a crash has lost are handed out again.
         if self._recorded is not None:
             self._recorded.append(event)
         if event.id <= max(self._last.get(place, 0), self._truncated.get(table, 0)):
             return
-        self._survey = None
+        self._gauges = None
         if change.operation == "T":
             self._truncated[table] = event.id
-            # Heard of late, it leaves alone what was added after it.
+            # If it arrives late, leave alone the rows that were inserted after it.
             rows = self._rows(table)
             for key in [key for key in rows if self._last.get((table, str(key)), 0) < event.id]:
                 del rows[key]
@@ -197,9 +196,9 @@ class LiveState:
         else:
             live = PIPELINE_LIVE if isinstance(change, PipelineChange) else TASK_LIVE
             stays = change.new is not None and change.new.status in live
-            # The factory rows of a finished pipeline are not kept: one that comes back to life needs them read again.
+            # Factory rows of finished pipelines are not held here: a pipeline that becomes live again needs them read.
             if isinstance(change, PipelineChange) and stays and change.old and change.old.status not in live:
-                self._unsure = True
+                self._resync_requested = True
         if stays:
             self._rows(table)[key] = change.new
         else:
@@ -210,102 +209,103 @@ class LiveState:
             return self._pipelines
         return self._factories if table is FactoryChange else self._tasks
 
-    def doubt(self) -> None:
-        """Ask for another snapshot: events were applied that never were. What it corrects was not missed."""
-        self._unsure = True
+    def request_resync(self) -> None:
+        """Ask for another snapshot: events were applied that never happened. What it corrects was not missed."""
+        self._resync_requested = True
 
     def ignore_next_difference(self) -> None:
-        """Take the next snapshot as it is: someone else was active, so a difference is no event that was missed."""
-        self._known = False
+        """Take the next snapshot as it is: another exporter was active, so a difference is not a missed event."""
+        self._reconciled_before = False
 
-    def see_ships(self, ships: Mapping[tuple[int, str], bool]) -> None:
+    def set_ships(self, ships: Mapping[tuple[int, str], bool]) -> None:
         """Take over the game's table of ships, which changes without events."""
         if ships != self._ships:
-            self._ships, self._survey = ships, None
+            self._ships, self._gauges = ships, None
 
-    def record(self) -> None:
-        """Begin a reconciliation: from before the snapshot is taken, keep the events that come."""
+    def start_recording(self) -> None:
+        """Begin a reconciliation: keep the events that arrive from before the snapshot is taken."""
         self._recorded = []
-        self._settling, self._unsure = self._settling or self._unsure, False
+        self._resync_under_way = self._resync_under_way or self._resync_requested
+        self._resync_requested = False
 
     def reconcile(self, rows: LiveRows, sees: Callable[[int], bool]) -> Counter[str]:
-        """Replace the rows by a snapshot and what it did not see yet; return how many series of which gauge changed.
+        """Replace the rows by a snapshot and re-apply what it does not show; return changed series by gauge.
 
-        `sees` tells whether the snapshot saw a transaction. Every event that it saw must have been applied before:
-        then a difference is an event that was missed. The first snapshot corrects nothing.
+        `sees` tells whether the snapshot shows a transaction. Every event that it shows must have been applied before:
+        only then is a difference a missed event. The first snapshot corrects nothing.
         """
-        before = self.survey()
+        before = self.gauges()
         recorded = sorted(self._recorded or (), key=lambda event: event.id)
         self._pipelines, self._tasks = dict(rows.pipelines), dict(rows.tasks)
         self._factories, self._ships = dict(rows.factories), rows.ships
         self._last, self._truncated, self._recorded = {}, {}, None
-        self._survey = None
-        known, self._known = self._known and not self._settling and not self._unsure, True
-        self._settling = False
+        self._gauges = None
+        comparable = self._reconciled_before and not self._resync_under_way and not self._resync_requested
+        self._reconciled_before, self._resync_under_way = True, False
         for event in recorded:
             if not sees(event.xid):
                 self.apply(event)
-        return _differences(before, self.survey()) if known else Counter()
+        return _differences(before, self.gauges()) if comparable else Counter()
 
-    def survey(self) -> Gauges:
-        """Take stock of the rows as they are."""
-        if self._survey is None:
-            self._survey = survey(LiveRows(self._pipelines, self._tasks, self._factories, self._ships))
-        return self._survey
+    def gauges(self) -> Gauges:
+        """Return the gauges of the rows as they are; the same object until a row changes."""
+        if self._gauges is None:
+            self._gauges = compute_gauges(LiveRows(self._pipelines, self._tasks, self._factories, self._ships))
+        return self._gauges
 
 
 def _differences(before: Gauges, after: Gauges) -> Counter[str]:
     return Counter(
         {
             name: count
-            for name in before.gauges
-            if (count := len(dict(before.gauges[name].items() ^ after.gauges[name].items())))
+            for name in before.samples
+            if (count := len(dict(before.samples[name].items() ^ after.samples[name].items())))
         }
     )
 
 
-def _speakers(
+def _current_rows(
     rows: Mapping[int, FactoryImage], live_pipelines: Mapping[str, PipelineImage]
 ) -> dict[Labels, FactoryImage]:
-    # A factory is (player, symbol, good), not a row: its newest live row speaks for it, the others are stale.
-    speakers: dict[Labels, FactoryImage] = {}
+    # A factory is (player, symbol, good), not a row: its newest live row is the current one, the others are stale.
+    current: dict[Labels, FactoryImage] = {}
     for _, row in sorted(rows.items()):
         if row.pipeline_id is None or row.pipeline_id in live_pipelines:
-            speakers[str(row.player_id), row.factory_symbol, row.output_good] = row
-    return speakers
+            current[str(row.player_id), row.factory_symbol, row.output_good] = row
+    return current
 
 
-def moving_gauges(floor: Gauges, memory: RecentActivity, players: frozenset[int], now: int) -> Mapping[str, Samples]:
-    """Return the gauges that need the clock: profit rate, starvation, ships.
+def moving_gauges(gauges: Gauges, activity: RecentActivity, players: frozenset[int], now: int) -> Mapping[str, Samples]:
+    """Return the gauges that move with the clock: profit rate, starvation, ships.
 
-    `players` are all that have any live row, ship or counter; each has the player-level gauges, at 0 if need be.
+    `players` are all that have any live row, ship or counter; each gets the player-level gauges, at 0 if need be.
     `now` is the database's clock in epoch microseconds. Queue depth and ready factories of players without a live
-    row are added too.
+    row are added, too.
     """
     rate: Counter[int] = Counter()
-    for done in memory.recent.values():
+    for done in activity.recent.values():
         if done.profit is not None and done.completed_at > now - HOUR:
             rate[done.player_id] += done.profit
     starvation: Samples = {}
-    for (player_id, task_type), oldest in floor.oldest_ready.items():
-        waits = floor.gauges[catalogue.TASKS_READY.name][str(player_id), task_type] > 0
-        since = memory.latest.get(("task_type", player_id, task_type), oldest)
+    for (player_id, task_type), oldest in gauges.oldest_ready.items():
+        waits = gauges.samples[catalogue.TASKS_READY.name][str(player_id), task_type] > 0
+        since = activity.latest.get(("task_type", player_id, task_type), oldest)
         idle = max(0, now - since) if waits and since is not None else 0
         starvation[str(player_id), task_type] = idle / MICROSECONDS_PER_SECOND
 
-    idle_ships = _idle_ships(floor, memory, now)
+    idle_ships = _idle_ships(gauges, activity, now)
     samples: dict[str, Samples] = {
         catalogue.PROFIT_RATE.name: {},
         catalogue.TASK_STARVATION.name: starvation,
         catalogue.SHIPS_ASSIGNED.name: {},
         catalogue.SHIPS_IDLE.name: {},
         catalogue.SHIP_UTILIZATION.name: {},
-        catalogue.PIPELINE_QUEUE_DEPTH.name: dict(floor.gauges[catalogue.PIPELINE_QUEUE_DEPTH.name]),
-        catalogue.FACTORY_READY.name: dict(floor.gauges[catalogue.FACTORY_READY.name]),
+        catalogue.PIPELINE_QUEUE_DEPTH.name: dict(gauges.samples[catalogue.PIPELINE_QUEUE_DEPTH.name]),
+        catalogue.FACTORY_READY.name: dict(gauges.samples[catalogue.FACTORY_READY.name]),
     }
     for player_id in players:
         labels = (str(player_id),)
-        assigned, idle_now = len(floor.assigned.get(player_id, ())), idle_ships[player_id]
+        assigned, idle_now = len(gauges.assigned.get(player_id, ())), idle_ships[player_id]
         samples[catalogue.PROFIT_RATE.name][labels] = rate[player_id]
         samples[catalogue.SHIPS_ASSIGNED.name][labels] = assigned
         samples[catalogue.SHIPS_IDLE.name][labels] = idle_now
@@ -317,25 +317,25 @@ def moving_gauges(floor: Gauges, memory: RecentActivity, players: frozenset[int]
     return samples
 
 
-def ship_owners(floor: Gauges, memory: RecentActivity, now: int) -> frozenset[int]:
-    """Return the players that have a ship, by the game's table or by what was seen on tasks."""
-    if floor.ships is not None:
-        return frozenset(player_id for player_id, _ in floor.ships)
+def ship_owners(gauges: Gauges, activity: RecentActivity, now: int) -> frozenset[int]:
+    """Return the players that own a ship, according to the game's table or to the tasks of the last day."""
+    if gauges.ships is not None:
+        return frozenset(player_id for player_id, _ in gauges.ships)
     return frozenset(
-        player_id for (kind, player_id, _), at in memory.latest.items() if kind == "ship" and at > now - SHIP_MEMORY
+        player_id for (kind, player_id, _), at in activity.latest.items() if kind == "ship" and at > now - SHIP_MEMORY
     )
 
 
-def _idle_ships(floor: Gauges, memory: RecentActivity, now: int) -> Counter[int]:
+def _idle_ships(gauges: Gauges, activity: RecentActivity, now: int) -> Counter[int]:
     nobody: frozenset[str] = frozenset()
-    if floor.ships is not None:
+    if gauges.ships is not None:
         return Counter(
             player_id
-            for (player_id, ship), idle in floor.ships.items()
-            if idle and ship not in floor.assigned.get(player_id, nobody)
+            for (player_id, ship), idle in gauges.ships.items()
+            if idle and ship not in gauges.assigned.get(player_id, nobody)
         )
     return Counter(
         player_id
-        for (kind, player_id, ship), at in memory.latest.items()
-        if kind == "ship" and at > now - SHIP_MEMORY and ship not in floor.assigned.get(player_id, nobody)
+        for (kind, player_id, ship), at in activity.latest.items()
+        if kind == "ship" and at > now - SHIP_MEMORY and ship not in gauges.assigned.get(player_id, nobody)
     )

@@ -1,7 +1,7 @@
 """What a change event means: the one place that says which counters and histograms it moves, and by how much.
 
 Pure functions of the event alone (old and new image), never of what happens to be in memory: two replays of the same
-events give the same numbers. Gauges are not here: they are functions of the live rows (`factory_floor`).
+events give the same numbers. Gauges are not here: they are functions of the live rows (`live_state`).
 """
 
 from bisect import bisect_left

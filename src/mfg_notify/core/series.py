@@ -1,4 +1,4 @@
-"""Which series exist, and their values at a moment: the settled totals and the floor, laid out by metric.
+"""Which series exist, and their values at a moment: the totals and the gauges, laid out by metric.
 
 A counter's first step must be visible to rate() and increase(), so counters and histograms exist at 0 as soon as
 their player, product, task type, good or factory is known: labels of the totals and of the live rows together.
@@ -31,8 +31,8 @@ class View:
     """Everything that a scrape shows of the game at one moment; immutable, so a scrape never sees it torn."""
 
     totals: Mapping[SampleKey, int]
-    floor: Gauges
-    memory: RecentActivity
+    gauges: Gauges
+    activity: RecentActivity
     market: Market | None = None
 
 
@@ -128,7 +128,7 @@ def lay_out(view: View, now: int, maximum: int = SERIES_MAXIMUM, before: Series 
     elsewhere = frozenset(place for place, labels in places.items() if place[1] != labels)
     _add_totals(view.totals, places, silent, counters, histograms)
     players = _add_zeros(view, silent, elsewhere, now, budget, counters, histograms)
-    gauges = {**view.floor.gauges, **moving_gauges(view.floor, view.memory, players, now)}
+    gauges = {**view.gauges.samples, **moving_gauges(view.gauges, view.activity, players, now)}
     gauges[catalogue.MARGIN.name] = _margins(counters)
     gauges |= _of_players(view.market or {}, players, silent)
     shown = {
@@ -203,8 +203,8 @@ def silent_players(view: View, now: int) -> frozenset[str]:
     """Return the players without a live row that nothing has been heard of for a day."""
     return frozenset(
         str(player_id)
-        for (kind, player_id, _), at in view.memory.latest.items()
-        if kind == "player" and at < now - SILENT_AFTER and player_id not in view.floor.players
+        for (kind, player_id, _), at in view.activity.latest.items()
+        if kind == "player" and at < now - SILENT_AFTER and player_id not in view.gauges.players
     )
 
 
@@ -270,10 +270,10 @@ def _add_zeros(
     histograms: dict[str, dict[Labels, Distribution]],
 ) -> frozenset[int]:
     """Add the series that must exist at 0; return all players that have anything."""
-    floor = view.floor
-    players: set[Labels] = {(str(player),) for player in floor.players | ship_owners(floor, view.memory, now)}
+    live = view.gauges
+    players: set[Labels] = {(str(player),) for player in live.players | ship_owners(live, view.activity, now)}
     players -= {(player,) for player in silent}
-    products, task_types, factories = set(floor.products), set(floor.task_types), set(floor.factories)
+    products, task_types, factories = set(live.products), set(live.task_types), set(live.factories)
     goods: set[Labels] = {(player, good) for player, _, good in factories}
     for name, labels in view.totals:
         if labels[0] in silent:

@@ -1,31 +1,32 @@
-"""What must be over: a line between transactions, and when all on its old side have ended.
+"""A mark in the stream of transactions, and the proof that every transaction older than it has ended.
 
-A transaction that has written has a number, given out in rising order. A fold knows its own number, and the lowest one
-that was still open when it began to look. So what had been written or seen before a line was drawn belongs to numbers
-below that of the first fold after it; and a fold that begins when nothing so low is open any more has seen it all.
+A transaction that has written has a transaction id (xid), handed out in rising order. A fold knows its own xid and the
+lowest xid that was still running when it began (xmin). Whatever was written or read before a mark was set belongs to a
+transaction with an xid below that of the first fold after the mark. So a later fold whose xmin is at or above that xid
+has seen all of it.
 
-(The highest number that a snapshot knows would not do for a line: it is of a transaction that has ended, and open ones
-may be above it.)
+A snapshot's xmax would not do as the mark: it is one above the highest *completed* xid, and running transactions may
+have higher ones.
 """
 
 
 class XminHorizon:
-    """A line that is drawn when this is made, or `draw` is called."""
+    """A mark, set when this is created or when `mark` is called."""
 
     def __init__(self) -> None:
-        self._number: int | None = None
-        self.passed = False
-        """A fold has seen everything that was written by transactions from before the line."""
+        self._xid: int | None = None
+        self.reached = False
+        """A fold has seen everything that was written by transactions from before the mark."""
 
-    def draw(self) -> None:
-        """Draw the line anew: here and now."""
-        self._number = None
-        self.passed = False
+    def mark(self) -> None:
+        """Set the mark here and now."""
+        self._xid = None
+        self.reached = False
 
-    def folded(self, xid: int, oldest: int) -> bool:
-        """Take note of a fold: its number, and the lowest one open when it began to look. Return `passed`."""
-        if self._number is None:
-            self._number = xid
-        elif oldest >= self._number:
-            self.passed = True
-        return self.passed
+    def folded(self, xid: int, xmin: int) -> bool:
+        """Record a fold by its own xid and the lowest xid that was running when it began. Return `reached`."""
+        if self._xid is None:
+            self._xid = xid
+        elif xmin >= self._xid:
+            self.reached = True
+        return self.reached

@@ -1,10 +1,8 @@
-"""The journal and the settled totals: lease, fold, and reading the totals back.
+"""The journal and the settled totals: folding one into the other, and reading the totals back.
 
 Owns what makes a number exact: an event leaves the journal and enters the totals in one transaction. What an event
-adds is `core.rules`.
+adds is decided in `core.rules`.
 """
-
-from dataclasses import dataclass
 
 import msgspec
 import psycopg
@@ -14,97 +12,56 @@ from psycopg.rows import TupleRow
 from mfg_notify.core.catalogue import SETTLED_LABELS
 from mfg_notify.core.counters import Settlement
 from mfg_notify.core.events import VERSION, Event, decode_change
+from mfg_notify.core.ledger import Fold, Totals
 from mfg_notify.core.live_state import RecentActivity
 from mfg_notify.core.rules import Completion, SampleKey
 from mfg_notify.errors import MalformedEvent, SchemaNotReady
 from mfg_notify.postgres.connection import Connection, read_only_snapshot, translated_errors
 from mfg_notify.postgres.queries import QUERY
 
-CHUNK = 20_000
-"""Events folded in one transaction."""
-PARTS = 4
-"""Statements that take them: while one part is settled here, the server is at work on the next."""
-
 BARRIER = "barrier "
-"""Payload that ends a fold: `barrier ` and its generation. It counts only from one's own backend."""
+"""Payload that ends a fold: `barrier ` and its generation. It counts only from the exporter's own backend."""
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Fold:
-    """One committed fold. `events` of one row of the game are in order of id; `malformed` rows count as nothing."""
-
-    generation: int
-    events: list[Event]
-    settlement: Settlement
-    malformed: int
-    drained: bool
-    """Fewer events than a chunk were there: nothing is left that was visible when the fold began."""
-    xid: int
-    oldest: int
-    """The oldest transaction that was open when the fold began to look."""
-    last_id: int
-    """Last id that was given out when the fold began."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What the database holds as of a generation."""
-
-    generation: int
-    totals: dict[SampleKey, int]
-    memory: RecentActivity
-
-
-async def acquire_lease(connection: Connection, who: str) -> bool:
-    """Try to become the one who folds; True if `who` holds the lease now.
-
-    A holder that is silent and keeps the lease locked is disconnected, for the next try.
-    """
-    with translated_errors():
-        if await (await connection.execute(QUERY["acquire_lease"], {"holder": who})).fetchone() is not None:
-            return True
-        await connection.execute(QUERY["dislodge"])
-        return False
-
-
-async def release_lease(connection: Connection, who: str) -> None:
-    """Give the lease back, so that the next exporter need not wait for it to run out."""
-    with translated_errors():
-        await connection.execute(QUERY["release_lease"], {"holder": who})
-
-
 async def enable_notify(connection: Connection) -> None:
-    """Tell the triggers to notify. Who has begun to write by now may still be quiet."""
+    """Enable NOTIFY in the triggers. Transactions that have already read the old setting may still not notify."""
     with translated_errors():
         await connection.execute(QUERY["enable_notify"])
 
 
 async def fold(
-    connection: Connection, who: str, channel: str, chunk: int = CHUNK, *, after: int = -1, disable_notify: bool = False
+    connection: Connection,
+    holder: str,
+    channel: str,
+    chunk: int,
+    *,
+    parts: int = 1,
+    after: int = -1,
+    disable_notify: bool = False,
 ) -> Fold | None:
     """Move up to `chunk` events with ids above `after` from the journal into the totals in one transaction.
 
-    A barrier with the fold's generation goes out on the channel; `disable_notify` stops the triggers from notifying.
-    Return None if `who` does not hold the lease; nothing was done then. If this raises, the outcome of the COMMIT is
-    unknown: read the totals again.
+    They are taken in so many `parts`. A barrier with the fold's generation goes out on the channel; `disable_notify`
+    stops the triggers from notifying. Return None if `holder` does not hold the lease; nothing was done then. If this
+    raises, the outcome of the COMMIT is unknown: read the totals again.
     """
     fold: Fold | None = None
     found = _Found()
     with translated_errors():
-        # In a pipeline: the statements go out together, and only two answers are waited for.
+        # Pipeline mode sends the statements together; only two round trips are waited for.
         async with connection.pipeline(), connection.transaction():
-            beginning = await connection.execute(QUERY["begin_fold"], {"holder": who})
+            beginning = await connection.execute(QUERY["begin_fold"], {"holder": holder})
             if disable_notify:
-                await connection.execute(QUERY["disable_notify"], {"holder": who})
-            part = -(-chunk // PARTS)
+                await connection.execute(QUERY["disable_notify"], {"holder": holder})
+            part = -(-chunk // parts)
             take = {"version": VERSION, "chunk": part, "after": after}
             takings = [await connection.execute(QUERY["take_events"], take)]
             begun = await beginning.fetchone()
             if begun is None:
                 raise psycopg.Rollback
-            generation, xid, oldest, last_id = begun
+            generation, xid, xmin, last_id = begun
             rows = await takings[0].fetchall()
             if len(rows) == part:
                 for taken in range(part, chunk, part):
@@ -118,9 +75,9 @@ async def fold(
                 await connection.execute(QUERY["mark_folded"], {"id": found.last_id})
             await connection.execute(QUERY["barrier"], {"channel": channel, "barrier": f"{BARRIER}{generation}"})
             drained = found.rows < chunk
-            fold = Fold(generation, found.events, found.settlement, len(found.malformed), drained, xid, oldest, last_id)
+            fold = Fold(generation, found.events, found.settlement, len(found.malformed), drained, xid, xmin, last_id)
     if n := len(found.malformed):
-        # Not why: that would repeat what is in the row.
+        # Do not say why: that would repeat the contents of the row.
         log.warning("journal rows are not events; they count as nothing", rows=n, last_id=found.malformed[-1])
     return fold
 
@@ -128,8 +85,8 @@ async def fold(
 class _Found:
     """What the parts of a fold have brought so far.
 
-    The events of one row of the game come in order of id, within a part and from part to part: that row's lock has put
-    their transactions in order.
+    Events of one row of the game are in order of id, within a part and across parts: the row lock orders their
+    transactions.
     """
 
     def __init__(self) -> None:
@@ -155,7 +112,7 @@ class _Found:
 
 
 async def _save(connection: Connection, settlement: Settlement) -> None:
-    # In the order of events, by which new label sets are numbered; folds do not overlap, so no deadlock.
+    # In order of events, because new label sets are numbered by it. Folds do not overlap, so this cannot deadlock.
     increments = list(settlement.increments.items())
     if increments:
         await connection.execute(
@@ -194,29 +151,29 @@ async def _save(connection: Connection, settlement: Settlement) -> None:
 
 
 async def prune(connection: Connection) -> None:
-    """Forget what no gauge asks for any more in `recent` and `latest`, and the marks of ended transactions."""
+    """Delete what no gauge needs any more from `recent` and `latest`, and the rows of ended transactions."""
     with translated_errors():
         await connection.execute(QUERY["forget_recent"], {"ids": []})
         await connection.execute(QUERY["forget_latest"])
-        await connection.execute(QUERY["clear_marks"])
+        await connection.execute(QUERY["clear_pending_commit"])
 
 
-async def read_settled(connection: Connection) -> Settled:
-    """Read totals, `recent` and `latest` whole, as of one generation. Raise `SchemaNotReady` if the owner is gone."""
+async def read_totals(connection: Connection) -> Totals:
+    """Read totals, `recent` and `latest` whole, as of one generation. Raise `SchemaNotReady` if the lease is gone."""
     with translated_errors():
         async with read_only_snapshot(connection):
-            owner = await (await connection.execute(QUERY["generation"])).fetchone()
-            if owner is None:
-                raise SchemaNotReady("mfg_notify.lease has lost its row; `mfg-notify doctor` says what mends it")
-            totals = {}
+            lease = await (await connection.execute(QUERY["generation"])).fetchone()
+            if lease is None:
+                raise SchemaNotReady("mfg_notify.lease has lost its row; `mfg-notify doctor` says how to restore it")
+            counters = {}
             async for metric, labels, n in await connection.execute(QUERY["totals"]):
                 # A metric that only a newer version knows stays in the table, untouched.
                 if metric in SETTLED_LABELS:
-                    totals[_from_json(metric, labels)] = n
-            return Settled(owner[0], totals, await _read_memory(connection))
+                    counters[_from_json(metric, labels)] = n
+            return Totals(lease[0], counters, await _read_activity(connection))
 
 
-async def _read_memory(connection: Connection) -> RecentActivity:
+async def _read_activity(connection: Connection) -> RecentActivity:
     recent = await connection.execute(QUERY["recent"])
     completions = {row[0]: Completion(*row) for row in await recent.fetchall()}
     latest = await connection.execute(QUERY["latest"])

@@ -12,56 +12,56 @@ from psycopg import Notify, sql
 from mfg_notify.postgres.connection import Connection, translated_errors
 
 PING = "ping "
-"""Payloads of ours that ask for an answer from ourselves: `ping ` and a number. They count from one's own backend."""
+"""Payload that asks for an answer from ourselves: `ping ` and a number. It counts only from our own backend."""
 FOLD = "fold"
-"""Payload that only says: look into the journal."""
+"""Payload by which a trigger asks for a fold without announcing an event."""
 LONGEST = 2000
-"""Bytes of a payload that is kept. What the triggers send is shorter."""
+"""Bytes of a payload that is passed on. The triggers send shorter ones."""
 TOO_LONG = "too long"
-"""What is kept of a longer one."""
-WAITING_MAXIMUM = 20_000
-"""Notifications that may wait to be taken; a bound on memory, whoever floods the channel."""
+"""What is passed on instead of a longer one."""
 
 
 class Listener:
-    """Notifications of one channel, queued until someone takes them; `on_arrival` is called when some have come.
+    """Notifications of one channel, queued until someone takes them.
 
-    When too many are waiting, only those of the backend `own` are queued and the others counted: an event among them is
-    in the journal too.
+    Backpressure: while `waiting_maximum` are queued, only those of the backend `own` are added and the others counted.
+    An event among them is in the journal, too.
     """
 
-    def __init__(self, connection: Connection, own: int, on_arrival: Callable[[], None]) -> None:
+    def __init__(self, connection: Connection, own: int, waiting_maximum: int) -> None:
         self._connection = connection
         self._own = own
-        self._on_arrival = on_arrival
+        self._waiting_maximum = waiting_maximum
         self._waiting: deque[Notify] = deque()
         self._skipped = 0
 
     async def listen(self, channel: str) -> None:
-        """Start to listen; from here on nothing is missed.
+        """Start to listen; nothing is missed after this returns.
 
-        What comes before this returns is not kept: its events are in the journal, and the first fold is still to come.
-        (Under a flood the server sends for a long time before it says that it listens.)
+        Notifications that arrive before that are discarded: their events are in the journal, and the first fold is
+        still to come. (Under a flood the server sends many of them before it confirms the LISTEN.)
         """
         with translated_errors():
-            self._connection.add_notify_handler(_forget)
+            # psycopg would otherwise buffer what is received during LISTEN.
+            self._connection.add_notify_handler(_discard)
             await self._connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
-            self._connection.remove_notify_handler(_forget)
+            self._connection.remove_notify_handler(_discard)
 
-    async def pump(self) -> None:
-        """Queue notifications until the connection breaks. Raise `DatabaseUnavailable` then.
+    async def pump(self, on_arrival: Callable[[], None]) -> None:
+        """Queue notifications, and call `on_arrival` after each batch, until the connection breaks.
 
-        Raises what `on_arrival` raises, too.
+        Raise `DatabaseUnavailable` then, or whatever `on_arrival` raises.
         """
-        # Not psycopg's notifies(): to wait anew for each packet costs more than to count what is in it.
+        # Not psycopg's notifies(): waiting anew for each packet costs more than counting what is in it.
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
         socket = self._connection.fileno()
 
         def read() -> None:
             try:
-                self._read()
-            except Exception as error:  # noqa: BLE001 - an event loop would only log it
+                if self._read():
+                    on_arrival()
+            except Exception as error:  # noqa: BLE001 - the event loop would only log it
                 loop.remove_reader(socket)
                 ended.set_exception(error)
 
@@ -72,19 +72,18 @@ class Listener:
         finally:
             loop.remove_reader(socket)
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
         server = self._connection.pgconn
         server.consume_input()
         before = len(self._waiting) + self._skipped
         while one := server.notifies():
-            if len(self._waiting) >= WAITING_MAXIMUM and one.be_pid != self._own:
+            if len(self._waiting) >= self._waiting_maximum and one.be_pid != self._own:
                 self._skipped += 1
                 continue
-            # The encoding is ours, but a SQL_ASCII database sends whatever bytes it was given.
+            # client_encoding is UTF-8, but a SQL_ASCII database sends whatever bytes it was given.
             payload = one.extra.decode(errors="replace") if len(one.extra) <= LONGEST else TOO_LONG
             self._waiting.append(Notify(one.relname.decode(errors="replace"), payload, one.be_pid))
-        if len(self._waiting) + self._skipped > before:
-            self._on_arrival()
+        return len(self._waiting) + self._skipped > before
 
     def take(self) -> list[Notify]:
         """Return what has come since the last call, oldest first: payload, and the backend that sent it."""
@@ -98,5 +97,5 @@ class Listener:
         return skipped
 
 
-def _forget(_: Notify) -> None:
-    """Keep psycopg from keeping it."""
+def _discard(_: Notify) -> None:
+    """Drop a notification."""

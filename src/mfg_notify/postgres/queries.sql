@@ -26,9 +26,9 @@ WHERE NOT EXISTS (SELECT FROM pg_proc WHERE proname = name AND pronamespace = to
 -- name: missing_columns
 SELECT * FROM mfg_notify.missing_columns()
 
--- name: tick
--- Once a second: a ping to myself through NOTIFY, proof of life for the lease, the database's clock, and what the
--- triggers are told.
+-- name: heartbeat
+-- Once a second: renew the lease, send a ping to myself through NOTIFY, and read the database's clock and whether NOTIFY
+-- is disabled in the triggers.
 WITH heartbeat AS (
     UPDATE mfg_notify.lease SET renewed_at = clock_timestamp(), backend_pid = pg_backend_pid()
     WHERE holder = %(holder)s RETURNING 1)
@@ -47,7 +47,7 @@ WHERE only_row IN (
     FOR UPDATE SKIP LOCKED)
 RETURNING generation
 
--- name: dislodge
+-- name: terminate_silent_holder
 -- The holder is silent and keeps the row locked: its process was stopped in the middle of a fold, which the next fold
 -- does again. The server's own time-out would end it, but not while its clock is set back. Nobody else locks this table.
 SELECT pg_terminate_backend(a.pid)
@@ -114,8 +114,8 @@ ON CONFLICT (kind, player_id, key) DO UPDATE SET at = excluded.at WHERE excluded
 -- Players are kept, so that a silent one is known as such.
 DELETE FROM mfg_notify.latest WHERE kind = 'ship' AND at < now() - interval '24 hours'
 
--- name: clear_marks
--- Of transactions that have ended: of others they are not seen.
+-- name: clear_pending_commit
+-- Rows of transactions that have ended; those of running ones are not visible.
 DELETE FROM mfg_notify.pending_commit
 
 -- name: mark_folded

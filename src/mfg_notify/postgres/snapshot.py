@@ -9,6 +9,7 @@ from typing import TypeAlias
 from psycopg import sql
 
 from mfg_notify.core import events
+from mfg_notify.core.ledger import Snapshot
 from mfg_notify.core.live_state import LiveRows
 from mfg_notify.postgres.connection import Connection, read_only_snapshot, translated_errors
 from mfg_notify.postgres.queries import QUERY
@@ -35,23 +36,12 @@ class Health:
     """Enabled triggers of ours by table of the game."""
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The live rows, and which transactions they show."""
+async def read_snapshot(connection: Connection, schema: str) -> tuple[Snapshot, ShipsQuery | None]:
+    """Read the live rows and the ships in one snapshot of the database.
 
-    rows: LiveRows
-    ships_query: ShipsQuery | None
-    """Reads the ships again by `read_ships`; None where the game has no table of ships that may be read."""
-    next_xid: int
-    in_progress: frozenset[int]
-
-    def sees(self, xid: int) -> bool:
-        """Tell whether the rows show what this transaction has done, given that it has committed."""
-        return xid < self.next_xid and xid not in self.in_progress
-
-
-async def read_snapshot(connection: Connection, schema: str) -> Snapshot:
-    """Read the live rows and the ships in one snapshot."""
+    Also return the query by which `read_ships` reads the ships again; None if the game has no table of ships that this
+    role may read.
+    """
     game = {
         name: sql.Identifier(schema, f"manufacturing_{table}")
         for name, table in (("pipelines", "pipelines"), ("tasks", "tasks"), ("factories", "factory_states"))
@@ -69,7 +59,7 @@ async def read_snapshot(connection: Connection, schema: str) -> Snapshot:
             visible = await (await connection.execute(QUERY["visible"])).fetchall()
     ((next_xid, in_progress),) = visible
     rows = LiveRows(pipeline_rows, task_rows, factory_rows, ships)
-    return Snapshot(rows, ships_query, next_xid, frozenset(in_progress))
+    return Snapshot(rows, next_xid, frozenset(in_progress)), ships_query
 
 
 async def _find_ships(connection: Connection, schema: str) -> ShipsQuery | None:

@@ -1,11 +1,12 @@
-"""When the exporter is told of events, and when it looks for them by itself.
+"""The notify mode on a real server: when the triggers notify, and when the exporter polls instead.
 
-While changes come fast the triggers are told not to notify, and no event is left behind when they notify again. What
-comes while a fold is under way does not wait for it.
+At a high rate NOTIFY is disabled, and no event is left behind when it is enabled again. Payloads that arrive while a
+fold is under way are counted at once.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 
 import anyio
 import anyio.lowlevel
@@ -13,15 +14,15 @@ import psycopg
 import pytest
 from psycopg import sql
 from tenacity import AsyncRetrying, retry_if_result, stop_after_delay, wait_fixed
+from tests import support
 from tests.conftest import Database
 from tests.support import PATIENCE, applied, assert_exact, number, page_of, settled
 
-from mfg_notify import exporter as exporter_module
-from mfg_notify.core import notify_mode
 from mfg_notify.core.notify_mode import NotifyMode, Policy
+from mfg_notify.core.tuning import Tuning
 from mfg_notify.demo.game import play
 from mfg_notify.demo.world import GameOptions
-from mfg_notify.exporter import Exporter, Settings
+from mfg_notify.exporter import Exporter
 
 pytestmark = pytest.mark.anyio
 NEVER_AGAIN = 3600.0
@@ -30,15 +31,14 @@ NEVER_AGAIN = 3600.0
 
 @asynccontextmanager
 async def exporting(
-    database: Database, notify: Policy = Policy.ADAPTIVE, reconcile_interval: float = NEVER_AGAIN
+    database: Database,
+    notify: Policy = Policy.ADAPTIVE,
+    reconcile_interval: float = NEVER_AGAIN,
+    **tuning: float,
 ) -> AsyncIterator[Exporter]:
-    exporter = Exporter(Settings(database.dsn, reconcile_interval=reconcile_interval, notify=notify))
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(exporter.run)
-        with anyio.fail_after(PATIENCE):
-            await exporter.wait_until(lambda state: state.ready)
+    tuned = replace(Tuning(), **tuning)  # type: ignore[arg-type]  # the fields that tests change are numbers
+    async with support.exporting(database.dsn, reconcile_interval, notify=notify, tuning=tuned) as exporter:
         yield exporter
-        exporter.stop()
 
 
 async def reached(exporter: Exporter, condition: Callable[[str], bool]) -> None:
@@ -63,7 +63,7 @@ def polls(page: str) -> bool:
     return number(page, "mfg_notify_polling") == 1
 
 
-def is_quiet(database: Database) -> bool:
+def notify_is_disabled(database: Database) -> bool:
     with database.connect() as connection:
         return connection.execute("SELECT last_value FROM mfg_notify.notify_disabled").fetchone() == (1,)
 
@@ -98,12 +98,9 @@ def game(installed: Database) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-async def test_quiet_while_changes_come_fast(
-    installed: Database, game: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(notify_mode, "HIGH_WATER_RATE", 20.0)
+async def test_polls_while_changes_come_fast(installed: Database, game: psycopg.Connection) -> None:
     with overhearing(installed) as heard:
-        async with exporting(installed) as exporter:
+        async with exporting(installed, high_water_rate=20.0) as exporter:
             assert not polls(page_of(exporter))
             inserted = 0
             with anyio.fail_after(PATIENCE):
@@ -114,7 +111,7 @@ async def test_quiet_while_changes_come_fast(
             insert(game, inserted := inserted + 1)
             assert heard() == []
             await reached(exporter, lambda page: applied(page) == inserted)
-            # Calm again, it lets the triggers notify, and sleeps.
+            # When the rate has fallen, NOTIFY is enabled again and the exporter sleeps.
             await reached(exporter, lambda page: not polls(page))
             insert(game, inserted := inserted + 1)
             assert len(heard()) == 1
@@ -122,13 +119,12 @@ async def test_quiet_while_changes_come_fast(
 
 
 @pytest.mark.parametrize("rule", [True, False], ids=["as it is", "rule taken out"])
-async def test_a_writer_that_was_quiet_and_commits_late(
+async def test_a_writer_that_did_not_notify_and_commits_late(
     installed: Database, game: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, *, rule: bool
 ) -> None:
-    monkeypatch.setattr(notify_mode, "HIGH_WATER_RATE", 20.0)
     if not rule:
-        monkeypatch.setattr(NotifyMode, "may_sleep", property(lambda self: not self.quiet))
-    async with exporting(installed) as exporter:
+        monkeypatch.setattr(NotifyMode, "may_sleep", property(lambda self: not self.polling))
+    async with exporting(installed, high_water_rate=20.0) as exporter:
         inserted = 0
         with anyio.fail_after(PATIENCE):
             while not polls(page_of(exporter)):
@@ -148,7 +144,7 @@ async def test_a_writer_that_was_quiet_and_commits_late(
             assert applied(page_of(exporter)) == inserted
 
 
-async def test_it_sleeps_once_everybody_who_was_quiet_has_ended(installed: Database, game: psycopg.Connection) -> None:
+async def test_it_sleeps_once_all_silent_writers_have_ended(installed: Database, game: psycopg.Connection) -> None:
     async with exporting(installed) as exporter:
         insert(game, 1)
         await reached(exporter, lambda page: applied(page) == 1)
@@ -160,12 +156,9 @@ async def test_it_sleeps_once_everybody_who_was_quiet_has_ended(installed: Datab
         assert exporter.state.folds == folds
 
 
-async def test_first_event_of_all_after_many_empty_folds(
-    installed: Database, game: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_first_event_of_all_after_many_empty_folds(installed: Database, game: psycopg.Connection) -> None:
     """An id that a new sequence names as its last, and has not given out yet, is still to come."""
-    monkeypatch.setattr(notify_mode, "POLL_LONGEST", notify_mode.POLL_SHORTEST)
-    async with exporting(installed, Policy.NEVER) as exporter:
+    async with exporting(installed, Policy.NEVER, poll_interval_maximum=0.015) as exporter:
         empty = exporter.state.folds + 5
         await exporter.wait_until(lambda state: state.folds >= empty)
         insert(game, 1)
@@ -181,36 +174,31 @@ async def test_never_means_never(installed: Database, game: psycopg.Connection) 
         assert heard() == []
 
 
-async def test_always_means_always(
-    installed: Database, game: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(notify_mode, "HIGH_WATER_RATE", 0.0)
+async def test_always_means_always(installed: Database, game: psycopg.Connection) -> None:
     with overhearing(installed) as heard:
-        async with exporting(installed, Policy.ALWAYS) as exporter:
+        async with exporting(installed, Policy.ALWAYS, high_water_rate=0.0) as exporter:
             for one in range(50):
                 insert(game, one)
             await reached(exporter, lambda page: applied(page) == 50)
             assert not polls(page_of(exporter))
         assert len(heard()) == 50
-    assert not is_quiet(installed)
+    assert not notify_is_disabled(installed)
 
 
-async def test_who_ends_leaves_the_triggers_quiet_and_who_starts_wakes_them(
-    installed: Database, game: psycopg.Connection
-) -> None:
+async def test_stopping_disables_notify_and_starting_enables_it(installed: Database, game: psycopg.Connection) -> None:
     async with exporting(installed):
-        assert not is_quiet(installed)
-    assert is_quiet(installed)
+        assert not notify_is_disabled(installed)
+    assert notify_is_disabled(installed)
     insert(game, 1)
     async with exporting(installed) as exporter:
-        assert not is_quiet(installed)
+        assert not notify_is_disabled(installed)
         await reached(exporter, lambda page: applied(page) == 1)
         insert(game, 2)
         await reached(exporter, lambda page: number(page, "mfg_notify_notifications_received_total") == 1)
 
 
 @pytest.mark.parametrize("notify", [Policy.ADAPTIVE, Policy.NEVER])
-async def test_what_somebody_else_has_told_the_triggers_is_put_right(
+async def test_a_notify_mode_set_by_someone_else_is_corrected(
     installed: Database, game: psycopg.Connection, notify: Policy
 ) -> None:
     async with exporting(installed, notify) as exporter:
@@ -220,23 +208,21 @@ async def test_what_somebody_else_has_told_the_triggers_is_put_right(
         insert(game, 1)
         await reached(exporter, lambda page: applied(page) == 1)
         with anyio.fail_after(PATIENCE):
-            while is_quiet(installed) is bool(wrong):
+            while notify_is_disabled(installed) is bool(wrong):
                 await two_pings(exporter)
 
 
-async def test_who_is_not_the_leader_tells_nothing(installed: Database) -> None:
+async def test_a_standby_does_not_switch_the_triggers(installed: Database) -> None:
     async with exporting(installed), exporting(installed, Policy.NEVER) as second:
         assert second.state.standby
         await two_pings(second)
-        assert not is_quiet(installed)
+        assert not notify_is_disabled(installed)
 
 
-async def test_exact_while_minds_change(installed: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notify_mode, "HIGH_WATER_RATE", 300.0)
-    monkeypatch.setattr(notify_mode, "QUIET_EXIT_WINDOWS", 1)
+async def test_exact_while_the_notify_mode_changes(installed: Database) -> None:
     modes: list[bool] = []
     with installed.connect() as connection:
-        async with exporting(installed, reconcile_interval=1) as exporter:
+        async with exporting(installed, reconcile_interval=1, high_water_rate=300.0, quiet_exit_windows=1) as exporter:
             for rate in (0.0, 100.0, 0.0, 100.0):
                 await play(
                     installed.dsn,
@@ -250,15 +236,14 @@ async def test_exact_while_minds_change(installed: Database, monkeypatch: pytest
 
 
 async def test_what_comes_while_a_fold_is_under_way_is_counted_at_once(
-    installed: Database, game: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+    installed: Database, game: psycopg.Connection
 ) -> None:
-    monkeypatch.setattr(exporter_module, "CONFIRM_DELAY", 0.0)
 
     def fold_waits() -> bool:
         waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'mfg_notify.total'::regclass AND NOT granted)"
         return game.execute(waits).fetchone() == (True,)
 
-    async with exporting(installed, Policy.ALWAYS) as exporter:
+    async with exporting(installed, Policy.ALWAYS, confirming_fold_delay=0.0) as exporter:
         with installed.connect() as locking, locking.transaction():
             locking.execute("LOCK TABLE mfg_notify.total IN EXCLUSIVE MODE")
             insert(game, 1)
@@ -271,13 +256,9 @@ async def test_what_comes_while_a_fold_is_under_way_is_counted_at_once(
         assert applied(page_of(exporter)) == 3
 
 
-async def test_many_counted_payloads_do_not_wait_for_their_fold(
-    installed: Database, game: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exporter_module, "CONFIRM_DELAY", NEVER_AGAIN)
-    monkeypatch.setattr(exporter_module, "CONFIRM_AT", 10)
-    async with exporting(installed, Policy.ALWAYS) as exporter:
-        # In the beginning it folds by itself, too: until whoever was told to be quiet must be through.
+async def test_many_counted_payloads_do_not_wait_for_their_fold(installed: Database, game: psycopg.Connection) -> None:
+    async with exporting(installed, Policy.ALWAYS, confirming_fold_delay=NEVER_AGAIN, announced_maximum=10) as exporter:
+        # At first it also folds by itself, until every transaction that may not notify has ended.
         for number in range(30):
             insert(game, number)
             if number % 10 == 9:

@@ -1,0 +1,300 @@
+"""The protocol of announcements, folds and reconciliations: which number may be shown when.
+
+A `Ledger` owns everything that an exporter knows about the game: counters, live rows, recent activity, the last
+changes, and the offset of the database's clock. It is pure: whoever drives it talks to the database and passes in what
+came back. In the order in which the exporter calls it:
+
+    lead()                  this exporter holds the lease
+    announce(event)         a payload has arrived
+    begin_fold()            a fold is about to be sent
+    settle(fold)            its reply has arrived; the outcome may say that the totals must be read …
+    resync(totals)          … and this passes them in
+    receive_barrier(n)      the notification that fold n sent has come back: so have all before it
+    begin_reconciliation()  a snapshot of the live rows is about to be read
+    reconcile(snapshot)     it has been read; it waits until everything that it shows has been applied
+    finish_reconciliation() swap the live rows if that is the case
+    disconnect(), step_down()
+
+Two rules make the numbers exact. A fold moves events from the journal into the totals in one transaction, so the totals
+hold each event exactly once. And a payload is counted before its fold only while the ledger is in step with the
+journal, which the barrier proves (see `counters`).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from mfg_notify.core.board import LastChanges
+from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
+from mfg_notify.core.counters import Arrival, Counters, Settlement
+from mfg_notify.core.events import Event
+from mfg_notify.core.live_state import LiveRows, LiveState, RecentActivity
+from mfg_notify.core.rules import SampleKey
+from mfg_notify.core.series import View
+from mfg_notify.core.tuning import Tuning
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """One committed fold. Events of one row of the game are in order of id; malformed rows count as nothing."""
+
+    generation: int
+    events: Sequence[Event]
+    settlement: Settlement
+    malformed: int
+    drained: bool
+    """It found fewer events than it could take: nothing is left that was visible when it began."""
+    xid: int
+    xmin: int
+    """The lowest transaction id that was running when it began."""
+    last_id: int
+    """The last event id that was handed out when it began."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the database holds as of a generation."""
+
+    generation: int
+    counters: Mapping[SampleKey, int]
+    activity: RecentActivity
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The live rows as of one snapshot of the database, and which transactions it shows."""
+
+    rows: LiveRows
+    next_xid: int
+    in_progress: frozenset[int]
+
+    def sees(self, xid: int) -> bool:
+        """Tell whether the rows show what this transaction has done, given that it has committed."""
+        return xid < self.next_xid and xid not in self.in_progress
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a fold has meant."""
+
+    news: Sequence[Event] = ()
+    """Events that are counted now and were not before."""
+    replayed: int = 0
+    """How many of these came through the journal alone, although the ledger was in step."""
+    unconfirmed: int = 0
+    """Announced events that the journal does not have."""
+    rewound: bool = False
+    """The database was set back: a restore, a failover that lost commits, or a new installation. Needs totals, too."""
+    drained: bool = False
+    """The journal was empty at a moment after this fold began."""
+    needs_totals: bool = False
+    """Nothing has been settled yet: read the totals and pass them to `resync`."""
+    settled: bool = False
+    """In step, and the journal is drained. Otherwise another fold must follow at once."""
+
+
+class Ledger:
+    """Everything that one exporter knows about the game. `clock` returns monotonic seconds."""
+
+    def __init__(self, clock: Callable[[], float], clock_offset: int, tuning: Tuning) -> None:
+        """Start empty; `clock_offset` (microseconds) is added to `clock` until the database's own clock is known."""
+        self._clock = clock
+        self._clock_offset = clock_offset
+        self._counters = Counters(tuning.pending_maximum)
+        self._live = LiveState()
+        self._activity = RecentActivity()
+        self._changes = LastChanges()
+        self._leading = self._drained = self._presentable = False
+        self._suspects: frozenset[int] | None = None
+        """What was pending when the draining of the journal that is under way began."""
+        self._awaiting_totals: Fold | None = None
+        self._snapshot: Snapshot | None = None
+        self._snapshot_barrier: int | None = None
+        """The barrier that proves that everything the snapshot shows has been applied; None until a fold sends it."""
+        self._current_at: int | None = None
+
+    # ------------------------------------------------------------------------------------------------- clock --
+
+    def now(self) -> int:
+        """Return the database's clock in epoch microseconds, as far as it is known."""
+        return round(self._clock() * MICROSECONDS_PER_SECOND) + self._clock_offset
+
+    def set_clock(self, database_clock: int, asked_at: float) -> None:
+        """Set the database's clock: it read `database_clock` (epoch microseconds) when `clock` read `asked_at`."""
+        self._clock_offset = database_clock - round(asked_at * MICROSECONDS_PER_SECOND)
+
+    # ------------------------------------------------------------------------------------------------ leading --
+
+    @property
+    def leading(self) -> bool:
+        """Tell whether this exporter is the one that folds and counts."""
+        return self._leading
+
+    @property
+    def drained(self) -> bool:
+        """Tell whether the journal has been drained at least once since this exporter began to lead."""
+        return self._drained
+
+    def lead(self) -> None:
+        """Begin to lead: nothing is known of what another exporter has folded meanwhile."""
+        self._counters.disconnect()
+        self._live.ignore_next_difference()
+        self._leading, self._drained = True, False
+
+    def disconnect(self) -> None:
+        """Stop counting: notifications are being missed, and the outcome of a COMMIT under way is unknown."""
+        self._counters.disconnect()
+        self._leading = False
+        self._forget_work_under_way()
+
+    def step_down(self) -> None:
+        """Stop leading because another exporter does. Nothing is shown until this one leads again."""
+        self.disconnect()
+        self._live = LiveState()
+        self._presentable = self._drained = False
+
+    def _forget_work_under_way(self) -> None:
+        self._suspects = self._awaiting_totals = None
+        self._snapshot = self._snapshot_barrier = None
+
+    # -------------------------------------------------------------------------------- announcements and folds --
+
+    def announce(self, event: Event) -> Arrival:
+        """Count an event that a payload has brought, unless it was counted before."""
+        arrival = self._counters.announce(event)
+        if arrival is Arrival.COUNTED:
+            self._live.apply(event)
+            self._changes.announce((event,))
+        return arrival
+
+    def receive_barrier(self, generation: int) -> None:
+        """Record that every notification of an event folded up to this generation has arrived."""
+        self._counters.receive_barrier(generation)
+
+    def begin_fold(self) -> None:
+        """Record what is pending before a fold looks into the journal: a drained journal must confirm it."""
+        if self._suspects is None:
+            self._suspects = self._counters.pending()
+
+    def settle(self, fold: Fold) -> Outcome:
+        """Settle a committed fold. If its outcome `needs_totals`, pass them to `resync` before anything else."""
+        rewound = self._counters.is_rewind(fold.generation)
+        if rewound:
+            self._rewind()
+            fold = replace(fold, drained=False)
+        if not self._counters.follows(fold.generation):
+            self._awaiting_totals = fold
+            return Outcome(needs_totals=True, rewound=rewound)
+        news = self._counters.confirm(fold.events, fold.settlement, fold.generation)
+        self._activity.add(fold.settlement)
+        return self._complete(fold, news, followed=True)
+
+    def resync(self, totals: Totals) -> Outcome:
+        """Take over totals that were read after the fold that asked for them."""
+        fold = self._awaiting_totals
+        if fold is None:
+            raise ValueError("no fold is waiting for totals")
+        self._awaiting_totals = None
+        self._counters.resync(totals.counters, totals.generation, fold.events)
+        self._activity = totals.activity
+        return self._complete(fold, fold.events, followed=False)
+
+    def _rewind(self) -> None:
+        self._changes.clear()
+        if self._snapshot_barrier is not None:
+            # The barrier that the snapshot waits for may never come: take another snapshot.
+            self._snapshot = self._snapshot_barrier = None
+            self._live.request_resync()
+
+    def _complete(self, fold: Fold, news: Sequence[Event], *, followed: bool) -> Outcome:
+        if self._drained:  # before that, the first snapshot is still to come
+            for event in fold.events:
+                self._live.apply(event)
+        self._changes.settle(fold.events)
+        unconfirmed = self._confirm_drained(fold) if fold.drained else 0
+        return Outcome(
+            news=news,
+            replayed=len(news) if followed else 0,
+            unconfirmed=unconfirmed,
+            drained=fold.drained,
+            settled=fold.drained and followed,
+        )
+
+    def _confirm_drained(self, fold: Fold) -> int:
+        self._drained = True
+        unconfirmed = self._counters.discard_unconfirmed(self._suspects or frozenset())
+        self._suspects = None
+        if unconfirmed:
+            self._live.request_resync()
+        self._changes.forget_unconfirmed(self._counters.pending())
+        if self._snapshot is not None and self._snapshot_barrier is None:
+            self._snapshot_barrier = fold.generation
+        return unconfirmed
+
+    # ---------------------------------------------------------------------------------------- reconciliation --
+
+    @property
+    def needs_snapshot(self) -> bool:
+        """Tell whether something happened that only a snapshot can settle, and none is under way."""
+        return self._live.needs_snapshot and self._snapshot is None
+
+    @property
+    def reconciling(self) -> bool:
+        """Tell whether a snapshot waits until everything that it shows has been applied."""
+        return self._snapshot is not None
+
+    @property
+    def awaits_barrier(self) -> bool:
+        """Tell whether the next step of a reconciliation depends on a barrier that is on its way."""
+        return self._snapshot_barrier is not None
+
+    def begin_reconciliation(self) -> None:
+        """Keep the events that arrive from now on: the snapshot that is about to be read may not show them."""
+        self._live.start_recording()
+
+    def reconcile(self, snapshot: Snapshot) -> None:
+        """Hold a snapshot of the live rows until the barrier of the next fold that drains the journal."""
+        self._snapshot, self._snapshot_barrier = snapshot, None
+
+    def finish_reconciliation(self) -> Counter[str] | None:
+        """Swap the live rows if the barrier has come back. Return corrected series by gauge; None if nothing was done.
+
+        By then everything that the snapshot shows has been applied, so a difference is an event that was missed.
+        """
+        snapshot, barrier = self._snapshot, self._snapshot_barrier
+        if snapshot is None or barrier is None or self._counters.barrier < barrier:
+            return None
+        self._snapshot = self._snapshot_barrier = None
+        corrections = self._live.reconcile(snapshot.rows, snapshot.sees)
+        self._activity.prune(self.now())
+        self._presentable = True
+        self.confirm_current()
+        return corrections
+
+    def set_ships(self, ships: Mapping[tuple[int, str], bool]) -> None:
+        """Take over the game's table of ships, which changes without events."""
+        self._live.set_ships(ships)
+
+    # -------------------------------------------------------------------------------------------------- view --
+
+    def confirm_current(self) -> None:
+        """Record that what is shown is current: this exporter has just proved that it leads."""
+        self._current_at = self.now()
+
+    @property
+    def current_at(self) -> int | None:
+        """The database's clock (epoch microseconds) when what is shown was last known to be current."""
+        return self._current_at
+
+    def view(self) -> View | None:
+        """Return everything that a scrape shows of the game, immutable; None while there is nothing exact to show."""
+        if not self._presentable:
+            return None
+        activity = self._activity.copy()
+        for settlement in self._counters.announced():
+            activity.add(settlement)
+        return View(self._counters.exposed(), self._live.gauges(), activity)
+
+    def last_changes(self) -> list[Event]:
+        """Return the last change events, newest first."""
+        return self._changes.newest()

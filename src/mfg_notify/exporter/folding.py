@@ -1,0 +1,125 @@
+"""Journal → totals, in one transaction → ledger.
+
+Owns the scan horizon: which part of the journal's index holds only dead rows and need not be read again. What a fold
+means is decided in `core.ledger`.
+"""
+
+from collections.abc import Callable
+
+import structlog
+
+from mfg_notify.core.ledger import Fold, Ledger, Outcome
+from mfg_notify.core.notify_mode import NotifyMode
+from mfg_notify.core.tuning import Tuning
+from mfg_notify.core.xmin_horizon import XminHorizon
+from mfg_notify.exporter.deadline import in_time
+from mfg_notify.exporter.health import HealthReporter
+from mfg_notify.exporter.metering import EventMeter
+from mfg_notify.exposition import Telemetry
+from mfg_notify.postgres import journal
+from mfg_notify.postgres.connection import Connection
+
+log = structlog.get_logger(__name__)
+
+
+class Folding:
+    """Folds of one session."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        channel: str,
+        instance_id: str,
+        ledger: Ledger,
+        notify_mode: NotifyMode,
+        meter: EventMeter,
+        health: HealthReporter,
+        telemetry: Telemetry,
+        clock: Callable[[], float],
+        tuning: Tuning,
+    ) -> None:
+        self._connection = connection
+        self._channel = channel
+        self._instance_id = instance_id
+        self._ledger = ledger
+        self._notify_mode = notify_mode
+        self._meter = meter
+        self._health = health
+        self._telemetry = telemetry
+        self._clock = clock
+        self._tuning = tuning
+        self._horizon = XminHorizon()
+        self._folded_up_to = -1
+        """No event with this id or a lower one will ever be in the journal again."""
+        self._next_folded_up_to = -1
+        """Candidate for `folded_up_to`; promoted when every transaction older than it has ended."""
+
+    async def fold(self) -> Fold | None:
+        """Fold one chunk and switch the triggers' notify mode if need be. Return None if the lease is lost.
+
+        Raise `DatabaseError` if the connection breaks; the outcome of the COMMIT is unknown then. The reply must be
+        passed to `settle`.
+        """
+        self._ledger.begin_fold()
+        fold = await in_time(self._tuning.answer_timeout, self._fold_and_set_notify_mode())
+        if fold is not None:
+            self._notify_mode.folded(fold.xid, fold.xmin)
+            self._advance_horizon(fold)
+        return fold
+
+    async def settle(self, fold: Fold) -> Outcome:
+        """Settle a committed fold; read the totals first if it does not follow the last one that is known."""
+        outcome = self._ledger.settle(fold)
+        if outcome.rewound:
+            self._handle_rewind()
+        if outcome.needs_totals:
+            reading = journal.read_totals(self._connection)
+            outcome = self._ledger.resync(await in_time(self._tuning.snapshot_timeout, reading))
+        self._telemetry.events_replayed.inc(outcome.replayed)
+        self._meter.record(outcome.news)
+        if fold.malformed:
+            self._telemetry.events_rejected.labels("malformed").inc(fold.malformed)
+        if outcome.unconfirmed:
+            self._health.report_unconfirmed(outcome.unconfirmed)
+        if outcome.drained:
+            self._telemetry.fold_last_success.set_to_current_time()
+        return outcome
+
+    async def _fold_and_set_notify_mode(self) -> Fold | None:
+        mode = self._notify_mode
+        disable_notify = mode.needs_update and mode.wants_polling
+        if mode.needs_update and not disable_notify:
+            await journal.enable_notify(self._connection)
+            mode.record_applied(polling=False)
+        # A full scan during reconciliation is the safety net for the scan horizon.
+        after = -1 if self._ledger.reconciling else self._folded_up_to
+        fold = await journal.fold(
+            self._connection,
+            self._instance_id,
+            self._channel,
+            self._tuning.fold_chunk,
+            parts=self._tuning.fold_parts,
+            after=after,
+            disable_notify=disable_notify,
+        )
+        if disable_notify and fold is not None:
+            mode.record_applied(polling=True)
+        self._telemetry.polling.set(mode.polling)
+        return fold
+
+    def _advance_horizon(self, fold: Fold) -> None:
+        # A transaction that was given an event id had a transaction id by then.
+        if self._horizon.folded(fold.xid, fold.xmin) and fold.drained:
+            self._folded_up_to = self._next_folded_up_to
+            self._next_folded_up_to = fold.last_id
+            self._horizon.mark()
+
+    def _handle_rewind(self) -> None:
+        log.error(
+            "the database was set back: an older copy was restored, a failover lost commits, or the triggers were "
+            "installed anew; counters stand still until the truth has caught up"
+        )
+        self._telemetry.rewinds.inc()
+        # Ids may be reused after a rewind, so reset the scan horizon.
+        self._folded_up_to = self._next_folded_up_to = -1
+        self._horizon.mark()

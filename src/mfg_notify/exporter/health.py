@@ -1,0 +1,78 @@
+"""What the exporter reports about the database's health: metrics, and one log line per change.
+
+Lives as long as the exporter, so that a new session does not repeat what the log already says.
+"""
+
+from collections import Counter
+
+import structlog
+
+from mfg_notify.exposition import Telemetry
+from mfg_notify.postgres.migrations import TRIGGERS
+from mfg_notify.postgres.snapshot import Health
+
+TRIGGERS_PER_TABLE = TRIGGERS // 3
+
+log = structlog.get_logger(__name__)
+
+
+class HealthReporter:
+    """Exports health and warns of what has changed since the last report."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+        self._triggers: dict[str, int] = {}
+        self._newer_version_reported = False
+        self._unconfirmed_reported = False
+        self._unconfirmed_since_reconciliation = False
+
+    def report(self, health: Health) -> str | None:
+        """Export the health of the database. Return what keeps the exporter from being ready, if anything does."""
+        self._telemetry.journal_rows.set(health.journal_rows)
+        self._telemetry.journal_oldest_age.set(health.journal_oldest_age)
+        self._telemetry.queue_usage.set(health.queue_usage)
+        self._report_lost(health.lost_changes)
+        self._report_triggers(health.triggers)
+        return self._report_newer_version(health.unknown_versions)
+
+    def _report_lost(self, lost: int) -> None:
+        known = self._telemetry.lost_changes or 0
+        if lost > known:
+            log.warning("the triggers could not record some changes of the game", changes=lost)
+        self._telemetry.lost_changes = max(lost, known)
+
+    def _report_triggers(self, enabled: dict[str, int]) -> None:
+        for table, count in enabled.items():
+            known = self._triggers.get(table, TRIGGERS_PER_TABLE)
+            if count < TRIGGERS_PER_TABLE and known != count:
+                log.error("triggers are missing or disabled; run `mfg-notify migrate up`", table=table, enabled=count)
+            elif count == TRIGGERS_PER_TABLE and known != count:
+                log.info("all triggers are enabled again", table=table)
+            self._triggers[table] = count
+            self._telemetry.triggers_installed.labels(table).set(count)
+
+    def _report_newer_version(self, events: int) -> str | None:
+        if events and not self._newer_version_reported:
+            log.error("events are of a newer version; upgrade mfg-notify", events=events)
+        self._newer_version_reported = bool(events)
+        return f"{events} events are of a newer version; upgrade mfg-notify" if events else None
+
+    def report_unconfirmed(self, events: int) -> None:
+        """Count announced events that the journal does not have.
+
+        Rate-limited: anyone who knows the channel name could flood the log. Warns again only after a reconciliation
+        without such events.
+        """
+        if not self._unconfirmed_reported:
+            log.warning("notifications without an event: forged, or lost in a crash of the server", events=events)
+        self._unconfirmed_reported = self._unconfirmed_since_reconciliation = True
+        self._telemetry.events_rejected.labels("unconfirmed").inc(events)
+
+    def report_corrections(self, corrections: Counter[str]) -> None:
+        """Count the gauges that a reconciliation has corrected."""
+        for name, number in corrections.items():
+            self._telemetry.reconcile_corrections.labels(name).inc(number)
+        if corrections:
+            log.warning("the gauges were wrong: events were missed", **corrections)
+        self._unconfirmed_reported = self._unconfirmed_since_reconciliation
+        self._unconfirmed_since_reconciliation = False

@@ -1,0 +1,84 @@
+"""Snapshot of the live rows → ledger; and the database's health, which is read with it.
+
+Owns how long a snapshot may take and how the game's ships are read. When the snapshot may replace the live rows is
+decided in `core.ledger`.
+"""
+
+from collections.abc import Callable
+
+from mfg_notify.core.ledger import Ledger
+from mfg_notify.core.tuning import Tuning
+from mfg_notify.errors import SchemaNotReady
+from mfg_notify.exporter.deadline import in_time
+from mfg_notify.exporter.health import HealthReporter
+from mfg_notify.exposition import Telemetry
+from mfg_notify.postgres import journal, snapshot
+from mfg_notify.postgres.connection import Connection
+from mfg_notify.postgres.installation import Installation, check_installation
+
+
+class Reconciling:
+    """Reconciliations of one session."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        installation: Installation,
+        schema: str,
+        ledger: Ledger,
+        health: HealthReporter,
+        telemetry: Telemetry,
+        clock: Callable[[], float],
+        tuning: Tuning,
+    ) -> None:
+        self._connection = connection
+        self._installation = installation
+        self._schema = schema
+        self._ledger = ledger
+        self._health = health
+        self._telemetry = telemetry
+        self._clock = clock
+        self._tuning = tuning
+        self._timeout = tuning.snapshot_timeout
+        """For the next snapshot: long at first, then a few times what the last one took."""
+        self._ships_query: snapshot.ShipsQuery | None = None
+        self.problem: str | None = None
+        """What is wrong with the database although everything works; it keeps the exporter from being ready."""
+
+    async def take_snapshot(self) -> float:
+        """Read the live rows and the health of the database. Return how many seconds it took.
+
+        Raise `SchemaNotReady` or `SchemaTooNew` if the game has changed its tables or someone has upgraded or removed
+        ours, `DatabaseError` for anything else.
+        """
+        started = self._clock()
+        self._ledger.begin_reconciliation()
+        timeout = self._timeout
+        installation = await in_time(self._tuning.answer_timeout, check_installation(self._connection))
+        known = self._installation
+        if (installation.channel, installation.notify) != (known.channel, known.notify):
+            raise SchemaNotReady("mfg_notify.settings has changed; connecting again")
+        taken, self._ships_query = await in_time(timeout, snapshot.read_snapshot(self._connection, self._schema))
+        self._ledger.reconcile(taken)
+        await in_time(self._tuning.answer_timeout, journal.prune(self._connection))
+        health = await in_time(timeout, snapshot.read_health(self._connection, self._schema))
+        self.problem = self._health.report(health)
+        duration = self._clock() - started
+        self._timeout = max(self._tuning.answer_timeout, 5 * duration)
+        self._telemetry.reconcile_duration.observe(duration)
+        return duration
+
+    def finish(self) -> bool:
+        """Swap the live rows if everything that the snapshot shows has been applied. Return whether it was done."""
+        corrections = self._ledger.finish_reconciliation()
+        if corrections is None:
+            return False
+        self._health.report_corrections(corrections)
+        self._telemetry.reconcile_last_success.set_to_current_time()
+        return True
+
+    async def refresh_ships(self) -> None:
+        """Read the game's ships again: no trigger reports them, and a fold has brought changes."""
+        if self._ships_query is not None:
+            reading = snapshot.read_ships(self._connection, self._ships_query)
+            self._ledger.set_ships(await in_time(self._tuning.answer_timeout, reading))

@@ -1,0 +1,26 @@
+"""What `mfg-notify run` was asked to do."""
+
+from dataclasses import dataclass
+
+from mfg_notify.core.notify_mode import Policy
+from mfg_notify.core.series import SERIES_MAXIMUM
+from mfg_notify.web.access import Access
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options of `run`; durations in seconds."""
+
+    dsn: str = ""
+    schema: str = "public"
+    reconcile_interval: float = 30.0
+    telemetry_path: str = "/metrics"
+    series_maximum: int = SERIES_MAXIMUM
+    market_interval: float | None = None
+    """None: do not read the markets."""
+    notify: Policy = Policy.ADAPTIVE
+    """When the triggers notify; never if the migration has found that they must not."""
+    board: bool = True
+    """Show the live board at /."""
+    access: Access | None = None
+    """TLS and users; None: everyone may read, over plain HTTP."""
