@@ -47,7 +47,7 @@ def database_crash_losing_commits(rig: Rig) -> None:
             exporter.wait_ready()
         # What had been shown of lost transactions stays shown.
         rig.check(exporter, page=False, ahead=False)
-        ghosts = number(exporter.page(), "mfg_notify_events_rejected_total", reason="ghost")
+        ghosts = number(exporter.page(), "mfg_notify_events_rejected_total", reason="unconfirmed")
         rig.report.counts["ghosts"] += int(ghosts)
         lost = "notifications without an event" in exporter.read_log()
         if lost != (ghosts > 0):

@@ -83,7 +83,7 @@ def hostile_notify(rig: Rig) -> None:
                     lambda before=before: number(exporter.page(), "mfg_notify_notifications_received_total") > before  # type: ignore[misc]
                 )
                 rig.some_more(exporter, 20)
-        for reason in ("malformed", "ghost"):
+        for reason in ("malformed", "unconfirmed"):
             rejected = eventually(
                 lambda reason=reason: number(exporter.page(), "mfg_notify_events_rejected_total", reason=reason)  # type: ignore[misc]
             )

@@ -118,7 +118,7 @@ def test_forged_events_without_end(installed: Database) -> None:
         for made in range(1, 4):
             forged = f'[1,{1000 + made},{1000 + made},0,["task","T","",null,null]]'
             connection.execute("SELECT pg_notify(%s, %s)", (channel, forged))
-            counted = f'mfg_notify_events_rejected_total{{reason="ghost"}} {made}.0'
+            counted = f'mfg_notify_events_rejected_total{{reason="unconfirmed"}} {made}.0'
             eventually(lambda counted=counted: counted in exporter.page())  # type: ignore[misc]
         assert said(exporter)[3:] == [
             ("warning", "notifications without an event: forged, or lost in a crash of the server")

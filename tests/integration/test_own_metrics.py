@@ -107,11 +107,11 @@ async def test_repeated_and_forged_payloads(floor: Gauges) -> None:
     floor.notify("barrier 999999")
     floor.notify("ping 999999")
     await floor.until("events_rejected_total", lambda n: n == 1, reason="malformed")
-    await floor.until("events_rejected_total", lambda n: n >= 1, reason="ghost")
+    await floor.until("events_rejected_total", lambda n: n >= 1, reason="unconfirmed")
     await floor.until("events_applied_total", lambda n: n >= 1, table="task", op="I")
     page = await settled(floor.exporter, floor.game)
     assert value(page, "manufacturing_tasks_ready_total", player_id="1", task_type="COLLECT_SELL") == 1
-    assert floor.of("events_duplicate_total") + floor.of("events_rejected_total", reason="ghost") == 2
+    assert floor.of("events_duplicate_total") + floor.of("events_rejected_total", reason="unconfirmed") == 2
 
 
 async def test_duplicates(floor: Gauges) -> None:
