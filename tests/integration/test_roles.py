@@ -128,7 +128,7 @@ def parameters() -> dict[str, object]:
 
 
 def denied_statements(connection: Connection) -> list[str]:
-    """Try every statement of queries.sql, taking each back; return the names of those that a right is missing for."""
+    """Try every query and roll it back; return the names of those that need a right that the role lacks."""
     tables = {
         "pipelines": sql.Identifier("public", "manufacturing_pipelines"),
         "tasks": sql.Identifier("public", "manufacturing_tasks"),

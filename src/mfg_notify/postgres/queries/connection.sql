@@ -1,0 +1,14 @@
+-- Settings of a new session. Used by connection.py and by those who open a connection that only reads.
+
+-- name: configure_session
+-- Pin the settings that the code relies on, whatever the defaults of the role and the database are. JIT is off because
+-- the queries are small and run often.
+SELECT set_config(name, value, false)
+FROM (VALUES ('search_path', 'pg_catalog, pg_temp'), ('timezone', 'UTC'), ('jit', 'off'),
+             ('default_transaction_isolation', 'read committed'), ('default_transaction_read_only', 'off'),
+             ('synchronous_commit', 'on'), ('statement_timeout', '30s'), ('lock_timeout', '10s'),
+             ('idle_in_transaction_session_timeout', '5s'), ('tcp_user_timeout', '10s')) AS s (name, value)
+
+-- name: read_only_session
+-- Let the server itself refuse every write of a command that only reads.
+SET default_transaction_read_only = on

@@ -1,0 +1,106 @@
+-- What `mfg-notify doctor` asks. Used by doctor.py. All of it only reads.
+
+-- name: doctor_server
+-- The server, and the backend that answers: behind a pooler the client knows a different process id.
+SELECT current_setting('server_version'), pg_is_in_recovery(), pg_backend_pid(), current_user::text,
+       current_setting('max_prepared_transactions')::integer
+
+-- name: doctor_clock
+-- The database's clock, in epoch seconds.
+SELECT date_part('epoch', clock_timestamp())
+
+-- name: doctor_queue
+-- How full the server's notification queue is, from 0 to 1.
+SELECT pg_notification_queue_usage()
+
+-- name: doctor_probe
+-- Notify a channel of the doctor's own, which no exporter listens to.
+SELECT pg_notify(%(channel)s, %(ping)s)
+
+-- name: doctor_game
+-- The schemas that contain tables of the game, and which tables. The catalogs answer without any right.
+SELECT n.nspname::text, array_agg(c.relname::text ORDER BY c.relname)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relname IN ('manufacturing_pipelines', 'manufacturing_tasks', 'manufacturing_factory_states')
+  AND c.relkind = 'r'
+GROUP BY n.nspname ORDER BY count(*) DESC, n.nspname
+
+-- name: doctor_missing_rights
+-- What role.sql grants and this role lacks, written as in GRANT, and whether an exporter cannot work without it. The
+-- catalogs answer without any right.
+SELECT 'USAGE ON SCHEMA ' || n.nspname, true
+FROM pg_namespace n
+WHERE n.nspname IN ('mfg_notify', %(schema)s) AND NOT has_schema_privilege(n.oid, 'USAGE')
+UNION ALL
+SELECT string_agg(allowed, ', ') || ' ON mfg_notify.' || c.relname, true
+FROM (VALUES ('settings', 'SELECT'), ('lease', 'SELECT UPDATE'), ('event', 'SELECT DELETE'), ('event_id_seq', 'SELECT'),
+             ('total', 'SELECT INSERT UPDATE'), ('recent', 'SELECT INSERT UPDATE DELETE'),
+             ('latest', 'SELECT INSERT UPDATE DELETE'), ('pending_commit', 'DELETE'), ('folded', 'UPDATE'),
+             ('notify_disabled', 'SELECT UPDATE'), ('lost', 'SELECT')) AS ours (name, rights)
+CROSS JOIN LATERAL string_to_table(ours.rights, ' ') AS allowed
+JOIN pg_class c ON c.relname = ours.name AND c.relnamespace = to_regnamespace('mfg_notify')
+WHERE NOT has_table_privilege(c.oid, allowed)
+GROUP BY c.relname
+UNION ALL
+SELECT 'EXECUTE ON FUNCTION mfg_notify.' || p.proname, true
+FROM pg_proc p
+WHERE p.pronamespace = to_regnamespace('mfg_notify') AND NOT has_function_privilege(p.oid, 'EXECUTE')
+  AND p.proname IN ('missing_columns', 'microseconds', 'pipeline_image', 'task_image', 'factory_image')
+UNION ALL
+SELECT format('SELECT (%%s) ON %%I.%%I', string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum),
+              %(schema)s, c.relname),
+       starts_with(c.relname, 'manufacturing_')
+FROM (VALUES
+    ('manufacturing_pipelines',
+     'id player_id product_good status total_cost total_revenue net_profit started_at completed_at'),
+    ('manufacturing_tasks',
+     'id player_id task_type status assigned_ship retry_count total_cost total_revenue ready_at started_at'
+     ' completed_at'),
+    ('manufacturing_factory_states',
+     'id player_id factory_symbol output_good pipeline_id required_inputs delivered_inputs current_supply'
+     ' ready_for_collection'),
+    ('ships', 'player_id ship_symbol assignment_status'),
+    ('ship_assignments', 'player_id ship_symbol status'),
+    ('market_data', 'player_id good_symbol supply activity')) AS game (name, columns)
+CROSS JOIN LATERAL string_to_table(game.columns, ' ') AS needed
+JOIN pg_class c ON c.relname = game.name AND c.relnamespace = to_regnamespace(quote_ident(%(schema)s))
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = needed AND a.attnum > 0 AND NOT a.attisdropped
+WHERE NOT has_column_privilege(c.oid, a.attnum, 'SELECT')
+GROUP BY c.relname
+
+-- name: doctor_excess_rights
+-- Whether this role is a superuser, whether it can read the players, and which of the game's tables it can write.
+WITH game AS (
+    SELECT c.oid, c.relname::text FROM pg_class c
+    WHERE c.relnamespace = to_regnamespace(quote_ident(%(schema)s)) AND c.relkind IN ('r', 'p')
+      AND c.relname IN ('players', 'manufacturing_pipelines', 'manufacturing_tasks', 'manufacturing_factory_states',
+                        'ships', 'ship_assignments', 'market_data'))
+SELECT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
+       EXISTS (SELECT FROM game WHERE relname = 'players' AND has_any_column_privilege(oid, 'SELECT')),
+       ARRAY(SELECT relname FROM game
+             WHERE has_table_privilege(oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
+                OR has_any_column_privilege(oid, 'INSERT, UPDATE') ORDER BY relname)
+
+-- name: doctor_triggers
+-- Every trigger of mfg-notify, with the table that it belongs to and its state.
+SELECT c.relname::text, t.tgname::text, t.tgenabled::text
+FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+WHERE NOT t.tgisinternal AND starts_with(t.tgname, 'mfg_notify_')
+  AND (c.relnamespace = to_regnamespace('mfg_notify') AND c.relname = 'pending_commit'
+       OR c.relnamespace = to_regnamespace(quote_ident(%(schema)s))
+          AND c.relname IN ('manufacturing_pipelines', 'manufacturing_tasks', 'manufacturing_factory_states'))
+
+-- name: doctor_quiet
+-- Whether the leader has disabled NOTIFY for now.
+SELECT last_value = 1 FROM mfg_notify.notify_disabled
+
+-- name: doctor_lease
+-- The lease's holder, and the seconds since its last heartbeat (NULL: there was none).
+SELECT holder,
+       CASE WHEN isfinite(renewed_at) THEN date_part('epoch', clock_timestamp() - renewed_at) END
+FROM mfg_notify.lease
+
+-- name: doctor_moved
+-- The metrics that have counted anything since the installation, and the number of events.
+SELECT ARRAY(SELECT DISTINCT metric FROM mfg_notify.total WHERE n <> 0),
+       (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM mfg_notify.event_id_seq)

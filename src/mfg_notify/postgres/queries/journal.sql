@@ -1,0 +1,39 @@
+-- The fold: it moves events from the journal into the totals, in one transaction. Used by journal.py.
+
+-- name: begin_fold
+-- Lock the lease (the mutex of folds) and advance the generation (the fencing token). No row: this exporter is not the
+-- leader. Returns the generation, this transaction, the oldest open transaction and the last id of the journal.
+UPDATE mfg_notify.lease SET generation = generation + 1, renewed_at = clock_timestamp()
+WHERE holder = %(holder)s
+RETURNING generation, pg_current_xact_id()::text::bigint, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
+          (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM mfg_notify.event_id_seq)
+
+-- name: disable_notify
+-- Disable NOTIFY: the triggers only write the journal from now on. Sent within a fold, so that only the leader can do
+-- it. A sequence is not transactional: it takes effect at once in every transaction, even if this one rolls back.
+SELECT setval('mfg_notify.notify_disabled', 1) FROM mfg_notify.lease WHERE holder = %(holder)s
+
+-- name: enable_notify
+-- Enable NOTIFY again.
+SELECT setval('mfg_notify.notify_disabled', 0)
+
+-- name: take_events
+-- Take the oldest events out of the journal. Journal rows are never updated, so a ctid identifies a row for as long as
+-- the fold holds its lock. Up to the id `after` there are only dead rows, which the scan skips.
+DELETE FROM mfg_notify.event
+WHERE ctid = ANY (ARRAY(SELECT ctid FROM mfg_notify.event WHERE version = %(version)s AND id > %(after)s
+                        ORDER BY id LIMIT %(chunk)s))
+RETURNING id, xid::text::bigint, (date_part('epoch', at) * 1000000)::bigint, body
+
+-- name: mark_folded
+-- Store the last folded id: the triggers read it to bound the backlog. It is not transactional and need not be.
+SELECT setval('mfg_notify.folded', %(id)s)
+
+-- name: barrier
+-- Send the barrier in the fold's transaction: when it arrives, every notification of an event that was folded up to now
+-- has arrived before it.
+SELECT pg_notify(%(channel)s, %(barrier)s)
+
+-- name: clear_pending_commit
+-- Delete the rows of transactions that have ended; those of open transactions are not visible.
+DELETE FROM mfg_notify.pending_commit

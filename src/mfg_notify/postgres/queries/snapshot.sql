@@ -1,0 +1,50 @@
+-- The live rows, and the health of the database. Used by snapshot.py; inspection.py reads the health too.
+
+-- name: visible
+-- Which transactions the snapshot of this transaction shows.
+SELECT pg_snapshot_xmax(s)::text::bigint, ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(s) x)
+FROM pg_current_snapshot() s
+
+-- name: live_pipelines
+-- Pipelines that are not finished.
+SELECT p.id, mfg_notify.pipeline_image(p.player_id, p.product_good, p.status, p.total_cost, p.total_revenue,
+                                       p.net_profit, p.started_at, p.completed_at)::text
+FROM {pipelines} p WHERE p.status IN ('PLANNING', 'EXECUTING')
+
+-- name: live_tasks
+-- Tasks that are not finished.
+SELECT t.id, mfg_notify.task_image(t.player_id, t.task_type, t.status, t.assigned_ship, t.retry_count, t.total_cost,
+                                   t.total_revenue, t.ready_at, t.started_at, t.completed_at)::text
+FROM {tasks} t WHERE t.status IN ('PENDING', 'READY', 'ASSIGNED', 'EXECUTING')
+
+-- name: live_factories
+-- The factory rows of live pipelines. Starts at the pipelines, because the rows of finished ones stay in the table and
+-- are many.
+SELECT f.id, mfg_notify.factory_image(f.player_id, f.factory_symbol, f.output_good, f.pipeline_id,
+                                      f.required_inputs::jsonb, f.delivered_inputs::jsonb, f.current_supply,
+                                      f.ready_for_collection, NULL)::text
+FROM {factories} f
+WHERE f.pipeline_id IS NULL
+   OR f.pipeline_id = ANY (ARRAY(SELECT p.id FROM {pipelines} p WHERE p.status IN ('PLANNING', 'EXECUTING')))
+
+-- name: ship_columns
+-- The columns that this role may read of the table of ships. The table is optional, and older databases use another
+-- name for it.
+SELECT c.relname, array_agg(a.attname)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
+WHERE n.nspname = %(schema)s AND c.relname IN ('ships', 'ship_assignments') AND c.relkind IN ('r', 'p', 'v', 'm')
+  AND a.attnum > 0 AND NOT a.attisdropped AND has_column_privilege(c.oid, a.attnum, 'SELECT')
+GROUP BY c.relname
+
+-- name: ships
+-- All ships, and whether the game calls them idle.
+SELECT player_id, ship_symbol::text, {status} = 'idle' FROM {ships} WHERE ship_symbol <> ''
+
+-- name: health
+-- The backlog, its age, events of a newer version, the notification queue, the lost changes and the clock.
+SELECT (SELECT count(*) FROM mfg_notify.event),
+       (SELECT greatest(date_part('epoch', clock_timestamp() - min(at)), 0) FROM mfg_notify.event),
+       (SELECT count(*) FROM mfg_notify.event WHERE version <> %(version)s),
+       pg_notification_queue_usage(),
+       (SELECT CASE WHEN is_called THEN last_value + 1 ELSE 0 END FROM mfg_notify.lost),
+       (date_part('epoch', clock_timestamp()) * 1000000)::bigint

@@ -1,0 +1,52 @@
+-- The settled totals, the completions of the last hour and the last changes. Used by journal.py.
+
+-- name: add_totals
+-- Add increments to the totals. Addition stays exact even if two exporters fold. A sum beyond bigint stops at its
+-- limit.
+INSERT INTO mfg_notify.total AS t (metric, labels, n)
+SELECT * FROM unnest(%(metrics)s::text[], %(labels)s::jsonb[], %(n)s::bigint[])
+ON CONFLICT (metric, labels) DO UPDATE
+SET n = least(greatest(t.n::numeric + excluded.n, -9223372036854775808), 9223372036854775807)::bigint
+
+-- name: add_recent
+-- Store the completed pipelines of the last hour, for the profit rate.
+INSERT INTO mfg_notify.recent (pipeline_id, player_id, completed_at, profit)
+SELECT id, player_id, to_timestamp(completed_at / 1000000.0), profit
+FROM unnest(%(ids)s::text[], %(players)s::bigint[], %(completed)s::bigint[], %(profits)s::bigint[])
+     AS r (id, player_id, completed_at, profit)
+WHERE to_timestamp(completed_at / 1000000.0) > now() - interval '1 hour'
+ON CONFLICT (pipeline_id) DO UPDATE
+SET player_id = excluded.player_id, completed_at = excluded.completed_at, profit = excluded.profit
+
+-- name: forget_recent
+-- Delete completions that were undone or are older than an hour.
+DELETE FROM mfg_notify.recent WHERE pipeline_id = ANY (%(ids)s::text[]) OR completed_at < now() - interval '1 hour'
+
+-- name: add_latest
+-- Store when a ship or a player was last seen.
+INSERT INTO mfg_notify.latest AS l (kind, player_id, key, at)
+SELECT kind, player_id, key, to_timestamp(at / 1000000.0)
+FROM unnest(%(kinds)s::text[], %(players)s::bigint[], %(keys)s::text[], %(at)s::bigint[])
+     AS s (kind, player_id, key, at)
+ON CONFLICT (kind, player_id, key) DO UPDATE SET at = excluded.at WHERE excluded.at > l.at
+
+-- name: forget_latest
+-- Delete ships that were last seen more than a day ago. Players stay, so that an inactive one is known as such.
+DELETE FROM mfg_notify.latest WHERE kind = 'ship' AND at < now() - interval '24 hours'
+
+-- name: totals
+-- All totals, in the order in which their label sets were first seen.
+SELECT metric, labels::text, n FROM mfg_notify.total ORDER BY arrival
+
+-- name: recent
+-- The completed pipelines of the last hour.
+SELECT pipeline_id, player_id, (date_part('epoch', completed_at) * 1000000)::bigint, profit
+FROM mfg_notify.recent WHERE completed_at > now() - interval '1 hour'
+
+-- name: latest
+-- When each ship and each player was last seen.
+SELECT kind, player_id, key, (date_part('epoch', at) * 1000000)::bigint FROM mfg_notify.latest
+
+-- name: generation
+-- The generation of the last fold, which the totals belong to. No row: the lease has lost its row.
+SELECT generation FROM mfg_notify.lease
