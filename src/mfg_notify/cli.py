@@ -37,7 +37,7 @@ from mfg_notify.errors import MfgNotifyError, UsageError
 from mfg_notify.exporter import Exporter, Settings
 from mfg_notify.exporter.market_reader import MARKET_INTERVAL
 from mfg_notify.postgres import doctor as examination
-from mfg_notify.postgres import migrations
+from mfg_notify.postgres import installation, migrations
 from mfg_notify.postgres.connection import complete_conninfo, describe, translated_errors
 from mfg_notify.web import server as web
 from mfg_notify.web.access import Access
@@ -296,12 +296,12 @@ def migrate_up(dsn: str, game_schema: str, create_role: str | None) -> None:
     conninfo = complete_conninfo(dsn, "mfg-notify migrate")
     with _connected(conninfo) as connection:
         applied = migrations.up(connection, game_schema, _say_waiting)
-        status = migrations.read_status(connection, game_schema)
+        status = installation.read_status(connection, game_schema)
     for migration in applied:
         say(f"[green]applied[/] {migration.number:04d}_{migration.name}")
     if not applied:
         say(f"nothing to do: {describe(conninfo)} has version {status.version}")
-    if status.notify is False:
+    if status.installation is not None and not status.installation.notify:
         say(
             "[yellow]note[/]: max_prepared_transactions is not 0 here, so the triggers write the journal and do not "
             "notify; the exporter looks once a second"
@@ -334,15 +334,15 @@ def migrate_down(dsn: str, game_schema: str) -> None:
 def migrate_status(dsn: str, game_schema: str) -> None:
     """Say what is installed. Exit code 1 if that is not the newest version with all its triggers."""
     with _connected(complete_conninfo(dsn, "mfg-notify migrate")) as connection:
-        status = migrations.read_status(connection, game_schema)
-    latest = migrations.latest_version()
+        status = installation.read_status(connection, game_schema)
+    latest = installation.SCHEMA_VERSION
     say(f"version   {'not installed' if status.version is None else status.version} (newest: {latest})")
     for table, count in sorted(status.triggers.items()):
-        say(f"triggers  {table}: {count} of {migrations.TRIGGERS // 3} enabled")
+        say(f"triggers  {table}: {count} of {installation.TRIGGERS_PER_TABLE} enabled")
     if not status.triggers:
         say(f"triggers  the game's tables are not in schema {game_schema}; see --game-schema")
-    if status.notify is not None:
-        say(f"notify    {'on' if status.notify else 'off'}")
+    if status.installation is not None:
+        say(f"notify    {'on' if status.installation.notify else 'off'}")
     if status.missing:
         say(f"missing   {', '.join(status.missing)}")
     if not status.complete:

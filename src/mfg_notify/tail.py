@@ -192,7 +192,7 @@ class _Session:
     async def begin(self, account: Account | None) -> Account:
         """Listen; return the account of what is shown, which is the given one if that can be gone on with."""
         with translated_errors(), _in_time():
-            if await self._ask("schema_exists") != [(True,)]:
+            if await self._ask("is_installed") != [(True,)]:
                 raise SchemaNotReady("the triggers are not installed in this database; run `mfg-notify migrate up`")
             self._settings = await self._ask("settings")
             if not self._settings:

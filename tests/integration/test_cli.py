@@ -101,7 +101,7 @@ def test_errors_say_what_to_do(database: Database) -> None:
     code, text = run("migrate", "up", "--dsn", ordinary)
     assert (code, "permission denied" in text, "use the role that owns the game's tables" in text) == (1, True, True)
     code, text = run("migrate", "up", "--dsn", "host=/nowhere dbname=d")
-    assert (code, "is named with --dsn, MFG_NOTIFY_DSN or PGHOST" in text) == (1, True)
+    assert (code, "for another server give --dsn, MFG_NOTIFY_DSN or PGHOST" in text) == (1, True)
     assert run("migrate", "up", "--dsn", database.dsn)[0] == 0
     with ExporterProcess(ordinary) as exporter:
         eventually(lambda: "permission denied for schema mfg_notify" in exporter.get("/-/ready").text)

@@ -21,6 +21,7 @@ from mfg_notify.demo.game import create_tables, play
 from mfg_notify.demo.world import GameOptions
 from mfg_notify.errors import SchemaNotReady, UsageError
 from mfg_notify.postgres import migrations
+from mfg_notify.postgres.installation import TRIGGERS, read_status
 
 
 def migrate(*arguments: str) -> str:
@@ -55,7 +56,7 @@ def test_up_repeat_status_down_leaves_nothing(database: Database) -> None:
         before = objects(connection)
         assert "applied 0001" in migrate("up", "--dsn", database.dsn)
         installed = objects(connection)
-        assert sum(kind == "trigger" for kind, *_ in installed) == len(migrations.triggers()) == migrations.TRIGGERS + 1
+        assert sum(kind == "trigger" for kind, *_ in installed) == len(migrations.triggers()) == TRIGGERS + 1
         assert "nothing to do" in migrate("up", "--dsn", database.dsn)
         assert objects(connection) == installed
         assert "notify    on" in migrate("status", "--dsn", database.dsn)
@@ -74,7 +75,7 @@ def test_printed_sql_does_what_up_does(database: Database) -> None:
             for text in migrate("sql").split("COMMIT;")[:-1]:
                 connection.execute(text.encode() + b"COMMIT;")
         by_hand = objects(connection)
-        assert migrations.read_status(connection, "public").complete
+        assert read_status(connection, "public").complete
         connection.execute(migrate("sql", "--down").encode())
         assert objects(connection) == before
         migrate("up", "--dsn", database.dsn)
@@ -105,7 +106,7 @@ def test_golang_migrate_can_apply_the_files(database: Database) -> None:
         for file in FILES["up"]:
             assert send(connection, file) == ""
             assert connection.info.transaction_status == pq.TransactionStatus.IDLE
-        assert migrations.read_status(connection, "public").complete
+        assert read_status(connection, "public").complete
         for file in reversed(FILES["down"]):
             assert send(connection, file) == ""
         assert objects(connection) == before
@@ -121,7 +122,7 @@ def test_psql_can_apply_the_files(database: Database) -> None:
     with database.connect() as connection:
         before = objects(connection)
         psql(FILES["up"])
-        assert migrations.read_status(connection, "public").complete
+        assert read_status(connection, "public").complete
         psql(FILES["down"][::-1])
         assert objects(connection) == before
 
@@ -174,7 +175,7 @@ def test_waits_for_a_lock_without_queueing(database: Database) -> None:
             thread.start()
             assert told.wait(30)
         thread.join(30)
-        assert migrations.read_status(connection, "public").complete
+        assert read_status(connection, "public").complete
     assert "slow game" in reasons[0]
 
 
@@ -184,7 +185,7 @@ def test_dropped_trigger_comes_back(database: Database) -> None:
         installed = objects(connection)
         connection.execute("DROP TRIGGER mfg_notify_update ON manufacturing_tasks")
         connection.execute("ALTER TABLE manufacturing_pipelines DISABLE TRIGGER mfg_notify_insert")
-        assert not migrations.read_status(connection, "public").complete
+        assert not read_status(connection, "public").complete
         migrations.up(connection, "public", print)
         assert objects(connection) == installed
 
@@ -195,11 +196,11 @@ def test_what_the_documents_say_turns_the_triggers_off_and_on(database: Database
     said = "\n".join(re.findall(r"^    (.*)$", section, re.MULTILINE))
     with database.connect() as connection:
         migrations.up(connection, "public", print)
-        for table in migrations.read_status(connection, "public").triggers:
+        for table in read_status(connection, "public").triggers:
             connection.execute(said.replace("manufacturing_tasks", table).encode())
-        assert set(migrations.read_status(connection, "public").triggers.values()) == {0}
+        assert set(read_status(connection, "public").triggers.values()) == {0}
         migrations.up(connection, "public", print)
-        assert migrations.read_status(connection, "public").complete
+        assert read_status(connection, "public").complete
 
 
 def names(connection: psycopg.Connection) -> set[str]:
@@ -223,11 +224,11 @@ def test_whatever_was_dropped_comes_back(database: Database) -> None:
                     # It is one of these, and the others complain.
                     with suppress(psycopg.errors.ProgrammingError), connection.transaction():
                         connection.execute(f"DROP {kind} mfg_notify.{name} CASCADE".encode())
-                assert not migrations.read_status(connection, "public").complete, name
+                assert not read_status(connection, "public").complete, name
         for dropped in ("FUNCTION mfg_notify.write_events", "TABLE mfg_notify.event", "SEQUENCE mfg_notify.lost"):
             connection.execute(f"DROP {dropped}".encode())
             assert migrations.up(connection, "public", print)
-            assert migrations.read_status(connection, "public").complete
+            assert read_status(connection, "public").complete
         assert objects(connection) == installed
 
 
@@ -271,8 +272,8 @@ async def test_another_game_schema(database: Database) -> None:
         await create_tables(connection, ELSEWHERE)
     migrate("up", "--dsn", database.dsn, "--game-schema", ELSEWHERE)
     with database.connect() as connection:
-        assert migrations.read_status(connection, ELSEWHERE).complete
-        assert not migrations.read_status(connection, "public").complete
+        assert read_status(connection, ELSEWHERE).complete
+        assert not read_status(connection, "public").complete
     played = await play(database.dsn, GameOptions(rate=0), schema=ELSEWHERE, statements=300)
     with database.connect() as connection:
         counted = connection.execute("SELECT count(*) FROM mfg_notify.event WHERE body LIKE '%\"task\"%'").fetchone()

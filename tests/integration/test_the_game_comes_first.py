@@ -8,6 +8,7 @@ from tests.conftest import Database, create_game_tables
 
 from mfg_notify.demo.embedded import EmbeddedPostgres
 from mfg_notify.postgres import migrations
+from mfg_notify.postgres.installation import read_settings
 
 INSERT = (
     "INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good) VALUES (%s, 1, 'SELL', 'PENDING', 'G')"
@@ -171,7 +172,9 @@ def test_prepared_transactions_still_work() -> None:
         create_game_tables(server.dsn())
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             migrations.up(connection, "public", print)
-            assert migrations.read_status(connection, "public").notify is False
+            installed = read_settings(connection)
+            assert installed is not None
+            assert not installed.notify
             connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
             connection.execute("BEGIN")
             for key in ("t", "u", "v"):

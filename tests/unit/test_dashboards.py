@@ -18,7 +18,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from mfg_notify.core.catalogue import CATALOGUE, EXPORTER_METRICS, SELF_PREFIX, Kind
 from mfg_notify.dashboards import selectors, shipped
 from mfg_notify.dashboards.document import documents
-from mfg_notify.postgres.migrations import TRIGGERS
+from mfg_notify.postgres.installation import TRIGGERS
 
 Json = dict[str, Any]
 

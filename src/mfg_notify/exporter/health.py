@@ -8,10 +8,8 @@ from collections import Counter
 import structlog
 
 from mfg_notify.exposition import Telemetry
-from mfg_notify.postgres.migrations import TRIGGERS
+from mfg_notify.postgres.installation import TRIGGERS_PER_TABLE
 from mfg_notify.postgres.snapshot import Health
-
-TRIGGERS_PER_TABLE = TRIGGERS // 3
 
 log = structlog.get_logger(__name__)
 

@@ -1,13 +1,17 @@
-"""Connections: how they are opened, what they are set to, and the one place where psycopg's errors are translated."""
+"""Connections: how they are opened, and what their session is set to.
+
+The one place that translates psycopg's errors. It sends no statement that concerns the game or the journal.
+"""
 
 import os
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import psycopg
-from psycopg import AsyncConnection, errors
+from psycopg import AsyncConnection, errors, sql
 from psycopg.adapt import Loader
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
@@ -22,6 +26,7 @@ from mfg_notify.errors import (
 from mfg_notify.postgres.queries import QUERY
 
 Connection: TypeAlias = AsyncConnection[TupleRow]
+BlockingConnection: TypeAlias = psycopg.Connection[TupleRow]
 
 _DEFAULTS: Mapping[str, str] = {
     "connect_timeout": "5",
@@ -33,11 +38,21 @@ _DEFAULTS: Mapping[str, str] = {
 _ENVIRONMENT = {"application_name": "PGAPPNAME", "connect_timeout": "PGCONNECT_TIMEOUT"}
 
 
-def complete_conninfo(dsn: str, application_name: str = "mfg-notify") -> str:
-    """Return the conninfo with our defaults for what it leaves open. Raise `UsageError` where it cannot be parsed.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a conninfo leads, as far as it and the environment say so; an empty string means libpq's default."""
 
-    An empty dsn leaves everything to libpq's own PG* variables, service and password file. The error never repeats
-    the text: a DSN that is wrong by one character may show its password in the wrong place.
+    user: str
+    host: str
+    port: str
+    database: str
+
+
+def complete_conninfo(dsn: str, application_name: str = "mfg-notify") -> str:
+    """Return the conninfo, with defaults for what it leaves open. Raise `UsageError` if it cannot be parsed.
+
+    An empty dsn leaves everything to libpq's own PG* variables, service file and password file. The error never repeats
+    the dsn: one wrong character may put the password in another place.
     """
     authority = re.match(r"postgres(?:ql)?://([^/?]*)", dsn)
     if authority and authority.group(1).count("@") > 1:
@@ -54,24 +69,43 @@ def complete_conninfo(dsn: str, application_name: str = "mfg-notify") -> str:
     for name, variable in _ENVIRONMENT.items():
         if variable in os.environ:
             del settings[name]
-    # The client's encoding is ours to choose: journal and labels are UTF-8.
+    # The client encoding is not the user's choice: the journal and the labels are UTF-8.
     return make_conninfo("", **{**settings, **given, "client_encoding": "utf8"})
 
 
-def describe(conninfo: str) -> str:
-    """Say where a conninfo leads, without secrets, as in `game@db.example:5432/spacetraders`."""
+def target_of(conninfo: str) -> Target:
+    """Return where a conninfo leads."""
     given = conninfo_to_dict(conninfo)
-    user = given.get("user") or os.environ.get("PGUSER") or ""
-    host = given.get("host") or given.get("hostaddr") or os.environ.get("PGHOST") or "local socket"
-    port = given.get("port") or os.environ.get("PGPORT") or ""
-    database = given.get("dbname") or os.environ.get("PGDATABASE") or given.get("service") or ""
-    return f"{user}{'@' if user else ''}{host}{f':{port}' if port else ''}/{database}"
+
+    def setting(variable: str, *names: str) -> str:
+        stated = next((given[name] for name in names if given.get(name)), None)
+        return str(stated or os.environ.get(variable, ""))
+
+    return Target(
+        user=setting("PGUSER", "user"),
+        host=setting("PGHOST", "host", "hostaddr"),
+        port=setting("PGPORT", "port"),
+        database=setting("PGDATABASE", "dbname") or str(given.get("service") or ""),
+    )
 
 
-async def connect(conninfo: str) -> Connection:
+def describe(conninfo: str) -> str:
+    """Return where a conninfo leads, without secrets, as in `game@db.example:5432/spacetraders`."""
+    target = target_of(conninfo)
+    user = f"{target.user}@" if target.user else ""
+    port = f":{target.port}" if target.port else ""
+    return f"{user}{target.host or 'local socket'}{port}/{target.database}"
+
+
+def quote_identifier(name: str) -> str:
+    """Return the name of an object or a role as SQL, in quotes."""
+    return sql.Identifier(name).as_string()
+
+
+async def connect(conninfo: str, *, read_only: bool = False) -> Connection:
     """Open a connection in autocommit mode with the session settings of `configure_session`.
 
-    Raise `DatabaseUnavailable` or `AccessDenied`.
+    With `read_only` the server refuses every write. Raise `DatabaseUnavailable` or `AccessDenied`.
     """
     with translated_errors():
         connection = await AsyncConnection.connect(conninfo, autocommit=True)
@@ -79,6 +113,8 @@ async def connect(conninfo: str) -> Connection:
             connection.adapters.register_loader("text", _LenientTextLoader)
         try:
             await connection.execute(QUERY["configure_session"])
+            if read_only:
+                await connection.execute(QUERY["read_only_session"])
         except BaseException:
             await connection.close()
             raise
@@ -86,7 +122,7 @@ async def connect(conninfo: str) -> Connection:
 
 
 class _LenientTextLoader(Loader):
-    """Text of a SQL_ASCII database: whatever bytes the game wrote, with U+FFFD for what is not UTF-8."""
+    """Loads text of a SQL_ASCII database, where the game may store any bytes; U+FFFD replaces what is not UTF-8."""
 
     def load(self, data: bytes | bytearray | memoryview) -> str:
         return bytes(data).decode("utf-8", "replace")
@@ -107,7 +143,7 @@ async def read_only_snapshot(connection: Connection) -> AsyncIterator[None]:
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Turn psycopg's errors into those of `mfg_notify.errors`."""
+    """Translate psycopg's errors into those of `mfg_notify.errors`."""
     try:
         yield
     except psycopg.Error as error:
@@ -115,8 +151,8 @@ def translated_errors() -> Iterator[None]:
 
 
 def translate(error: psycopg.Error) -> DatabaseError:
-    """Return our error for one of psycopg's: what kind it is, and what to do about it."""
-    # libpq repeats the value of an option that it cannot read; a misplaced password may be in there.
+    """Return the error of `mfg_notify.errors` for one of psycopg's; its message says what to do."""
+    # libpq repeats the value of an option that it cannot read, which may be a misplaced password.
     text = re.sub(r'(invalid [\w ]+:?) ".*?"(?=\s|$)', r'\1 "…"', " ".join(str(error).split()))
     match error:
         case errors.InsufficientPrivilege():
@@ -124,7 +160,7 @@ def translate(error: psycopg.Error) -> DatabaseError:
         case errors.InvalidPassword() | errors.InvalidAuthorizationSpecification():
             return AccessDenied(text)
         case errors.UndefinedColumn() | errors.UndefinedTable() | errors.UndefinedFunction():
-            # What is ours, the migration brings back; what it needs of the game, the exporter has named before.
+            # The migration restores what belongs to mfg_notify. Missing columns of the game were reported before.
             return SchemaNotReady(f"{text}; run `mfg-notify migrate up`" if "mfg_notify." in text else text)
         case errors.InvalidSchemaName():
             return SchemaNotReady(f"{text}; run `mfg-notify migrate up`")
@@ -137,5 +173,5 @@ def translate(error: psycopg.Error) -> DatabaseError:
         ):
             return AccessDenied(f"{text}; check user and password in --dsn, PGPASSWORD or ~/.pgpass")
         case psycopg.OperationalError() if "connection to server on socket" in text:
-            return DatabaseUnavailable(f"{text}; a server elsewhere is named with --dsn, MFG_NOTIFY_DSN or PGHOST")
+            return DatabaseUnavailable(f"{text}; for another server give --dsn, MFG_NOTIFY_DSN or PGHOST")
     return DatabaseUnavailable(text)

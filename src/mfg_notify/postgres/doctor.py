@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 from mfg_notify.core.catalogue import COUNTERS, HISTOGRAMS
 from mfg_notify.core.events import VERSION
 from mfg_notify.errors import AccessDenied, DatabaseError, DatabaseUnavailable, SchemaNotReady
-from mfg_notify.postgres import migrations
+from mfg_notify.postgres import installation, migrations
 from mfg_notify.postgres.connection import describe, translated_errors
 from mfg_notify.postgres.queries import QUERY
 
@@ -291,7 +291,7 @@ def _check_game(examination: _Examination) -> _Answer:
 
 
 def _check_schema(examination: _Examination) -> _Answer:
-    if examination.ask("doctor_installed") != [(True,)]:
+    if examination.ask("is_installed") != [(True,)]:
         return _Answer("failed", "the triggers and their journal are not installed in this database", MIGRATE)
     return _Answer("ok", "the schema mfg_notify is there")
 
@@ -314,13 +314,13 @@ def _check_version(examination: _Examination) -> _Answer:
     if examination.settings is None:
         remedy = "mfg-notify migrate down, then mfg-notify migrate up: the totals begin anew"
         return _Answer("failed", "mfg_notify.settings has lost its row", remedy)
-    version, latest = examination.settings[0], migrations.latest_version()
+    version, latest = examination.settings[0], installation.SCHEMA_VERSION
     if version > latest:
         return _Answer("failed", f"the triggers are of version {version}, this mfg-notify knows {latest}", UPGRADE)
     if version < latest:
         return _Answer("failed", f"the triggers are of version {version}, this mfg-notify needs {latest}", MIGRATE)
     missing = examination.ask(
-        "missing_objects", relations=list(migrations.RELATIONS), functions=list(migrations.FUNCTIONS)
+        "missing_objects", relations=list(installation.RELATIONS), functions=list(installation.FUNCTIONS)
     )
     if missing:
         return _Answer("failed", f"missing in schema mfg_notify: {_several([name for (name,) in missing])}", MIGRATE)

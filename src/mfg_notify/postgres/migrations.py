@@ -1,8 +1,9 @@
-"""Applying, removing and printing `db/triggers`: plain SQL files that psql and golang-migrate can apply as well.
+"""Applies, removes and prints `db/triggers`: plain SQL files that psql and golang-migrate can apply as well.
 
-Also the exporter's role (`role.sql`), which `down` takes away with the rest.
+Also creates the exporter's role (`role.sql`), which `down` removes together with everything else.
 
-Owns the order of the files and the patience: a file that cannot have its lock at once rolls back, and is tried again.
+A file that cannot get its locks at once rolls back and is tried again, so the game never queues behind a migration.
+What is installed is read by `installation`.
 """
 
 import re
@@ -17,41 +18,21 @@ from psycopg import errors, sql
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from mfg_notify.errors import AccessDenied, DatabaseUnavailable, UsageError
-from mfg_notify.postgres.connection import translate, translated_errors
+from mfg_notify.postgres.connection import BlockingConnection, translate, translated_errors
+from mfg_notify.postgres.installation import SCHEMA_VERSION, read_status
 from mfg_notify.postgres.queries import QUERY
 
 OLDEST_SERVER = 140000
-"""As psycopg counts: PostgreSQL 14."""
-PATIENCE = 60.0
+"""PostgreSQL 14, as psycopg numbers it."""
+LOCK_TIMEOUT = 60.0
 """Seconds for which a migration tries to get its locks."""
-TRIGGERS = 12
-"""Four on each of the game's three tables."""
-RELATIONS = (
-    *("event", "event_id_seq", "pending_commit", "total", "recent", "latest", "lease", "settings", "lost", "folded"),
-    "notify_disabled",
-)
-FUNCTIONS = (
-    *(
-        "missing_columns",
-        "microseconds",
-        "pipeline_image",
-        "task_image",
-        "factory_image",
-        "is_current_row",
-        "write_events",
-    ),
-    *("pipeline_image_of", "task_image_of", "factory_image_of", "backlog"),
-    *("buffer_event", "buffer_pipeline", "buffer_task", "buffer_factory"),
-    *("pipeline_changed", "task_changed", "factory_changed", "flush_at_commit"),
-)
-"""Without one of these the installation is not complete."""
 NAME_BYTES = 63
-"""PostgreSQL cuts longer names."""
+"""PostgreSQL truncates longer names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One numbered pair of files; `up` and `down` are SQL for the game's tables in schema public."""
+    """One numbered pair of files; `up` and `down` are SQL for a game whose tables are in schema public."""
 
     number: int
     name: str
@@ -59,31 +40,8 @@ class Migration:
     down: str
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What is installed: `version` None where nothing is; triggers of ours that are enabled.
-
-    `missing` are tables, sequences and functions of our schema that somebody has dropped.
-    """
-
-    version: int | None
-    notify: bool | None
-    triggers: dict[str, int]
-    missing: tuple[str, ...] = ()
-
-    @property
-    def intact(self) -> bool:
-        """Tell whether everything of the version that is installed is there, and every trigger enabled."""
-        return self.version is not None and not self.missing and sum(self.triggers.values()) == TRIGGERS
-
-    @property
-    def complete(self) -> bool:
-        """Tell whether that is the newest version, too."""
-        return self.intact and self.version == latest_version()
-
-
 def _directory() -> Traversable:
-    # In the wheel the files lie in the package; in a checkout they are at the top, where people look for them.
+    # The wheel contains the files in this package; in a checkout they are at the top, where people look for them.
     packaged = files(__package__).joinpath("triggers")
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "db" / "triggers"
 
@@ -99,20 +57,15 @@ def migrations() -> list[Migration]:
     return found
 
 
-def latest_version() -> int:
-    """Return the schema version that this exporter works with."""
-    return migrations()[-1].number
-
-
 def triggers() -> set[tuple[str, str]]:
-    """Return table and name of every trigger that the migrations make."""
+    """Return table and name of every trigger that the migrations create."""
     statement = r"^ *CREATE (?:OR REPLACE|CONSTRAINT) TRIGGER (\w+)[^;]*? ON (?:public|mfg_notify)\.(\w+)"
-    made = re.compile(statement, re.MULTILINE)
-    return {(table, name) for migration in migrations() for name, table in made.findall(migration.up)}
+    created = re.compile(statement, re.MULTILINE)
+    return {(table, name) for migration in migrations() for name, table in created.findall(migration.up)}
 
 
 def render(text: str, schema: str) -> str:
-    """Return a migration for a game whose tables are in `schema`. Raise `UsageError` for an odd name."""
+    """Return a migration for a game whose tables are in `schema`. Raise `UsageError` unless that is a plain name."""
     if schema == "public":
         return text
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_$]{0,62}", schema):
@@ -122,7 +75,7 @@ def render(text: str, schema: str) -> str:
 
 
 def render_role(name: str, schema: str) -> str:
-    """Return the SQL that makes the exporter's role. Raise `UsageError` for a name that cannot be one."""
+    """Return the SQL that creates the exporter's role. Raise `UsageError` for a name that no role can have."""
     if not 0 < len(name.encode()) <= NAME_BYTES or "\0" in name:
         raise UsageError(f"{name!r} cannot be the name of a role: 1 to {NAME_BYTES} bytes")
     text = files(__package__).joinpath("role.sql").read_text(encoding="utf-8")
@@ -130,55 +83,55 @@ def render_role(name: str, schema: str) -> str:
     return composed.as_string()
 
 
-def read_status(connection: psycopg.Connection, schema: str) -> Status:
-    """Ask what is installed."""
+def connect(conninfo: str, on_notice: Callable[[str], None] | None = None) -> BlockingConnection:
+    """Open a connection in autocommit mode; `on_notice` receives the server's notices. Raise `DatabaseError`.
+
+    The session keeps its default settings: the files set what they need.
+    """
     with translated_errors():
-        counted = connection.execute(QUERY["triggers"], {"schema": schema}).fetchall()
-        exists = connection.execute(QUERY["schema_exists"]).fetchone()
-        if exists is None or not exists[0]:
-            return Status(None, None, dict(counted))
-        row = connection.execute(QUERY["settings"]).fetchone()
-        names = {"relations": list(RELATIONS), "functions": list(FUNCTIONS)}
-        missing = connection.execute(QUERY["missing_objects"], names).fetchall()
-    version, _, notify, _ = row if row is not None else (None, None, None, None)
-    return Status(version, notify, dict(counted), tuple(name for (name,) in missing))
+        connection = psycopg.connect(conninfo, autocommit=True)
+    if on_notice is not None:
+        connection.add_notice_handler(lambda notice: on_notice(notice.message_primary or ""))
+    return connection
 
 
-def up(connection: psycopg.Connection, schema: str, on_wait: Callable[[str], None]) -> list[Migration]:
-    """Install what is missing and return it; nothing if all is there. The connection is in autocommit mode.
+def up(connection: BlockingConnection, schema: str, on_wait: Callable[[str], None]) -> list[Migration]:
+    """Install what is missing and return it; an empty list if nothing is. The connection is in autocommit mode.
 
-    `on_wait` is told why, before each new try. Raise `SchemaNotReady` naming missing columns, `AccessDenied`,
-    `UsageError` for a server that is too old or a schema that is too new, `DatabaseUnavailable` when the locks cannot
-    be had.
+    `on_wait` receives the reason before each retry. Raise `SchemaNotReady` naming missing columns, `AccessDenied`,
+    `UsageError` if the server is too old or the schema too new, `DatabaseUnavailable` if the locks are not free in
+    time.
     """
     if connection.info.server_version < OLDEST_SERVER:
         raise UsageError(f"PostgreSQL {connection.info.server_version // 10000} is too old: 14 or newer is needed")
     status = read_status(connection, schema)
     if status.complete:
         return []
-    everything = migrations()
-    if status.version is not None and status.version > everything[-1].number:
+    if status.version is not None and status.version > SCHEMA_VERSION:
         raise UsageError(
-            f"the database has schema version {status.version}, this mfg-notify knows {everything[-1].number}: "
+            f"the database has schema version {status.version}, this mfg-notify knows {SCHEMA_VERSION}: "
             "upgrade mfg-notify"
         )
-    # What someone dropped comes back by applying all again: every file is safe to repeat.
+    # To restore what somebody has dropped, apply every file again: all of them are safe to repeat.
     installed = status.version if status.intact and status.version is not None else 0
-    pending = [m for m in everything if m.number > installed]
+    pending = [migration for migration in migrations() if migration.number > installed]
     for migration in pending:
         _apply(connection, render(migration.up, schema), on_wait)
     return pending
 
 
-def down(connection: psycopg.Connection, schema: str, on_wait: Callable[[str], None]) -> bool:
-    """Remove everything; False if there was nothing. Raises as `up` does."""
+def down(connection: BlockingConnection, schema: str, on_wait: Callable[[str], None]) -> bool:
+    """Remove everything; return False if there was nothing. Raises what `up` raises."""
     status = read_status(connection, schema)
     _apply(connection, render(migrations()[0].down, schema), on_wait)
     return status.version is not None or bool(sum(status.triggers.values()))
 
 
-def create_role(connection: psycopg.Connection, schema: str, name: str, on_wait: Callable[[str], None]) -> bool:
-    """Give the role what an exporter needs, making it if there is none: True if it was made. Raises as `up` does."""
+def create_role(connection: BlockingConnection, schema: str, name: str, on_wait: Callable[[str], None]) -> bool:
+    """Grant a role what an exporter needs; create the role first if it does not exist, and return whether it was.
+
+    Raises what `up` raises.
+    """
     text = render_role(name, schema)
     with translated_errors():
         existed = connection.execute(QUERY["role_exists"], {"role": name}).fetchone() == (True,)
@@ -186,37 +139,37 @@ def create_role(connection: psycopg.Connection, schema: str, name: str, on_wait:
     return not existed
 
 
-def _apply(connection: psycopg.Connection, text: str, on_wait: Callable[[str], None]) -> None:
-    def tell(state: RetryCallState) -> None:
+def _apply(connection: BlockingConnection, text: str, on_wait: Callable[[str], None]) -> None:
+    def report(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        on_wait(f"{_first_line(error)}; {_blocker(connection)}trying again")
+        on_wait(f"{_first_line(error)}; {_describe_lock_holder(connection)}trying again")
 
-    patience = Retrying(
+    retrying = Retrying(
         retry=retry_if_exception_type((errors.LockNotAvailable, errors.SerializationFailure, errors.DeadlockDetected)),
         wait=wait_random_exponential(multiplier=0.1, max=1.0),
-        stop=stop_after_delay(PATIENCE),
-        before_sleep=tell,
+        stop=stop_after_delay(LOCK_TIMEOUT),
+        before_sleep=report,
         reraise=True,
     )
     try:
-        patience(_execute, connection, text)
+        retrying(_execute, connection, text)
     except errors.LockNotAvailable as error:
         raise DatabaseUnavailable(
-            f"could not lock the game's tables within {PATIENCE:.0f} s: {_blocker(connection)}"
+            f"could not lock the game's tables within {LOCK_TIMEOUT:.0f} s: {_describe_lock_holder(connection)}"
             "end that transaction or try later; nothing was changed"
         ) from error
     except errors.InsufficientPrivilege as error:
-        # What the files themselves raise says what to do; what the server says does not.
-        of_ours = error.diag.source_function == "exec_stmt_raise"
+        # An error that our own files raise says what to do; the server's own error does not.
+        raised_by_us = error.diag.source_function == "exec_stmt_raise"
         advice = (
             "check the database's name, and use the role that owns the game's tables; it needs CREATE on the database"
         )
-        raise AccessDenied(_first_line(error) if of_ours else f"{_first_line(error)}; {advice}") from error
+        raise AccessDenied(_first_line(error) if raised_by_us else f"{_first_line(error)}; {advice}") from error
     except psycopg.Error as error:
         raise type(translate(error))(_first_line(error)) from error
 
 
-def _execute(connection: psycopg.Connection, text: str) -> None:
+def _execute(connection: BlockingConnection, text: str) -> None:
     try:
         connection.execute(text.encode())
     except psycopg.Error:
@@ -225,8 +178,7 @@ def _execute(connection: psycopg.Connection, text: str) -> None:
         raise
 
 
-def _blocker(connection: psycopg.Connection) -> str:
-    # Who keeps the game's tables locked; its query may hold secrets and is not shown.
+def _describe_lock_holder(connection: BlockingConnection) -> str:
     row = connection.execute(QUERY["oldest_lock_holder"]).fetchone()
     if row is None:
         return ""

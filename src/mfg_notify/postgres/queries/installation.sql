@@ -1,13 +1,9 @@
 -- What is installed in a game database. Used by installation.py, and by snapshot.py for the triggers.
 
--- name: doctor_installed
+-- name: is_installed
 -- Tell whether the schema mfg_notify is installed. The catalogs answer without any right on the schema.
 SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                WHERE n.nspname = 'mfg_notify' AND c.relname = 'settings')
-
--- name: schema_exists
--- Tell whether the schema is installed.
-SELECT to_regclass('mfg_notify.settings') IS NOT NULL
 
 -- name: settings
 -- The settings, with the backend that this session's notifications name as their sender: behind a pooler the client

@@ -1,0 +1,80 @@
+"""What is installed: the answer when it fits, and the error that says what to do when it does not."""
+
+from typing import LiteralString
+
+import pytest
+from tests.conftest import Database
+
+from mfg_notify.errors import DatabaseError, SchemaNotReady, SchemaTooNew
+from mfg_notify.postgres import migrations
+from mfg_notify.postgres.connection import connect
+from mfg_notify.postgres.installation import (
+    SCHEMA_VERSION,
+    check_installation,
+    read_installation,
+    read_status,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+def test_this_code_works_with_the_newest_migration() -> None:
+    assert migrations.migrations()[-1].number == SCHEMA_VERSION
+
+
+async def test_an_installation_that_fits(installed: Database) -> None:
+    async with await connect(installed.dsn) as connection:
+        found = await check_installation(connection)
+        assert found == await read_installation(connection)
+        assert found.version == SCHEMA_VERSION
+        assert found.notify
+        assert found.backend_pid == connection.info.backend_pid
+        assert found.channel
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        ("DROP SCHEMA mfg_notify CASCADE", SchemaNotReady, "not installed in this database; run `mfg-notify migrate"),
+        ("DELETE FROM mfg_notify.settings", SchemaNotReady, "has lost its row; run `mfg-notify migrate down`, then up"),
+        (
+            "UPDATE mfg_notify.settings SET version = 0",
+            SchemaNotReady, "the database has schema version 0, this exporter needs",
+        ),
+        (
+            "UPDATE mfg_notify.settings SET version = 99",
+            SchemaTooNew, "the database has schema version 99, this exporter knows",
+        ),
+        (
+            "ALTER TABLE manufacturing_tasks DROP COLUMN ready_at",
+            SchemaNotReady, "lack what is needed: public.manufacturing_tasks.ready_at",
+        ),
+    ],
+)  # fmt: skip
+async def test_an_installation_that_does_not_fit(
+    installed: Database, damage: LiteralString, error: type[DatabaseError], message: str
+) -> None:
+    with installed.connect() as other:
+        other.execute(damage)
+    async with await connect(installed.dsn) as connection:
+        with pytest.raises(error, match=message):
+            await check_installation(connection)
+
+
+async def test_another_version_can_be_read(installed: Database) -> None:
+    with installed.connect() as other:
+        other.execute("UPDATE mfg_notify.settings SET version = 99")
+        async with await connect(installed.dsn) as connection:
+            assert (await read_installation(connection)).version == 99
+        status = read_status(other, "public")
+        assert status.version == 99
+        assert status.intact
+        assert not status.complete
+
+
+def test_status_without_an_installation(database: Database) -> None:
+    with database.connect() as connection:
+        status = read_status(connection, "public")
+    assert status.installation is None
+    assert set(status.triggers.values()) == {0}
+    assert not status.intact
