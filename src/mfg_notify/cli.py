@@ -33,10 +33,10 @@ from mfg_notify.dashboards import files
 from mfg_notify.dashboards.merge import Outcome
 from mfg_notify.demo import game
 from mfg_notify.demo.world import GameOptions
+from mfg_notify.diagnosis import doctor as examination
 from mfg_notify.errors import MfgNotifyError, UsageError
 from mfg_notify.exporter import Exporter, Settings
 from mfg_notify.exporter.market_reader import MARKET_INTERVAL
-from mfg_notify.postgres import doctor as examination
 from mfg_notify.postgres import installation, migrations
 from mfg_notify.postgres.connection import complete_conninfo, describe, translated_errors
 from mfg_notify.web import server as web

@@ -1,4 +1,4 @@
-"""`mfg-notify doctor`: one test a finding, and after it, wherever there is one, the command that is said to mend it."""
+"""`mfg-notify doctor`: one test per finding; where the finding names a command, the test runs it and looks again."""
 
 import json
 import os
@@ -21,8 +21,9 @@ from tests.support import PATIENCE, ROOT, ExporterProcess, eventually, free_port
 
 from mfg_notify.cli import main
 from mfg_notify.demo.embedded import EmbeddedPostgres
+from mfg_notify.diagnosis.doctor import DEFAULT_LIMITS, Finding, Limits, examine
 from mfg_notify.postgres.connection import complete_conninfo
-from mfg_notify.postgres.doctor import Finding, _connect, examine
+from mfg_notify.postgres.inspection import connect
 
 EVERYTHING = [
     *("connection", "server", "primary", "clock", "delivery", "queue", "game", "installation", "rights"),
@@ -32,9 +33,12 @@ EVERYTHING = [
 RIGHT = "r1ght-s3cr3t"
 
 
-def examined(dsn: str, schema: str = "public", clock: Callable[[], float] = time.time) -> dict[str, Finding]:
+def examined(
+    dsn: str, schema: str = "public", clock: Callable[[], float] = time.time, limits: Limits = DEFAULT_LIMITS
+) -> dict[str, Finding]:
     """Return the findings by the name of their check."""
-    return {finding.check: finding for finding in examine(complete_conninfo(dsn, "mfg-notify doctor"), schema, clock)}
+    conninfo = complete_conninfo(dsn, "mfg-notify doctor")
+    return {finding.check: finding for finding in examine(conninfo, schema, clock, limits)}
 
 
 def wrong(findings: dict[str, Finding]) -> set[str]:
@@ -91,7 +95,7 @@ def test_what_it_prints(installed: Database) -> None:
 
 def test_the_server_would_not_let_it_write(installed: Database) -> None:
     with (
-        _connect(complete_conninfo(installed.dsn)) as connection,
+        connect(complete_conninfo(installed.dsn)) as connection,
         pytest.raises(psycopg.errors.ReadOnlySqlTransaction),
     ):
         connection.execute("UPDATE mfg_notify.lease SET generation = generation + 1")
@@ -257,7 +261,7 @@ def test_queue_filling() -> None:
             lazy.commit()
             # Whoever listens and does not end a transaction keeps the queue from being emptied.
             lazy.execute("SELECT 1")
-            for full, verdict, said in ((0.1, "warning", "filling: "), (0.25, "failed", "do not notify from 25% on")):
+            for full, verdict, said in ((0.1, "warning", "filling up: "), (0.25, "failed", "stop notifying at 25%")):
                 while loud.execute("SELECT pg_notification_queue_usage() < %s", (full,)).fetchone() == (True,):
                     loud.execute("SELECT pg_notify('anything', repeat('x', 7000))")
                 finding = examined(server.dsn())["queue"]
@@ -373,8 +377,8 @@ def test_a_superuser(installed: Database) -> None:
 @pytest.mark.parametrize(
     ("damage", "check", "said", "remedy"),
     [
-        ("UPDATE mfg_notify.settings SET version = 1", "version", "are of version 1", "mfg-notify migrate up"),
-        ("UPDATE mfg_notify.settings SET version = 99", "version", "are of version 99", "pip install --upgrade"),
+        ("UPDATE mfg_notify.settings SET version = 1", "version", "schema has version 1", "mfg-notify migrate up"),
+        ("UPDATE mfg_notify.settings SET version = 99", "version", "schema has version 99", "pip install --upgrade"),
         ("DELETE FROM mfg_notify.settings", "version", "has lost its row", "mfg-notify migrate down, then"),
         ("DROP TABLE mfg_notify.latest", "version", "missing in schema mfg_notify: latest", "mfg-notify migrate up"),
         ("DROP FUNCTION mfg_notify.is_current_row", "version", "mfg_notify: is_current_row", "mfg-notify migrate up"),
@@ -429,7 +433,7 @@ def test_prepared_transactions() -> None:
         migrate_up(server.dsn())
         finding = examined(server.dsn())["notify"]
         assert finding.verdict == "warning"
-        assert "the exporter looks once a second" in finding.message
+        assert "the exporter polls once a second" in finding.message
         # They were switched on after the installation: the game would be refused.
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             connection.execute("UPDATE mfg_notify.settings SET notify = true")
@@ -440,7 +444,7 @@ def test_prepared_transactions() -> None:
         assert examined(server.dsn())["notify"].verdict == "warning"
 
 
-def test_told_not_to_notify(installed: Database) -> None:
+def test_notify_switched_off(installed: Database) -> None:
     with installed.connect() as connection:
         connection.execute("UPDATE mfg_notify.settings SET notify = false")
         finding = examined(installed.dsn)["notify"]
@@ -450,13 +454,13 @@ def test_told_not_to_notify(installed: Database) -> None:
     assert examined(installed.dsn)["notify"].verdict == "ok"
 
 
-def test_quiet_triggers_are_well(installed: Database) -> None:
+def test_notify_disabled_under_load_is_ok(installed: Database) -> None:
     assert examined(installed.dsn)["notify"].message == "the triggers notify"
     with installed.connect() as connection:
         connection.execute("SELECT setval('mfg_notify.notify_disabled', 1)")
     finding = examined(installed.dsn)["notify"]
     assert finding.verdict == "ok"
-    assert "quiet" in finding.message
+    assert "NOTIFY is disabled (polling)" in finding.message
 
 
 # ----------------------------------------------------------------------------------------------- journal --
@@ -466,8 +470,8 @@ def test_quiet_triggers_are_well(installed: Database) -> None:
     ("lease", "said"),
     [
         ("holder = NULL", "no exporter is active"),
-        ("holder = 'forge:17:ab', renewed_at = now() - interval '10 minutes'", "on forge (pid 17) has been silent"),
-        ("holder = 'forge:17:ab', renewed_at = now() + interval '1 day'", "has been silent for 24.0 h"),
+        ("holder = 'forge:17:ab', renewed_at = now() - interval '10 minutes'", "(pid 17) has sent no heartbeat for 10"),
+        ("holder = 'forge:17:ab', renewed_at = now() + interval '1 day'", "has sent no heartbeat for 24.0 h"),
     ],
 )  # fmt: skip
 def test_no_exporter(installed: Database, lease: LiteralString, said: str) -> None:
@@ -500,12 +504,11 @@ def test_backlog(installed: Database, age: str, verdict: str) -> None:
     assert verdict == "ok" or "mfg-notify run" in str(finding.remedy)
 
 
-def test_a_full_journal(installed: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_journal(installed: Database) -> None:
     write_events(installed, "1 second")
-    monkeypatch.setattr("mfg_notify.postgres.doctor.JOURNAL_MAXIMUM", 3)
-    finding = examined(installed.dsn)["backlog"]
+    finding = examined(installed.dsn, limits=Limits(journal_events=3))["backlog"]
     assert finding.verdict == "failed"
-    assert "the triggers give up what comes now" in finding.message
+    assert "the triggers record no further changes" in finding.message
 
 
 def test_events_of_a_newer_version(installed: Database) -> None:
@@ -527,7 +530,7 @@ def test_losses(installed: Database) -> None:
         )
     finding = examined(installed.dsn)["losses"]
     assert finding.verdict == "warning"
-    assert "1 change was given up" in finding.message
+    assert "1 change was lost" in finding.message
     assert "mfg-notify did not record" in str(finding.remedy)
 
 

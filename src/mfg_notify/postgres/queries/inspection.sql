@@ -1,23 +1,23 @@
--- What `mfg-notify doctor` asks. Used by doctor.py. All of it only reads.
+-- What `mfg-notify doctor` asks. Used by inspection.py. All of it only reads.
 
--- name: doctor_server
+-- name: server
 -- The server, and the backend that answers: behind a pooler the client knows a different process id.
 SELECT current_setting('server_version'), pg_is_in_recovery(), pg_backend_pid(), current_user::text,
        current_setting('max_prepared_transactions')::integer
 
--- name: doctor_clock
+-- name: clock
 -- The database's clock, in epoch seconds.
 SELECT date_part('epoch', clock_timestamp())
 
--- name: doctor_queue
+-- name: queue_usage
 -- How full the server's notification queue is, from 0 to 1.
 SELECT pg_notification_queue_usage()
 
--- name: doctor_probe
+-- name: probe_delivery
 -- Notify a channel of the doctor's own, which no exporter listens to.
 SELECT pg_notify(%(channel)s, %(ping)s)
 
--- name: doctor_game
+-- name: game_schemas
 -- The schemas that contain tables of the game, and which tables. The catalogs answer without any right.
 SELECT n.nspname::text, array_agg(c.relname::text ORDER BY c.relname)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -25,7 +25,7 @@ WHERE c.relname IN ('manufacturing_pipelines', 'manufacturing_tasks', 'manufactu
   AND c.relkind = 'r'
 GROUP BY n.nspname ORDER BY count(*) DESC, n.nspname
 
--- name: doctor_missing_rights
+-- name: missing_rights
 -- What role.sql grants and this role lacks, written as in GRANT, and whether an exporter cannot work without it. The
 -- catalogs answer without any right.
 SELECT 'USAGE ON SCHEMA ' || n.nspname, true
@@ -68,7 +68,7 @@ JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = needed AND a.attnum > 
 WHERE NOT has_column_privilege(c.oid, a.attnum, 'SELECT')
 GROUP BY c.relname
 
--- name: doctor_excess_rights
+-- name: excess_rights
 -- Whether this role is a superuser, whether it can read the players, and which of the game's tables it can write.
 WITH game AS (
     SELECT c.oid, c.relname::text FROM pg_class c
@@ -81,26 +81,27 @@ SELECT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
              WHERE has_table_privilege(oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
                 OR has_any_column_privilege(oid, 'INSERT, UPDATE') ORDER BY relname)
 
--- name: doctor_triggers
--- Every trigger of mfg-notify, with the table that it belongs to and its state.
-SELECT c.relname::text, t.tgname::text, t.tgenabled::text
+-- name: trigger_states
+-- Every trigger of mfg-notify, with its table and whether it is enabled: 'O' fires in ordinary sessions, 'A' always, 'R'
+-- only while replicated changes are applied.
+SELECT c.relname::text, t.tgname::text, t.tgenabled IN ('O', 'A')
 FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
 WHERE NOT t.tgisinternal AND starts_with(t.tgname, 'mfg_notify_')
   AND (c.relnamespace = to_regnamespace('mfg_notify') AND c.relname = 'pending_commit'
        OR c.relnamespace = to_regnamespace(quote_ident(%(schema)s))
           AND c.relname IN ('manufacturing_pipelines', 'manufacturing_tasks', 'manufacturing_factory_states'))
 
--- name: doctor_quiet
+-- name: notify_disabled
 -- Whether the leader has disabled NOTIFY for now.
 SELECT last_value = 1 FROM mfg_notify.notify_disabled
 
--- name: doctor_lease
+-- name: lease_holder
 -- The lease's holder, and the seconds since its last heartbeat (NULL: there was none).
 SELECT holder,
        CASE WHEN isfinite(renewed_at) THEN date_part('epoch', clock_timestamp() - renewed_at) END
 FROM mfg_notify.lease
 
--- name: doctor_moved
+-- name: moved_metrics
 -- The metrics that have counted anything since the installation, and the number of events.
 SELECT ARRAY(SELECT DISTINCT metric FROM mfg_notify.total WHERE n <> 0),
        (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM mfg_notify.event_id_seq)

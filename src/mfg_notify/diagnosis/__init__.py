@@ -1,0 +1,1 @@
+"""What an operator asks when something looks wrong: `doctor` and `tail`. Both only read."""

@@ -1,0 +1,180 @@
+"""What `mfg-notify doctor` asks a server and its game database; what an answer means is decided in `diagnosis.doctor`.
+
+It only reads. The server itself refuses every write of its connections, and its only notification goes to a channel of
+its own. Every function raises `DatabaseError`.
+"""
+
+import secrets
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psycopg
+from psycopg import errors, sql
+
+from mfg_notify.core.events import VERSION
+from mfg_notify.postgres.connection import BlockingConnection, quote_identifier, translated_errors
+from mfg_notify.postgres.queries import QUERY
+
+Delivery = Literal["received", "missing", "queue full"]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The server that answers."""
+
+    version: str
+    version_number: int
+    """As psycopg numbers it: 140005 is 14.5."""
+    in_recovery: bool
+    role: str
+    """The session's role, quoted."""
+    max_prepared_transactions: int
+    pooled: bool
+    """Whether a connection pooler is between: the client knows a different backend than the one that answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class MissingRight:
+    """A right that the role lacks, written as in GRANT."""
+
+    right: str
+    needed: bool
+    """False: an exporter works without it and leaves some metrics out."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExcessRights:
+    """Rights that an exporter does not need."""
+
+    superuser: bool
+    reads_players: bool
+    writable_tables: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who holds the lease; `heartbeat_age` is in seconds, None if there never was a heartbeat."""
+
+    holder: str | None
+    heartbeat_age: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """The state of the journal; the age is in seconds, 0 if the journal is empty."""
+
+    events: int
+    oldest_age: float
+    newer_version_events: int
+    lost_changes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """The metrics that have counted anything since the installation, and the number of events."""
+
+    metrics: frozenset[str]
+    events: int
+
+
+def connect(conninfo: str) -> BlockingConnection:
+    """Open a connection in autocommit mode that can only read."""
+    with translated_errors():
+        connection = psycopg.connect(conninfo, autocommit=True)
+        try:
+            connection.execute(QUERY["configure_session"])
+            connection.execute(QUERY["read_only_session"])
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def read_server(connection: BlockingConnection) -> Server:
+    """Return what the server says about itself and the session."""
+    [(version, in_recovery, backend_pid, role, prepared)] = _ask(connection, "server")
+    return Server(
+        version,
+        connection.info.server_version,
+        in_recovery,
+        quote_identifier(role),
+        prepared,
+        pooled=backend_pid != connection.info.backend_pid,
+    )
+
+
+def read_clock(connection: BlockingConnection) -> float:
+    """Return the database's clock in epoch seconds."""
+    [(now,)] = _ask(connection, "clock")
+    return float(now)
+
+
+def read_queue_usage(connection: BlockingConnection) -> float:
+    """Return how full the server's notification queue is, from 0 to 1."""
+    [(usage,)] = _ask(connection, "queue_usage")
+    return float(usage)
+
+
+def probe_delivery(listening: BlockingConnection, working: BlockingConnection, timeout: float) -> Delivery:
+    """Notify on one connection and wait up to `timeout` seconds for it on the other."""
+    channel = f"mfg_notify_doctor_{secrets.token_hex(8)}"
+    identifier = sql.Identifier(channel)
+    with translated_errors():
+        listening.execute(sql.SQL("LISTEN {}").format(identifier))
+        try:
+            working.execute(QUERY["probe_delivery"], {"channel": channel, "ping": channel})
+        except errors.ProgramLimitExceeded:
+            return "queue full"
+        received = list(listening.notifies(timeout=timeout, stop_after=1))
+        # A pooler may keep the connection open: do not leave it listening.
+        listening.execute(sql.SQL("UNLISTEN {}").format(identifier))
+    return "received" if received else "missing"
+
+
+def find_game_tables(connection: BlockingConnection) -> dict[str, list[str]]:
+    """Return the game's tables by schema, the schema with most of them first."""
+    return dict(_ask(connection, "game_schemas"))
+
+
+def find_missing_rights(connection: BlockingConnection, schema: str) -> list[MissingRight]:
+    """Return what the role lacks to be an exporter's role for the game in `schema`."""
+    return [MissingRight(*row) for row in _ask(connection, "missing_rights", schema=schema)]
+
+
+def find_excess_rights(connection: BlockingConnection, schema: str) -> ExcessRights:
+    """Return what the role may do to the game in `schema` beyond an exporter's needs."""
+    [(superuser, reads_players, writable)] = _ask(connection, "excess_rights", schema=schema)
+    return ExcessRights(superuser, reads_players, tuple(writable))
+
+
+def read_triggers(connection: BlockingConnection, schema: str) -> dict[tuple[str, str], bool]:
+    """Return (table, name) → enabled for every trigger of mfg-notify."""
+    return {(table, name): enabled for table, name, enabled in _ask(connection, "trigger_states", schema=schema)}
+
+
+def is_notify_disabled(connection: BlockingConnection) -> bool:
+    """Return whether the leader has disabled NOTIFY for now."""
+    return _ask(connection, "notify_disabled") == [(True,)]
+
+
+def read_lease(connection: BlockingConnection) -> Lease | None:
+    """Return the lease, or None if it has lost its row."""
+    rows = _ask(connection, "lease_holder")
+    return Lease(*rows[0]) if rows else None
+
+
+def read_journal(connection: BlockingConnection) -> Journal:
+    """Return the state of the journal."""
+    [(events, oldest_age, newer_version_events, _, lost_changes, _)] = _ask(connection, "health", version=VERSION)
+    return Journal(events, oldest_age, newer_version_events, lost_changes)
+
+
+def read_activity(connection: BlockingConnection) -> Activity:
+    """Return which metrics have moved since the installation."""
+    [(metrics, events)] = _ask(connection, "moved_metrics")
+    return Activity(frozenset(metrics), events)
+
+
+def _ask(connection: BlockingConnection, name: str, **parameters: object) -> list[tuple[Any, ...]]:
+    with translated_errors():
+        return connection.execute(QUERY[name], parameters or None).fetchall()
