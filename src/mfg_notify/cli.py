@@ -26,7 +26,6 @@ from rich.markup import escape
 from setproctitle import setproctitle
 
 from mfg_notify import __version__, logs, systemd
-from mfg_notify import tail as following
 from mfg_notify.core.notify_mode import Policy
 from mfg_notify.core.series import SERIES_MAXIMUM
 from mfg_notify.dashboards import files
@@ -34,6 +33,9 @@ from mfg_notify.dashboards.merge import Outcome
 from mfg_notify.demo import game
 from mfg_notify.demo.world import GameOptions
 from mfg_notify.diagnosis import doctor as examination
+from mfg_notify.diagnosis.tail.follower import run as follow
+from mfg_notify.diagnosis.tail.gaps import Item
+from mfg_notify.diagnosis.tail.output import Output, format_json, format_line, printable
 from mfg_notify.errors import MfgNotifyError, UsageError
 from mfg_notify.exporter import Exporter, Settings
 from mfg_notify.exporter.market_reader import MARKET_INTERVAL
@@ -386,9 +388,9 @@ def doctor(dsn: str, game_schema: str, *, as_json: bool) -> None:
     for finding in examination.examine(conninfo, game_schema, time.time):
         findings.append(finding)
         if not as_json:
-            say(f"{_SIGNS[finding.verdict]} {finding.check:<12} {escape(following.printable(finding.message))}")
+            say(f"{_SIGNS[finding.verdict]} {finding.check:<12} {escape(printable(finding.message))}")
             if finding.remedy is not None:
-                say(f"  → {escape(following.printable(finding.remedy))}")
+                say(f"  → {escape(printable(finding.remedy))}")
     well = all(finding.verdict != "failed" for finding in findings)
     if as_json:
         found = [dataclasses.asdict(finding) for finding in findings]
@@ -421,13 +423,13 @@ def tail(dsn: str, game_schema: str, *, as_json: bool) -> None:  # noqa: ARG001 
     conninfo = complete_conninfo(dsn, "mfg-notify tail")
     console = Console(highlight=False, soft_wrap=True)
 
-    def line(item: following.Item) -> str:
+    def line(item: Item) -> str:
         with console.capture() as captured:
-            console.print(following.as_line(item), end="")
+            console.print(format_line(item), end="")
         return captured.get()
 
-    output = following.Output(sys.stdout.fileno(), following.as_json if as_json else line)
-    anyio.run(following.run, conninfo, output, lambda words: click.echo(f"mfg-notify: {words}", err=True))
+    output = Output(sys.stdout.fileno(), format_json if as_json else line)
+    anyio.run(follow, conninfo, output.show, lambda words: click.echo(f"mfg-notify: {words}", err=True))
 
 
 def _connected(conninfo: str) -> psycopg.Connection:

@@ -1,4 +1,4 @@
-"""`mfg-notify tail`: what it shows of the game, what it says that it could not show, and how it ends."""
+"""`mfg-notify tail`: what it shows, how it reports what it could not show, and how it ends."""
 
 import fcntl
 import json
@@ -30,8 +30,9 @@ from mfg_notify.core.events import (
     TaskImage,
 )
 from mfg_notify.demo.embedded import EmbeddedPostgres
+from mfg_notify.diagnosis.tail.gaps import Gap, ShownEvents
+from mfg_notify.diagnosis.tail.output import format_json, format_line
 from mfg_notify.postgres import migrations
-from mfg_notify.tail import Account, Gap, as_json, as_line
 
 PIPE_SIZE = 65536
 PLAYER: LiteralString = "INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')"
@@ -186,7 +187,7 @@ def test_what_is_folded_first_is_counted(installed: Database) -> None:
             folder.execute("DELETE FROM mfg_notify.event")
         tail.wait_for("t1  SELL  new → READY")
         printed = tail.wait_for("… 149 events are not shown (within numbers 2 to 150): ")
-        assert "announced without content, and folded before they could be read" in printed
+        assert "notified without content, and folded before they could be read" in printed
         # Not announced at all, as under load; and one that comes after it is shown.
         with folder.transaction():
             folder.execute("UPDATE mfg_notify.settings SET notify = false")
@@ -198,7 +199,7 @@ def test_what_is_folded_first_is_counted(installed: Database) -> None:
         tail.wait_for("… 1 event is not shown (number 151): ")
 
 
-def test_quiet_triggers(installed: Database) -> None:
+def test_notify_disabled_under_load(installed: Database) -> None:
     with installed.connect() as connection, tailing(installed.dsn) as tail:
         connection.execute(PLAYER)
         connection.execute("SELECT setval('mfg_notify.notify_disabled', 1)")
@@ -208,7 +209,7 @@ def test_quiet_triggers(installed: Database) -> None:
             connection.execute(TASK, ("t-2",))
             connection.execute("DELETE FROM mfg_notify.event")
         printed = tail.wait_for("… 1 event is not shown (number 2): ")
-        assert "announce nothing while changes come fast, and an exporter folded them first" in printed
+        assert "NOTIFY is disabled while changes come fast, and an exporter folded them first" in printed
         connection.execute("SELECT setval('mfg_notify.notify_disabled', 0)")
         connection.execute(TASK, ("t-3",))
         tail.wait_for("t-3  SELL  new → READY")
@@ -222,8 +223,8 @@ def test_nothing_is_missing_while_its_transaction_is_open(installed: Database) -
             slow.execute(TASK, ("slow",))
             quick.execute(TASK, ("quick",))
             tail.wait_for("quick")
-            # It has looked again since, and knows of event 1 by its number alone.
-            wait_for_looks(quick)
+            # It has polled since then, and knows event 1 only by its id.
+            wait_for_polls(quick)
             assert "not shown" not in tail.read()
         assert "not shown" not in tail.wait_for("slow")
         with slow.transaction(force_rollback=True):
@@ -231,19 +232,19 @@ def test_nothing_is_missing_while_its_transaction_is_open(installed: Database) -
         assert "rolled back" in tail.wait_for("not shown (number")
 
 
-def wait_for_looks(connection: psycopg.Connection) -> None:
-    """Wait until tail has looked into the journal a few times from now on."""
-    looks: set[object] = set()
+def wait_for_polls(connection: psycopg.Connection) -> None:
+    """Wait until tail has polled the journal a few more times."""
+    polls: set[object] = set()
 
     def count() -> int:
-        looks.update(
+        polls.update(
             connection.execute(
                 """SELECT query_start FROM pg_stat_activity
                    WHERE datname = current_database() AND application_name = 'mfg-notify tail'
                      AND query ~ 'FROM mfg_notify.event WHERE'"""
             ).fetchall()
         )
-        return len(looks)
+        return len(polls)
 
     eventually(count, lambda found: found > 3)
 
@@ -381,7 +382,7 @@ AT = 1_700_000_000_000_000
 
 
 def line(change: PipelineChange | TaskChange | FactoryChange) -> str:
-    return as_line(Event(1, 2, AT, change)).plain.split("  ", 1)[1]
+    return format_line(Event(1, 2, AT, change)).plain.split("  ", 1)[1]
 
 
 def test_lines() -> None:
@@ -407,7 +408,7 @@ def test_lines() -> None:
 
 def test_json() -> None:
     task = TaskImage(2, "SELL", "READY", None, 1, 0, 0, AT, None, None)
-    assert json.loads(as_json(Event(1, 2, AT, TaskChange("I", "t", None, task)))) == {
+    assert json.loads(format_json(Event(1, 2, AT, TaskChange("I", "t", None, task)))) == {
         "id": 1, "xid": 2, "at": "2023-11-14T22:13:20.000000+00:00", "table": "task", "operation": "insert",
         "key": "t", "player_id": 2, "old": None,
         "new": {
@@ -416,26 +417,26 @@ def test_json() -> None:
             "completed_at": None,
         },
     }  # fmt: skip
-    told = json.loads(as_json(Event(1, 2, AT, TaskChange("U", "t", task, task))))
+    told = json.loads(format_json(Event(1, 2, AT, TaskChange("U", "t", task, task))))
     assert told["old"].items() <= told["new"].items()
     assert told["new"].keys() - told["old"].keys() == {"ready_at", "started_at", "completed_at"}
-    assert json.loads(as_json(Gap(3, 1, 7, "why"))) == {
+    assert json.loads(format_json(Gap(3, 1, 7, "why"))) == {
         "not_shown": {"events": 3, "first_id": 1, "last_id": 7, "reason": "why"}
     }
 
 
-def test_account() -> None:
-    account = Account(10)
-    assert account.take(11)
-    assert not account.take(11)
-    account.look(14, 100)
-    # Transaction 99 is still under way: nothing is known to be missing.
-    assert account.settle(99, "why") is None
-    assert account.take(13)
-    account.look(20, 105)
-    assert account.settle(100, "why") == Gap(2, 12, 14, "why")
-    assert account.settle(104, "why") is None
+def test_gaps_are_found_once_their_transactions_have_ended() -> None:
+    shown = ShownEvents(10)
+    assert shown.add(11)
+    assert not shown.add(11)
+    shown.observe(14, 100)
+    # Transaction 99 is still open: nothing is known to be missing.
+    assert shown.settle(99, "why") is None
+    assert shown.add(13)
+    shown.observe(20, 105)
+    assert shown.settle(100, "why") == Gap(2, 12, 14, "why")
+    assert shown.settle(104, "why") is None
     for number in range(15, 21):
-        assert account.take(number)
-    assert account.settle(105, "why") is None
-    assert account.floor == 20
+        assert shown.add(number)
+    assert shown.settle(105, "why") is None
+    assert shown.floor == 20

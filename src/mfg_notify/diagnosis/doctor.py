@@ -424,8 +424,8 @@ def _check_losses(examination: _Examination) -> _Result:
     if lost:
         return _Result(
             "warning",
-            f"{lost} change{'s were' if lost != 1 else ' was'} lost since the installation: counters will never "
-            "include them, gauges do",
+            f"{lost} change{'s were' if lost != 1 else ' was'} lost since the installation: the counters miss "
+            f"{'them' if lost != 1 else 'it'} for good, the gauges do not",
             "search PostgreSQL's log for 'mfg-notify did not record': each line gives the reason",
         )
     return _Result("ok", "no change was lost")
