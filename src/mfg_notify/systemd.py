@@ -1,7 +1,7 @@
-"""What systemd is told while the exporter runs: ready, how it is, alive, stopping (sd_notify(3)).
+"""Informs systemd about the exporter: readiness, status, the watchdog's keep-alive, stopping (sd_notify(3)).
 
-Ready means serving: the exporter starts while the database is down, and says so in its status. The sign of life comes
-from the event loop, so that it ends when that hangs. Where no systemd asks for it, nothing of this happens.
+Ready means that the exporter serves HTTP: it starts even if the database is down, and its status says so. The
+keep-alive comes from the event loop, so it stops if the loop hangs. Without systemd nothing is sent.
 """
 
 import os
@@ -14,68 +14,67 @@ import structlog
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
 from mfg_notify.exporter import Exporter, State
 
-SIGNS_OF_LIFE = 3
-"""How many fit into the time after which systemd calls the exporter dead."""
+KEEP_ALIVES_PER_TIMEOUT = 3
+"""How many keep-alives are sent within the time after which systemd restarts the exporter."""
 
 log = structlog.get_logger(__name__)
 
 
-class Manager:
+class ServiceManager:
     """The service manager at the other end of $NOTIFY_SOCKET."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        """Read the environment, as systemd has set it."""
+        """Read the environment that systemd has set."""
         address = environment.get("NOTIFY_SOCKET", "")
-        # '@' stands for the 0 that begins a name in the abstract namespace.
+        # '@' stands for the 0 byte at the start of an abstract socket's name.
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.setblocking(False)
-        self._deaf = False
+        self._failed = False
         for_us = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self.watchdog = int(environment.get("WATCHDOG_USEC", "0")) / MICROSECONDS_PER_SECOND if for_us else 0.0
-        """Seconds of silence after which systemd ends the exporter; 0 where it does not watch."""
+        """Seconds without a keep-alive after which systemd restarts the exporter; 0 if it does not watch."""
 
     @property
-    def listens(self) -> bool:
-        """Tell whether there is a service manager that wants to know."""
+    def present(self) -> bool:
+        """Whether there is a service manager."""
         return bool(self._address)
 
-    def tell(self, *assignments: str) -> None:
-        """Send assignments such as READY=1 in one message; a status is one line."""
+    def send(self, *assignments: str) -> None:
+        """Send assignments such as READY=1 in one message; line breaks within one become spaces."""
         message = "\n".join(" ".join(assignment.splitlines()) for assignment in assignments)
         try:
             self._socket.sendto(message.encode(), self._address)
         except OSError as error:
-            # The exporter works without; whether systemd then ends it is systemd's to decide.
-            if not self._deaf:
-                log.warning("systemd does not listen", error=str(error))
-            self._deaf = True
+            # The exporter works without it; whether systemd ends it then is systemd's decision.
+            if not self._failed:
+                log.warning("cannot notify systemd", error=str(error))
+            self._failed = True
         else:
-            self._deaf = False
+            self._failed = False
 
 
-async def accompany(exporter: Exporter, manager: Manager) -> None:
-    """Keep the manager informed of the exporter until cancelled."""
-    if not manager.listens:
+async def report(exporter: Exporter, manager: ServiceManager) -> None:
+    """Keep the service manager informed about the exporter until cancelled."""
+    if not manager.present:
         return
     async with anyio.create_task_group() as tasks:
         if manager.watchdog:
-            tasks.start_soon(_show_life, manager)
+            tasks.start_soon(_keep_alive, manager)
         state = await exporter.wait_until(lambda state: state.serving)
-        manager.tell("READY=1", f"STATUS={state.status_text}")
+        manager.send("READY=1", f"STATUS={state.status_text}")
         while True:
-            told = state
+            reported = state
 
-            def news(state: State, told: State = told) -> bool:
-                return (state.status_text, state.stopping) != (told.status_text, told.stopping)
+            def changed(state: State, reported: State = reported) -> bool:
+                return (state.status_text, state.stopping) != (reported.status_text, reported.stopping)
 
-            state = await exporter.wait_until(news)
-            manager.tell(
-                *(["STOPPING=1"] if state.stopping and not told.stopping else []), f"STATUS={state.status_text}"
-            )
+            state = await exporter.wait_until(changed)
+            stopping = ["STOPPING=1"] if state.stopping and not reported.stopping else []
+            manager.send(*stopping, f"STATUS={state.status_text}")
 
 
-async def _show_life(manager: Manager) -> None:
+async def _keep_alive(manager: ServiceManager) -> None:
     while True:
-        manager.tell("WATCHDOG=1")
-        await anyio.sleep(manager.watchdog / SIGNS_OF_LIFE)
+        manager.send("WATCHDOG=1")
+        await anyio.sleep(manager.watchdog / KEEP_ALIVES_PER_TIMEOUT)

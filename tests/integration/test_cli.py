@@ -179,7 +179,7 @@ def test_http(installed: Database) -> None:
         assert exporter.read_log().count("msg=serving") + exporter.read_log().count("event=serving") == 2
 
 
-def test_simulate_claims_only_its_own(installed: Database, database: Database) -> None:
+def test_simulate_refuses_a_game_that_it_did_not_create(installed: Database, database: Database) -> None:
     code, text = run("simulate", "--dsn", installed.dsn, "--duration", "1s")
     assert code == 1
     assert "holds a game that is not simulated" in text

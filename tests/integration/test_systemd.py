@@ -105,11 +105,11 @@ def test_no_sign_of_life_for_another_process(systemd: Systemd) -> None:
 def test_a_socket_that_is_gone_is_said_once(tmp_path: Path) -> None:
     environment = {"NOTIFY_SOCKET": str(tmp_path / "gone"), "WATCHDOG_USEC": "3000"}
     with ExporterProcess(NOWHERE, environment=environment) as exporter:
-        eventually(lambda: "systemd does not listen" in exporter.read_log())
+        eventually(lambda: "cannot notify systemd" in exporter.read_log())
         eventually(lambda: "waiting for the database" in exporter.read_log())
         assert exporter.get("/-/healthy").status_code == 200
         assert exporter.terminate() == 0
-        assert exporter.read_log().count("systemd does not listen") == 1
+        assert exporter.read_log().count("cannot notify systemd") == 1
 
 
 def test_the_unit() -> None:

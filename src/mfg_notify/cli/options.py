@@ -1,0 +1,146 @@
+"""Options that several commands share, and what is checked about their values."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from setproctitle import setproctitle
+
+from mfg_notify import logs
+from mfg_notify.errors import UsageError
+
+ADDRESS = "127.0.0.1:9810"
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Duration(click.ParamType[float]):
+    """A duration such as 30s, 500ms or 1m; the value is in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", str(value))
+        if not match or float(match.group(1)) == 0:
+            self.fail(f"{value!r} is not a duration such as 30s, 500ms or 1m", param, ctx)
+        return float(match.group(1)) * _SECONDS[match.group(2)]
+
+
+DURATION = _Duration()
+
+
+def combine(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return one decorator that adds all these options, in this order."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _hide_dsn(_: click.Context, __: click.Parameter, dsn: str) -> str:
+    """Remove the DSN from the process title, where everyone on the machine can read its password."""
+    if dsn and any(dsn in argument for argument in sys.argv):
+        setproctitle(" ".join(argument.replace(dsn, "…") for argument in sys.argv))
+    return dsn
+
+
+schema_option = click.option(
+    "--game-schema",
+    envvar="MFG_NOTIFY_GAME_SCHEMA",
+    show_envvar=True,
+    default="public",
+    show_default=True,
+    help="Schema of the game's tables.",
+)
+connection_options = combine(
+    click.option(
+        "--dsn",
+        callback=_hide_dsn,
+        envvar="MFG_NOTIFY_DSN",
+        show_envvar=True,
+        default="",
+        help="Connection string or URI. Without it libpq's own PG* variables, service and password file decide. A "
+        "password is better off in PGPASSWORD or ~/.pgpass.",
+    ),
+    schema_option,
+)
+log_options = combine(
+    click.option(
+        "--log.level",
+        "log_level",
+        envvar="MFG_NOTIFY_LOG_LEVEL",
+        show_envvar=True,
+        type=click.Choice(list(logs.LEVELS)),
+        default="info",
+        show_default=True,
+        help="Write lines of this level and above.",
+    ),
+    click.option(
+        "--log.format",
+        "log_format",
+        envvar="MFG_NOTIFY_LOG_FORMAT",
+        show_envvar=True,
+        type=click.Choice(["console", "logfmt", "json"]),
+        default=None,
+        help="Default: console on a terminal, logfmt elsewhere.",
+    ),
+)
+web_options = combine(
+    click.option(
+        "--web.listen-address",
+        "listen_addresses",
+        envvar="MFG_NOTIFY_WEB_LISTEN_ADDRESS",
+        show_envvar=True,
+        multiple=True,
+        default=[ADDRESS],
+        show_default=True,
+        metavar="HOST:PORT",
+        help="Address to serve on; may be given more than once.",
+    ),
+    click.option(
+        "--web.telemetry-path",
+        "telemetry_path",
+        envvar="MFG_NOTIFY_WEB_TELEMETRY_PATH",
+        show_envvar=True,
+        default="/metrics",
+        show_default=True,
+        help="Path of the metrics.",
+    ),
+    click.option(
+        "--web.config.file",
+        "web_config_file",
+        envvar="MFG_NOTIFY_WEB_CONFIG_FILE",
+        show_envvar=True,
+        type=click.Path(path_type=Path),
+        help="TLS, client certificates and passwords: a file in the form of the Prometheus exporter-toolkit.",
+    ),
+    click.option(
+        "--web.no-board",
+        "no_board",
+        envvar="MFG_NOTIFY_WEB_NO_BOARD",
+        show_envvar=True,
+        is_flag=True,
+        help="Serve a plain page at / instead of the live board.",
+    ),
+)
+
+
+def configure_logs(level: str, log_format: logs.Format | None) -> None:
+    """Set up the logs; without a format, people get the console's and programs get logfmt."""
+    logs.configure(level, log_format or ("console" if sys.stderr.isatty() else "logfmt"))
+
+
+def check_telemetry_path(path: str) -> str:
+    """Return the path. Raise `UsageError` if the exporter cannot serve the metrics there."""
+    if not path.startswith("/") or path.startswith("/-/"):
+        raise UsageError(f"--web.telemetry-path {path!r} must begin with / and not with /-/")
+    return path
