@@ -1,33 +1,33 @@
 """Every error that this package raises on purpose.
 
     MfgNotifyError
-    ├── UsageError                  what the user gave cannot work: options, files, a port that is taken
-    ├── MalformedEvent              a journal row or payload that is not an event
+    ├── UsageError                  the input cannot work: an option, a file, a port that is in use
+    ├── MalformedEvent              a journal row or a payload is not an event of this version
     └── DatabaseError
-        ├── DatabaseUnavailable     no connection, or it broke: try again
-        ├── AccessDenied            wrong password or a missing right: try again, someone may mend it
-        ├── ListenerSilent          own ping did not come back: stalled network, or a pooler in the way
-        ├── SchemaNotReady          tables or columns of the game are missing, or the migration is
-        └── SchemaTooNew            the database was migrated by a newer mfg-notify
+        ├── DatabaseUnavailable     no connection, or it broke: retry
+        ├── AccessDenied            a wrong password or a missing right: retry, because someone may fix it
+        ├── ListenerSilent          the own ping did not come back: a stalled network or a pooler
+        ├── SchemaNotReady          tables or columns of the game are missing, or the migration was not applied
+        └── SchemaTooNew            a newer mfg-notify has migrated the database
 
-Messages are for people: they say what is wrong and what to do, and never carry a password.
+Messages are for people: they say what is wrong and what to do, and never contain a password.
 """
 
 
 class MfgNotifyError(Exception):
-    """Base of all of them."""
+    """Base class of all errors of this package."""
 
 
 class UsageError(MfgNotifyError):
-    """What the user gave cannot work."""
+    """The input of the user cannot work."""
 
 
-class MalformedEvent(MfgNotifyError):  # noqa: N818 - it names what was met, not what failed
+class MalformedEvent(MfgNotifyError):  # noqa: N818 - named after the thing that was found
     """A journal row or payload that is not an event of this version."""
 
 
 class DatabaseError(MfgNotifyError):
-    """Something about the database; `reason` is a short word for metrics and logs."""
+    """Something is wrong with the database; `reason` is a label value for metrics and logs."""
 
     reason = "database"
 
@@ -39,24 +39,24 @@ class DatabaseUnavailable(DatabaseError):  # noqa: N818
 
 
 class AccessDenied(DatabaseError):  # noqa: N818
-    """The server refused the password or a right."""
+    """The server refused the password, or the role lacks a right."""
 
     reason = "access_denied"
 
 
 class ListenerSilent(DatabaseError):  # noqa: N818
-    """The exporter's own ping through NOTIFY did not come back."""
+    """A ping to the own session through NOTIFY did not come back."""
 
     reason = "listener_silent"
 
 
 class SchemaNotReady(DatabaseError):  # noqa: N818
-    """Tables or columns that are needed are not there."""
+    """Tables or columns that are needed do not exist."""
 
     reason = "schema_not_ready"
 
 
 class SchemaTooNew(DatabaseError):  # noqa: N818
-    """The schema was made by a newer version of mfg-notify."""
+    """A newer version of mfg-notify has migrated the schema."""
 
     reason = "schema_too_new"

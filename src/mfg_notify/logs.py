@@ -1,6 +1,6 @@
-"""Logs: one line an event that an operator cares about, to standard error. Never a payload, never a secret.
+"""Logs: one line on standard error for each event that matters to an operator; never a payload, never a secret.
 
-A state is said when it begins and when it ends, not at each try. What the libraries log takes the same form.
+A state is logged when it begins and when it ends, not at each retry. Lines of the libraries have the same format.
 """
 
 import logging
@@ -15,7 +15,7 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 
 
 def configure(level: str, log_format: Format) -> None:
-    """Set the process's logs up: one of `LEVELS`, one of `Format`; colours only on a terminal."""
+    """Configure the logs of the process. `level` is a key of `LEVELS`; colours appear only on a terminal."""
     console = log_format == "console"
     renderer: Processor
     match log_format:
@@ -31,7 +31,7 @@ def configure(level: str, log_format: Format) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
     ]
-    # A traceback is a field of its line, except for people.
+    # In the formats for programs, a traceback is a field of its line.
     tracebacks: list[Processor] = [] if console else [structlog.processors.format_exc_info]
     structlog.configure(
         processors=[*common, *tracebacks, renderer],
@@ -48,7 +48,7 @@ def configure(level: str, log_format: Format) -> None:
     )
     logging.basicConfig(handlers=[libraries], level=max(LEVELS[level], logging.WARNING), force=True)
     logging.captureWarnings(capture=True)
-    # What psycopg warns of (a rollback on a broken connection) is part of a reconnect, which has its own line.
+    # psycopg warns of a rollback on a broken connection; the reconnect that follows has a line of its own.
     logging.getLogger("psycopg").setLevel(logging.CRITICAL)
-    # Anyone who reaches the port can send what is no HTTP, as often as they like.
+    # uvicorn warns of requests that are not HTTP: anyone who reaches the port could flood the log.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
-"""The listening connection: LISTEN, and notifications in the order in which they come.
+"""The listening connection: LISTEN, and notifications in the order in which they arrive.
 
-It only listens, always outside a transaction: a listener in a transaction would pin the server's queue.
+It never opens a transaction: a listener in a transaction keeps the server's notification queue from being emptied.
 """
 
 import asyncio
@@ -12,13 +12,13 @@ from psycopg import Notify, sql
 from mfg_notify.postgres.connection import Connection, translated_errors
 
 PING = "ping "
-"""Payload that asks for an answer from ourselves: `ping ` and a number. It counts only from our own backend."""
+"""Payload that a session sends to itself: `ping ` and a number. It counts only if the own backend sent it."""
 FOLD = "fold"
 """Payload by which a trigger asks for a fold without announcing an event."""
 LONGEST = 2000
-"""Bytes of a payload that is passed on. The triggers send shorter ones."""
+"""Bytes of the longest payload that is passed on. The triggers send shorter ones."""
 TOO_LONG = "too long"
-"""What is passed on instead of a longer one."""
+"""Replaces a longer payload."""
 
 
 class Listener:
@@ -86,13 +86,13 @@ class Listener:
         return len(self._waiting) + self._skipped > before
 
     def take(self) -> list[Notify]:
-        """Return what has come since the last call, oldest first: payload, and the backend that sent it."""
+        """Return the notifications since the last call, oldest first."""
         notifications = list(self._waiting)
         self._waiting.clear()
         return notifications
 
     def take_skipped(self) -> int:
-        """Return how many were not queued since the last call."""
+        """Return how many notifications were not queued since the last call."""
         skipped, self._skipped = self._skipped, 0
         return skipped
 

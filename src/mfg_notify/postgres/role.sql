@@ -1,7 +1,7 @@
--- The exporter's role, with the rights that the exporter's statements need and no others.
+-- Creates the exporter's role, with the rights that the exporter's statements need and no others.
 --
--- Run it as the role that installed the triggers. It is safe to repeat, and must be repeated after an upgrade and when
--- the game has got a new table of ships or markets. A new role has no password: \password in psql sets one.
+-- Run this as the role that installed the triggers. It is safe to repeat. Repeat it after an upgrade, and when the game
+-- adds a table of ships or markets. A new role has no password: set one with \password in psql.
 
 BEGIN;
 
@@ -11,7 +11,7 @@ SET LOCAL lock_timeout = '50ms';
 SET LOCAL mfg_notify.role = {name};
 SET LOCAL mfg_notify.game_schema = {schema};
 
--- The comment says for the whole cluster that the role is ours, so that the last `down` drops it.
+-- Roles belong to the whole cluster. The comment marks this one as created here, so that the last `down` drops it.
 DO $$
 DECLARE
     role constant name := current_setting('mfg_notify.role');
@@ -21,12 +21,12 @@ BEGIN
         EXECUTE format('COMMENT ON ROLE %I IS %L', role, 'exporter of mfg-notify, made by its migration');
     END IF;
 EXCEPTION WHEN insufficient_privilege THEN
-    RAISE EXCEPTION '% may not make roles: let an administrator run CREATE ROLE % LOGIN, then repeat this',
+    RAISE EXCEPTION '% may not create roles: let an administrator run CREATE ROLE % LOGIN, then repeat this',
         current_user, quote_ident(role) USING ERRCODE = 'insufficient_privilege';
 END
 $$;
 
--- What is ours. The role takes events out of the journal and can put none in.
+-- Rights on the schema mfg_notify. The role can take events out of the journal but not add any.
 GRANT USAGE ON SCHEMA mfg_notify TO {role};
 GRANT SELECT ON mfg_notify.settings TO {role};
 GRANT SELECT, UPDATE ON mfg_notify.lease TO {role};
@@ -40,8 +40,8 @@ GRANT SELECT ON SEQUENCE mfg_notify.event_id_seq, mfg_notify.lost TO {role};
 GRANT EXECUTE ON FUNCTION mfg_notify.missing_columns, mfg_notify.microseconds, mfg_notify.pipeline_image,
     mfg_notify.task_image, mfg_notify.factory_image TO {role};
 
--- What was granted below: `down` takes back this and nothing that the role had before. Without a relation it is USAGE
--- on the schema, without a schema CONNECT on the database.
+-- Records what is granted below: `down` revokes that, and nothing that the role had before. A row without a relation
+-- stands for USAGE on the schema, a row without a schema for CONNECT on the database.
 CREATE TABLE IF NOT EXISTS mfg_notify.granted (
     role     name NOT NULL,
     schema   name NOT NULL DEFAULT '',
@@ -50,7 +50,7 @@ CREATE TABLE IF NOT EXISTS mfg_notify.granted (
     PRIMARY KEY (role, schema, relation, col)
 );
 
--- What is the game's: only what the role cannot do yet, column by column.
+-- Rights on the game's tables: only those that the role lacks, column by column.
 DO $$
 DECLARE
     role   constant name := current_setting('mfg_notify.role');
@@ -87,7 +87,7 @@ BEGIN
     LOOP
         EXECUTE format('GRANT SELECT (%I) ON %I.%I TO %I', needed.attname, game, needed.relname, role);
         INSERT INTO mfg_notify.granted VALUES (role, game, needed.relname, needed.attname) ON CONFLICT DO NOTHING;
-        -- Who may not grant is told so by a warning only.
+        -- If the current user may not grant, PostgreSQL only warns. Make it an error.
         IF NOT has_column_privilege(role, needed.relation, needed.attname, 'SELECT') THEN
             RAISE EXCEPTION '% may not grant SELECT on %.%: run this as its owner', current_user, game, needed.relname
                 USING ERRCODE = 'insufficient_privilege';
