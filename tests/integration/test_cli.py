@@ -1,4 +1,4 @@
-"""The command as a user meets it: help, clear errors, exit codes, and no secret anywhere."""
+"""The command as a user sees it: help, clear errors, exit codes, and no secret anywhere."""
 
 import re
 import socket
@@ -21,7 +21,7 @@ SECRET = "s3cr3t-w0rd"  # noqa: S105
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    """Run the command in a process of its own; return exit code and everything it printed."""
+    """Run the command as a process; return its exit code and everything it printed."""
     command = [sys.executable, "-m", "mfg_notify", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     return done.returncode, done.stdout + done.stderr
@@ -127,7 +127,7 @@ def test_wrong_options(option: str, wrong: str, said: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["always", "adaptive", "never"])
-def test_whether_to_notify_is_said_in_small_letters(word: str) -> None:
+def test_the_notify_policy_is_lower_case(word: str) -> None:
     assert main.commands["run"].make_context("run", ["--notify", word]).params["notify"] == word
 
 
@@ -148,7 +148,7 @@ def test_missing_column_is_named_by_the_exporter(installed: Database) -> None:
         exporter.wait_ready()
 
 
-def test_what_is_missing_of_ours_is_named_and_comes_back(installed: Database) -> None:
+def test_a_dropped_table_is_named_and_restored(installed: Database) -> None:
     with installed.connect() as connection:
         connection.execute("DROP TABLE mfg_notify.recent")
     with ExporterProcess(installed.dsn) as exporter:
@@ -205,7 +205,7 @@ def test_demo_shows_every_specified_metric_and_cleans_up() -> None:
             folder = re.search(r"host=(\S+)", printed)
             assert url is not None
             assert folder is not None
-            # Every metric moves, not only is there; not all are above 0 at the same moment.
+            # Every metric must move; not all are above 0 at the same moment.
             still = {metric.full_name + ("_count" if metric.buckets else "") for metric in SPECIFIED}
 
             def look() -> set[str]:
@@ -217,6 +217,6 @@ def test_demo_shows_every_specified_metric_and_cleans_up() -> None:
             assert demo.wait(10) == 0
             assert not Path(folder[1]).exists()
         finally:
-            # Not killed: its server would stay behind.
+            # Do not kill it: its server would stay behind.
             demo.terminate()
             demo.wait(PATIENCE)

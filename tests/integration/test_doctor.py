@@ -42,12 +42,12 @@ def examined(
 
 
 def wrong(findings: dict[str, Finding]) -> set[str]:
-    """Return what has failed."""
+    """Return the checks that failed."""
     return {finding.check for finding in findings.values() if finding.verdict == "failed"}
 
 
 def migrate_up(dsn: str, *options: str) -> None:
-    """Run the command that most findings ask for."""
+    """Run the command that most findings name."""
     result = CliRunner().invoke(main, ["migrate", "up", "--dsn", dsn, *options], catch_exceptions=False)
     assert result.exit_code == 0, result.output
 
@@ -64,7 +64,7 @@ def test_all_is_well_beside_a_running_exporter(exporter_dsn: str) -> None:
         assert [line.split()[1] for line in lines] == EVERYTHING
         assert all(line.startswith("✓ ") for line in lines), result.output
         assert f"(pid {exporter.process.pid})" in result.output
-        # Nobody has been disturbed: same connections, and the exporter has heard of nothing.
+        # The doctor has not disturbed the exporter: it kept its connections and received no notification.
         assert "mfg_notify_notifications_received_total 0.0" in exporter.page()
         assert "level=warning" not in exporter.read_log()
 
@@ -129,7 +129,7 @@ def test_wrong_password() -> None:
             connection.execute("SELECT pg_reload_conf()")
         for given, said in (({"password": "wr0ng-s3cr3t"}, "authentication failed"), ({}, "no password supplied")):
             dsn = server.dsn(user="mfg_exporter", **given)
-            # The server reads its new file soon.
+            # The server does not reload its file at once.
             finding = eventually(lambda dsn=dsn: examined(dsn)["connection"], lambda found: found.verdict == "failed")  # type: ignore[misc]
             assert said in finding.message
             assert finding.remedy is not None
@@ -184,7 +184,7 @@ def test_standby() -> None:
         findings = examined(server.dsn())
         assert wrong(findings) == {"primary"}
         assert "target_session_attrs=read-write" in str(findings["primary"].remedy)
-        # What only a primary can do is left out, the rest is looked at.
+        # The checks that need a primary are skipped, the others run.
         assert set(EVERYTHING) - set(findings) == {"delivery", "queue", "notify", "exporter", "backlog"}
 
 
@@ -198,21 +198,21 @@ def test_clock_skew(installed: Database, hours: float, said: str) -> None:
 
 @contextmanager
 def pgbouncer(dsn: str, mode: str, folder: Path) -> Iterator[str]:
-    """Run a PgBouncer in front of a server, and yield the conninfo that leads through it."""
+    """Run PgBouncer in front of a server, and yield the conninfo that leads through it."""
     program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
     if program is None:
         pytest.skip("there is no pgbouncer")
     given = conninfo_to_dict(dsn)
     port = free_port()
     file = folder / "pgbouncer.ini"
-    # auth_type any lets everyone in, as the user that the database's line names.
+    # auth_type any accepts everyone, as the user that the database's line names.
     file.write_text(
         f"[databases]\n* = host={given['host']} port={given.get('port', 5432)} user={given['user']}\n[pgbouncer]\n"
         f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = {mode}\n"
     )
     user = None
     if os.geteuid() == 0:
-        # It refuses to run as root; the owner of the server's socket can reach that.
+        # It refuses to run as root; the owner of the server's socket can reach the socket.
         user = Path(str(given["host"])).owner()
         shutil.chown(file, user)
         for parent in (folder, *folder.parents[:-2]):
@@ -236,7 +236,7 @@ def test_pooler_in_transaction_mode(installed: Database, tmp_path: Path) -> None
         assert wrong(findings) == {"delivery"}
         assert "a pooler in transaction mode (PgBouncer) is in the way" in findings["delivery"].message
         assert "pool_mode=session" in str(findings["delivery"].remedy)
-        # Nor would tail show anything: it says why.
+        # tail cannot work either, and says why.
         tail = subprocess.run(
             [sys.executable, "-m", "mfg_notify", "tail", "--dsn", dsn],
             capture_output=True, text=True, check=False, timeout=PATIENCE, cwd=ROOT,
@@ -259,7 +259,7 @@ def test_queue_filling() -> None:
         with psycopg.connect(server.dsn()) as lazy, psycopg.connect(server.dsn(), autocommit=True) as loud:
             lazy.execute("LISTEN anything")
             lazy.commit()
-            # Whoever listens and does not end a transaction keeps the queue from being emptied.
+            # A listener in a transaction keeps the queue from being emptied.
             lazy.execute("SELECT 1")
             for full, verdict, said in ((0.1, "warning", "filling up: "), (0.25, "failed", "stop notifying at 25%")):
                 while loud.execute("SELECT pg_notification_queue_usage() < %s", (full,)).fetchone() == (True,):
@@ -268,7 +268,7 @@ def test_queue_filling() -> None:
                 assert finding.verdict == verdict
                 assert said in finding.message
                 assert "pg_terminate_backend(PID)" in str(finding.remedy)
-            # Full to the brim, not even the doctor's own notification fits.
+            # When the queue is full, the doctor's own notification does not fit either.
             with pytest.raises(psycopg.OperationalError):  # noqa: PT012 - any of them
                 while True:
                     loud.execute("SELECT pg_notify('anything', repeat('x', 7000))")
@@ -434,7 +434,7 @@ def test_prepared_transactions() -> None:
         finding = examined(server.dsn())["notify"]
         assert finding.verdict == "warning"
         assert "the exporter polls once a second" in finding.message
-        # They were switched on after the installation: the game would be refused.
+        # If they were enabled after the installation, PREPARE TRANSACTION would fail.
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             connection.execute("UPDATE mfg_notify.settings SET notify = true")
             finding = examined(server.dsn())["notify"]
@@ -520,7 +520,7 @@ def test_events_of_a_newer_version(installed: Database) -> None:
 
 
 def test_losses(installed: Database) -> None:
-    # Statements of the game while someone keeps the journal locked.
+    # The game writes while another session locks the journal.
     with installed.connect() as connection, installed.connect() as other, other.transaction():
         other.execute("LOCK TABLE mfg_notify.event IN ACCESS EXCLUSIVE MODE")
         connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")

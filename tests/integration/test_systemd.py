@@ -1,4 +1,4 @@
-"""What systemd hears of a running exporter, on a real socket; and that the unit in `systemd/` fits the exporter."""
+"""What a running exporter tells systemd, on a real socket, and whether the unit in `systemd/` fits the exporter."""
 
 import configparser
 import os
@@ -32,27 +32,27 @@ class Systemd:
         self._socket.settimeout(PATIENCE)
 
     def close(self) -> None:
-        """Listen no more."""
+        """Close the socket."""
         self._socket.close()
 
     def wait_for(self, assignment: str) -> list[str]:
-        """Wait until something is said; return all assignments up to then that are not signs of life."""
+        """Wait for an assignment; return all assignments up to then except keep-alives."""
         while not any(assignment in said for said in self.heard):
             self.heard += self._socket.recv(65536).decode().split("\n")
         return [said for said in self.heard if said != "WATCHDOG=1"]
 
     def wait_for_silence(self) -> None:
-        """Wait until nothing is said for many times as long as there is between two signs of life."""
+        """Wait until nothing arrives for many times the interval between two keep-alives."""
         self._socket.settimeout(1.5)
         with suppress(TimeoutError):
             for _ in range(100):
                 self._socket.recv(65536)
-            pytest.fail("it goes on and on")
+            pytest.fail("the keep-alives do not stop")
 
 
 @pytest.fixture(params=["a file", "abstract"])
 def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Systemd]:
-    """Listen where an exporter can be told to report."""
+    """Listen on a socket that an exporter can report to."""
     name = f"@mfg-notify/{secrets.token_hex(8)}" if request.param == "abstract" else str(tmp_path / "notify")
     listening = Systemd(name)
     yield listening
@@ -62,7 +62,7 @@ def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Systemd]
 def test_from_start_to_stop(installed: Database, systemd: Systemd) -> None:
     with ExporterProcess(installed.dsn, environment={"NOTIFY_SOCKET": systemd.address}) as exporter:
         heard = systemd.wait_for("STATUS=ready")
-        # First that it serves, and then how it is.
+        # Readiness comes first, then the status.
         assert heard[0] == "READY=1"
         assert heard.count("READY=1") == 1
         assert exporter.get("/-/ready").status_code == 200
@@ -72,17 +72,17 @@ def test_from_start_to_stop(installed: Database, systemd: Systemd) -> None:
         assert "WATCHDOG=1" not in systemd.heard
 
 
-def test_it_is_started_without_a_database(systemd: Systemd) -> None:
+def test_it_is_ready_without_a_database(systemd: Systemd) -> None:
     with ExporterProcess(NOWHERE, environment={"NOTIFY_SOCKET": systemd.address}) as exporter:
         assert systemd.wait_for("READY=1")[0] == "READY=1"
         assert exporter.get("/-/healthy").status_code == 200
-        # One line, though libpq's errors have several.
+        # The status is one line, although libpq's errors have several.
         assert [said for said in systemd.wait_for("/nonexistent") if "=" not in said] == []
         assert exporter.terminate() == 0
         systemd.wait_for("STOPPING=1")
 
 
-def test_signs_of_life_end_when_the_event_loop_hangs(systemd: Systemd) -> None:
+def test_keep_alives_stop_when_the_event_loop_hangs(systemd: Systemd) -> None:
     watched = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "300000"}
     with ExporterProcess(NOWHERE, program=("tests.integration.hanging",), environment=watched) as exporter:
         systemd.wait_for("READY=1")
@@ -93,7 +93,7 @@ def test_signs_of_life_end_when_the_event_loop_hangs(systemd: Systemd) -> None:
         systemd.wait_for_silence()
 
 
-def test_no_sign_of_life_for_another_process(systemd: Systemd) -> None:
+def test_no_keep_alive_for_another_process(systemd: Systemd) -> None:
     environment = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "3000", "WATCHDOG_PID": str(os.getpid())}
     with ExporterProcess(NOWHERE, environment=environment) as exporter:
         systemd.wait_for("READY=1")
@@ -102,7 +102,7 @@ def test_no_sign_of_life_for_another_process(systemd: Systemd) -> None:
         assert "WATCHDOG=1" not in systemd.heard
 
 
-def test_a_socket_that_is_gone_is_said_once(tmp_path: Path) -> None:
+def test_a_missing_socket_is_logged_once(tmp_path: Path) -> None:
     environment = {"NOTIFY_SOCKET": str(tmp_path / "gone"), "WATCHDOG_USEC": "3000"}
     with ExporterProcess(NOWHERE, environment=environment) as exporter:
         eventually(lambda: "cannot notify systemd" in exporter.read_log())
@@ -122,6 +122,6 @@ def test_the_unit() -> None:
     assert int(service["TimeoutStopSec"]) > Tuning().final_fold_timeout + GRACE
     program, *arguments = service["ExecStart"].split()
     assert program.endswith("/bin/mfg-notify")
-    # Its options exist: with one more, help is all that happens.
+    # Its options exist: with --help in addition, the command only prints its help.
     assert CliRunner().invoke(main, [*arguments, "--help"]).exit_code == 0
     assert CliRunner().invoke(main, [*arguments, "--no-such-option"]).exit_code == 2

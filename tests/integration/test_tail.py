@@ -47,10 +47,10 @@ PIPELINE: LiteralString = (
 
 
 class Tail:
-    """`mfg-notify tail` as a process of its own; what it prints is read as it comes."""
+    """`mfg-notify tail` as a process; its output is read as it arrives."""
 
     def __init__(self, dsn: str, *options: str, stdout: int | None = None) -> None:
-        """Start it; its remarks are read with what it prints, unless that goes to `stdout`."""
+        """Start it. Standard error and standard output are read together, unless `stdout` is given."""
         kept = {name: text for name, text in os.environ.items() if not name.startswith(("PG", "MFG_NOTIFY_"))}
         self.printed = b""
         self._reading, writing = os.pipe()
@@ -89,7 +89,7 @@ class Tail:
 
 @contextmanager
 def tailing(dsn: str, *options: str) -> Iterator[Tail]:
-    """Follow from now on: when the block begins, it listens."""
+    """Run tail; it listens by the time the block begins."""
     tail = Tail(dsn, *options)
     try:
         tail.wait_for("following")
@@ -106,7 +106,7 @@ def play(dsn: str, *statements: tuple[LiteralString, Sequence[object]]) -> None:
 
 
 def objects(printed: str) -> list[dict[str, Any]]:
-    """Return the JSON objects among the lines that have been printed whole."""
+    """Return the JSON objects in the complete lines."""
     return [json.loads(line) for line in printed.split("\n")[:-1] if line.startswith("{")]
 
 
@@ -130,7 +130,7 @@ def test_events_beside_an_exporter(exporter_dsn: str, installed: Database) -> No
             "player 1  task      t-1  SELL  ASSIGNED → COMPLETED  ship SHIP-1  earned 12,000",
         ]
         assert tail.interrupt() == 0
-        # The exporter has counted them all the same, and nothing else has reached it.
+        # The exporter has received the three notifications of the game, and nothing from tail.
         eventually(exporter.page, lambda page: "mfg_notify_notifications_received_total 3.0" in page)
         assert "level=warning" not in exporter.read_log()
 
@@ -149,15 +149,15 @@ def test_every_event_once_and_the_rest_counted(installed: Database) -> None:
             return sum(item["not_shown"]["events"] if "not_shown" in item else 1 for item in found)
 
         eventually(accounted, lambda events: events >= last)
-        # Nobody folds here: what was committed is in the journal, and that and nothing else is shown, each once. What
-        # is missing was rolled back.
+        # Without an exporter, the journal contains every committed event. Exactly these are shown, each once; the
+        # missing ones were rolled back.
         assert accounted() == last
         shown = [(item["id"], item["key"]) for item in objects(tail.read()) if "not_shown" not in item]
         assert dict(shown) == journal
         assert len(shown) == len(journal)
 
 
-def test_more_than_is_announced(installed: Database) -> None:
+def test_events_without_a_payload_are_read_in_the_journal(installed: Database) -> None:
     rows = 300
     with tailing(installed.dsn, "--json") as tail:
         play(installed.dsn, (PLAYER, ()))
@@ -167,28 +167,28 @@ def test_more_than_is_announced(installed: Database) -> None:
              " SELECT 't' || n, 1, 'SELL', 'READY', 'G' FROM generate_series(1, %s) n", (rows,)),
             (PIPELINE, ("p", "EISENTRÄGER")),
         )  # fmt: skip
-        # No exporter takes them away, so that all can be read in the journal.
+        # Without an exporter, all of them stay in the journal.
         eventually(lambda: len(objects(tail.read())) > rows)
         shown = objects(tail.read())
         assert [item["id"] for item in shown] == list(range(1, rows + 2))
         assert shown[-1]["new"]["product_good"] == "EISENTRÄGER"
 
 
-def test_what_is_folded_first_is_counted(installed: Database) -> None:
+def test_events_that_are_folded_first_are_counted(installed: Database) -> None:
     with installed.connect() as folder, tailing(installed.dsn) as tail:
-        # As an exporter in a hurry: the events are gone before anybody could see them.
+        # Like a fast exporter: the events are gone before tail can read them.
         with folder.transaction():
             folder.execute(PLAYER)
             folder.execute(
                 "INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)"
                 " SELECT 't' || n, 1, 'SELL', 'READY', 'G' FROM generate_series(1, 150) n"
             )
-            folder.execute("SET CONSTRAINTS ALL IMMEDIATE")  # now, and not at the end, so that they can be deleted
+            folder.execute("SET CONSTRAINTS ALL IMMEDIATE")  # write the buffered events now, to delete them below
             folder.execute("DELETE FROM mfg_notify.event")
         tail.wait_for("t1  SELL  new → READY")
         printed = tail.wait_for("… 149 events are not shown (within numbers 2 to 150): ")
         assert "notified without content, and folded before they could be read" in printed
-        # Not announced at all, as under load; and one that comes after it is shown.
+        # An event without any notification, as under load; the event after it is shown.
         with folder.transaction():
             folder.execute("UPDATE mfg_notify.settings SET notify = false")
             folder.execute("UPDATE manufacturing_tasks SET status = 'ASSIGNED' WHERE id = 't1'")
@@ -216,7 +216,7 @@ def test_notify_disabled_under_load(installed: Database) -> None:
         assert tail.read().count("t-1") == 1
 
 
-def test_nothing_is_missing_while_its_transaction_is_open(installed: Database) -> None:
+def test_an_event_of_an_open_transaction_is_not_missing(installed: Database) -> None:
     with installed.connect() as slow, installed.connect() as quick, tailing(installed.dsn) as tail:
         slow.execute(PLAYER)
         with slow.transaction():
@@ -257,7 +257,7 @@ def test_notify_switched_off(installed: Database) -> None:
             assert "NOTIFY is switched off in this database" in tail.read()
             connection.execute(TASK, ("t-1",))
             tail.wait_for("t-1  SELL  new → READY")
-            # Switched on, it says that it connects again, and goes on.
+            # When NOTIFY is switched on, tail connects again and goes on.
             connection.execute("UPDATE mfg_notify.settings SET notify = true")
             tail.wait_for("connected again")
             connection.execute(TASK, ("t-2",))
@@ -285,7 +285,7 @@ def test_the_pipe_closes(installed: Database) -> None:
             play(installed.dsn, (PLAYER, ()), (TASK, ("t-1",)))
             output, _ = head.communicate(timeout=PATIENCE)
         assert "t-1" in output
-        # Nothing more happens in the game, and it ends all the same.
+        # It ends although the game changes nothing more.
         assert tail.process.wait(PATIENCE) == 0
         assert len(tail.read().splitlines()) == 1
     finally:
@@ -303,7 +303,7 @@ def test_a_reader_who_does_not_read(installed: Database) -> None:
             ("INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)"
              " SELECT 't' || n, 1, 'SELL', 'READY', 'G' FROM generate_series(1, 1000) n", ()),
         )  # fmt: skip
-        # The pipe is full, but for parts of its pages: the process waits in a write, and can be ended all the same.
+        # The pipe is full, except for parts of its pages. A signal still ends the process while it waits to write.
         eventually(lambda: waiting_in(reading), lambda size: size > PIPE_SIZE - select.PIPE_BUF)
         assert tail.interrupt() == 0
         assert "Traceback" not in tail.read()
@@ -313,7 +313,7 @@ def test_a_reader_who_does_not_read(installed: Database) -> None:
 
 
 def waiting_in(pipe: int) -> int:
-    """Return how many bytes nobody has read yet."""
+    """Return the number of unread bytes in a pipe."""
     return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4), sys.byteorder)
 
 
@@ -327,7 +327,7 @@ def test_the_database_goes_away_and_comes_back() -> None:
             play(server.dsn(), (TASK, ("before",)))
             tail.wait_for("before")
             server.restart("fast")
-            # It may not have connected yet: what happens now is found in the journal.
+            # It may not have connected again yet; then it finds this event in the journal.
             play(server.dsn(), (TASK, ("meanwhile",)))
             tail.wait_for("connected again")
             tail.wait_for("meanwhile")
@@ -370,7 +370,7 @@ def test_colours_on_a_terminal(installed: Database) -> None:
         while b"FAILED" not in printed:
             printed += os.read(ours, 65536)
         assert b"\x1b[31m" in printed
-        # What the game wrote is shown, not obeyed.
+        # Control characters that the game wrote do not reach the terminal.
         assert b"\x1b[2J" not in printed
         assert "\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}IRON".encode() in printed
     finally:

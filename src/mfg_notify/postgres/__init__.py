@@ -1,1 +1,1 @@
-"""How changes travel: all SQL and all of psycopg. What a change means is `core`."""
+"""All SQL and all of psycopg: how changes travel. What a change means is decided in `core`."""

@@ -168,7 +168,7 @@ class _Session:
                 poll_due = now + (POLL_INTERVAL_UNNOTIFIED if unnotified else POLL_INTERVAL)
             elif self._journal_requested and now >= rest_until:
                 found = await self._show_journal()
-                # Anyone who knows the channel can send such requests without end: rest if one was for nothing.
+                # Anyone who knows the channel can send such requests without end: rest after one that found nothing.
                 rest_until = now if found else now + POLL_INTERVAL_UNNOTIFIED
             due = min(poll_due, rest_until) if self._journal_requested else poll_due
             with anyio.move_on_after(max(0.0, due - anyio.current_time())):

@@ -1,4 +1,4 @@
--- Settings of a new session. Used by connection.py and by those who open a connection that only reads.
+-- Settings of a new session. Used by connection.py and inspection.py.
 
 -- name: configure_session
 -- Pin the settings that the code relies on, whatever the defaults of the role and the database are. JIT is off because
