@@ -1,12 +1,15 @@
-"""Writes the parts of the documentation that are made from the code; with --check, says which are out of date.
+"""Writes the parts of the documentation that are generated from the code and from the benchmark results.
 
-A generated part stands between `<!-- name -->` and `<!-- /name -->`.
+A generated part is between `<!-- name -->` and `<!-- /name -->`. With --check nothing is written: the script prints
+which pages are out of date, and its exit code is 1 if there are any.
 """
 
 import inspect
+import json
 import math
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -28,6 +31,8 @@ from mfg_notify.core.catalogue import (
     Kind,
     Metric,
 )
+from mfg_notify.core.series import SERIES_MAXIMUM
+from mfg_notify.core.tuning import Tuning
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -53,7 +58,7 @@ def exporter_table() -> str:
 
 
 def every_command(command: click.Command, parent: click.Context | None = None) -> Iterator[click.Context]:
-    """Yield a context for the command and each command below it that is not hidden, in the order of `--help`."""
+    """Yield a context for the command and for each visible command below it, in the order of `--help`."""
     context = click.Context(command, parent, info_name=command.name if parent else "mfg-notify")
     yield context
     if isinstance(command, click.Group):
@@ -64,7 +69,7 @@ def every_command(command: click.Command, parent: click.Context | None = None) -
 
 
 def command_section(context: click.Context) -> str:
-    """Return the section of a command: how it is called, its help, its commands or its options."""
+    """Return the section of a command: its usage, its help, and its commands or options."""
     usage = " ".join((context.command_path, *context.command.collect_usage_pieces(context)))
     parts = [f"## {context.command_path}", f"    {usage}", inspect.cleandoc(context.command.help or "")]
     if isinstance(context.command, click.Group):
@@ -76,7 +81,7 @@ def command_section(context: click.Context) -> str:
 
 
 def option_row(option: click.Option, context: click.Context) -> str:
-    """Return the row of an option, with the environment variable that does the same."""
+    """Return the row of an option, with its environment variable."""
     value = "" if option.is_flag else f" {option.make_metavar(context)}"
     given = option.to_info_dict()["default"]
     values = given if isinstance(given, list | tuple) else [] if given in (None, "", False) else [given]
@@ -90,35 +95,109 @@ def option_row(option: click.Option, context: click.Context) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
-WORDS = {
+VALUES = {
     "status": len(TERMINAL),
     "supply_level": len(SUPPLY_LEVELS),
     "cost_type": len(COST_TYPES),
     "from_level": len(SUPPLY_LEVELS),
     "to_level": len(SUPPLY_LEVELS) - 1,
 }
-"""How many values a label has at most whose values are the game's words."""
-GROWING = {
+"""Number of values of the labels whose values are fixed."""
+FACTORS = {
     (): "",
-    ("product_good",): " * products",
-    ("task_type",): " * task types",
-    ("factory_symbol", "output_good"): " * factories",
-    ("good_symbol",): " * goods",
+    ("product_good",): "products",
+    ("task_type",): "task types",
+    ("factory_symbol", "output_good"): "factories",
+    ("good_symbol",): "goods",
 }
-"""What the number of a player's series grows with: the other labels."""
+"""What the number of a player's series grows with, by the remaining labels."""
 
 
-def series_sum() -> str:
-    """Return how many series a player has at most, as a sum."""
-    numbers = dict.fromkeys(GROWING, 0)
+def series_by_factor() -> dict[str, int]:
+    """Return the maximum number of series of a player for each product, task type and so on."""
+    numbers = dict.fromkeys(FACTORS, 0)
     for metric in SPECIFIED + EXTENSIONS:
         # Besides its buckets a histogram has +Inf, _sum and _count.
         number = len(metric.buckets) + 3 if metric.kind is Kind.HISTOGRAM else 1
-        number *= math.prod(WORDS.get(label, 1) for label in metric.labels)
+        number *= math.prod(VALUES.get(label, 1) for label in metric.labels)
         if metric is PIPELINES:
             number = len(PIPELINE_LIVE)
-        numbers[tuple(label for label in metric.labels[1:] if label not in WORDS)] += number
-    return "    " + " + ".join(f"{number}{GROWING[labels]}" for labels, number in numbers.items())
+        numbers[tuple(label for label in metric.labels[1:] if label not in VALUES)] += number
+    return {FACTORS[labels]: number for labels, number in numbers.items()}
+
+
+def series_sum() -> str:
+    """Return the maximum number of series of a player, as a sum."""
+    terms = (f"{number} * {factor}" if factor else str(number) for factor, number in series_by_factor().items())
+    return "    " + " + ".join(terms)
+
+
+HUNDREDFOLD = 100
+HEAVY_PLAYERS, HEAVY_LIVE_TASKS, HEAVY_FACTORIES, HEAVY_RATE, HEAVY_WRITERS = 20, 20_000, 2_000, 5_000, 8
+"""The heavy load; its rate is in changes per second."""
+HEAVY_LIVE_ROWS = 24_000
+"""Live rows of the heavy load: tasks, pipelines and factories."""
+HEAVY_PLAYER = {"": 1, "products": 5, "task types": 9, "factories": HEAVY_FACTORIES // HEAVY_PLAYERS, "goods": 5}
+"""What one player has under the heavy load."""
+SCRAPE_INTERVAL = 15
+"""Seconds."""
+SERIES_KIB = 3.5
+"""Memory of one series in Prometheus, by rule of thumb."""
+
+
+def scale() -> str:
+    """Return what limits a hundred times the heavy load, computed from the benchmark results."""
+    results = json.loads(report.RESULTS.read_text(encoding="utf-8"))
+    rate = HUNDREDFOLD * HEAVY_RATE
+    bare = results["writers"]["change none 8"]["rate"]
+    log = results["wal"]["bare later"]
+    folded = results["backlog"]["events a second"]
+    reconciling = [figures["reconcile ms"] for figures in results["history"].values()]
+    player_series = sum(number * HEAVY_PLAYER[factor] for factor, number in series_by_factor().items())
+    series = player_series * HEAVY_PLAYERS
+    all_series = HUNDREDFOLD * series
+    tuning = Tuning()
+    if series > SERIES_MAXIMUM or tuning.high_water_rate > HEAVY_RATE:
+        raise ValueError("the text below does not hold any more")
+    items = (
+        f"**The game's own database.** Without triggers this machine takes {bare:,.0f} changes a second with "
+        f"{HEAVY_WRITERS} clients. {rate:,} a second need about {rate / bare:.0f} such machines and write "
+        f"{rate * log / 1e6:,.0f} MB of log a second even without triggers. No single PostgreSQL takes that, so it is "
+        f"many databases: for example {HUNDREDFOLD}, each with the heavy load. The following points are about one of "
+        "them.",
+        f"**Folding.** An exporter that does nothing else folds {folded:,.0f} events a second on one core. "
+        f"{HEAVY_RATE:,} a second take {HEAVY_RATE / folded:.0%} of that. A single exporter for all databases would "
+        f"need {rate / folded:.1f} cores, and Python uses one. So: **one exporter for each database**, near it.",
+        f"**Reconciliation.** It takes {min(reconciling):.0f} to {max(reconciling):.0f} ms for {HEAVY_LIVE_ROWS:,} "
+        f"live rows, every 30 s. A database with {HUNDREDFOLD} times as many rows would need {HUNDREDFOLD} times as "
+        "long, and as much more memory: use a longer interval, or divide the snapshot by player.",
+        f"**Series.** A player with {_listed(HEAVY_PLAYER)} has at most {player_series:,} series (the sum is in "
+        f"[operations.md](operations.md#cardinality)), so an exporter has {series:,}, below the limit of "
+        f"{SERIES_MAXIMUM:,}. All exporters together have {all_series / 1e6:.1f} million, or "
+        f"{all_series / SCRAPE_INTERVAL:,.0f} samples a second at a scrape every {SCRAPE_INTERVAL} s. By rule of thumb "
+        f"one Prometheus needs {SERIES_KIB * all_series / 2**20:.0f} GiB of memory for that. Easier to run: "
+        "**Prometheus in agent mode** beside each group of exporters, with `remote_write` to **Mimir** or **Thanos "
+        "Receive**, which are also one place to query; drop histogram buckets that nobody needs.",
+        f"**NOTIFY.** {HEAVY_RATE:,} changes a second are above the high-water rate of {tuning.high_water_rate:,.0f}, "
+        "so NOTIFY is disabled and costs nothing. All databases of a server share the notification queue; the triggers "
+        "stop notifying when it is a quarter full.",
+    )
+    head = (
+        f"The heavy load is {HEAVY_PLAYERS} players, {HEAVY_LIVE_TASKS:,} live tasks, {HEAVY_FACTORIES:,} factories "
+        f"and {HEAVY_RATE:,} changes a second by {HEAVY_WRITERS} writers, in one database. A hundred times that is "
+        f"{HUNDREDFOLD * HEAVY_PLAYERS:,} players, {HUNDREDFOLD * HEAVY_LIVE_TASKS / 1e6:.0f} million live tasks and "
+        f"{rate:,} changes a second. The limits, in the order in which they are reached:"
+    )
+    numbered = (
+        textwrap.fill(f"{number}. {item}", 120, subsequent_indent="   ", break_on_hyphens=False)
+        for number, item in enumerate(items, 1)
+    )
+    return "\n".join((textwrap.fill(head, 120), "", *numbered))
+
+
+def _listed(numbers: dict[str, int]) -> str:
+    *items, last = (f"{number} {factor}" for factor, number in numbers.items() if factor)
+    return f"{', '.join(items)} and {last}"
 
 
 PARTS = {
@@ -127,13 +206,14 @@ PARTS = {
     "market metrics": metric_table(MARKET),
     "exporter metrics": exporter_table(),
     "series": series_sum(),
+    "scale": scale(),
     "commands": "\n\n".join(map(command_section, every_command(mfg_notify))),
     **report.parts(),
 }
 
 
 def fill(text: str) -> str:
-    """Return a page with its generated parts as they should be."""
+    """Return a page with its generated parts up to date."""
 
     def part(match: re.Match[str]) -> str:
         name = match[1]

@@ -79,7 +79,7 @@ def test_the_runbook_has_a_section_for_each_alert_and_no_other() -> None:
     sections = re.split(r"^## (\w+)\n", RUNBOOK, flags=re.MULTILINE)
     assert sections[1::2] == NAMES
     for section in sections[2::2]:
-        assert re.findall(r"^\*\*(.*?)\*\*", section, re.MULTILINE) == ["Meaning.", "Find out.", "Mend."]
+        assert re.findall(r"^\*\*(.*?)\*\*", section, re.MULTILINE) == ["Meaning.", "Diagnosis.", "Fix."]
 
 
 def test_the_number_of_triggers_is_that_of_the_migration() -> None:

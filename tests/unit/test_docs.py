@@ -1,30 +1,51 @@
-"""The documentation against the code: what it names exists, what it links to is there, what is generated is current.
+"""Checks the documentation against the code: names, links, limits and generated parts.
 
-That what it says is true is for the other tests; that its commands work was tried by hand.
+The other tests check the behaviour that it describes. Its commands were tried by hand.
 """
 
+import ast
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
 from tests.support import ROOT
 
 from mfg_notify.cli import main
-from mfg_notify.core.catalogue import CATALOGUE, EXPORTER_METRICS, SELF_PREFIX
+from mfg_notify.core.board import CHANGES_MAXIMUM
+from mfg_notify.core.catalogue import (
+    CATALOGUE,
+    EXPORTER_METRICS,
+    EXTENSIONS,
+    MICROSECONDS_PER_SECOND,
+    SELF_PREFIX,
+    SPECIFIED,
+)
+from mfg_notify.core.events import Text
+from mfg_notify.core.live_state import SHIP_MEMORY
+from mfg_notify.core.series import SERIES_MAXIMUM
+from mfg_notify.core.tuning import Tuning
+from mfg_notify.exporter.market_reader import MARKET_INTERVAL
+from mfg_notify.exporter.settings import Settings
 from mfg_notify.postgres import migrations
+from mfg_notify.web.board import INTERVAL, SHARE, VIEWERS_MAXIMUM
+from mfg_notify.web.server import GRACE
 
 README = ROOT / "README.md"
+DESIGN = ROOT / "docs" / "design.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+SOURCES = ROOT / "src" / "mfg_notify"
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 ELSEWHERE = {"MFG_NOTIFY_TEST_DSN", "MFG_NOTIFY_SOAK_MINUTES"}
-"""Variables that the tests read and no command."""
+"""Variables that only the tests read."""
 EXAMPLE = "manufacturing_pipeline_starts_total"
 """The metric that contributing.md adds."""
 
@@ -49,7 +70,7 @@ def command_lines(text: str) -> Iterator[list[str]]:
 
 
 def check(arguments: list[str], command: click.Command = main, parent: click.Context | None = None) -> None:
-    """Raise what click raises for these arguments; values are not looked at, for they are examples."""
+    """Raise what click raises for these arguments. Values are examples, so they are not checked."""
     context = click.Context(command, parent=parent, info_name="mfg-notify")
     # As usage is written: [OPTIONS] COMMAND [ARGS]...
     arguments = [word for word in arguments if not word.startswith("[")]
@@ -63,14 +84,14 @@ def check(arguments: list[str], command: click.Command = main, parent: click.Con
 
 
 def anchors(text: str) -> set[str]:
-    """Return the anchors of a page's headings, as they are made where the repository is shown."""
+    """Return the anchors of a page's headings, as GitHub makes them."""
     without_code = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.*)$", without_code, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def links(text: str) -> list[str]:
-    """Return where a page's links and pictures lead."""
+    """Return the targets of a page's links and pictures."""
     return re.findall(r"\]\(([^)\s]+)\)", text)
 
 
@@ -113,7 +134,7 @@ def test_every_option_and_variable_exists(page: Path) -> None:
     variables = {one.envvar for one in parameters} | ELSEWHERE
     assert set(re.findall(r"\bMFG_NOTIFY_[A-Z_]*[A-Z]\b", TEXTS[page])) <= variables
     options = {option for one in parameters for option in one.opts} | {"--help"}
-    spans = (span.split()[0] for span in re.findall(r"`([^`]+)`", TEXTS[page]) if span.startswith("--"))
+    spans = (span.split()[0] for span in code(TEXTS[page]) if span.startswith("--"))
     assert {span.split("=")[0] for span in spans} <= options
 
 
@@ -148,7 +169,7 @@ def test_every_metric_exists(page: Path) -> None:
     known |= {f"{name}_{part}" for name in known for part in ("bucket", "count", "sum")}
     sql = "".join(migration.up for migration in migrations.migrations())
     named = re.findall(r"\b(?:mfg_notify|spacetraders_daemon|manufacturing)_[a-z][a-z_]*[a-z]\b", TEXTS[page])
-    # What is no metric is a table, a role or a trigger; all of these are in the migrations.
+    # Names that are not metrics are tables, roles or triggers, all of which are in the migrations.
     unknown = {name for name in named if name not in known and not re.search(rf"\b{name}\b", sql)}
     assert unknown <= {"mfg_notify_migrations", EXAMPLE, "spacetraders_daemon_" + EXAMPLE}
 
@@ -158,3 +179,175 @@ def test_what_is_generated_is_current() -> None:
         [sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def definitions(module: Path) -> Iterator[str]:
+    """Yield `name`, and `Class.name` for what a class defines, of every function and class of a module."""
+    for node in ast.parse(module.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            for inner in node.body:
+                if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
+                    yield f"{node.name}.{inner.name}"
+
+
+def test_the_design_names_existing_code() -> None:
+    modules = {".".join(path.relative_to(SOURCES).with_suffix("").parts): path for path in SOURCES.rglob("*.py")}
+    known = {name for path in modules.values() for name in definitions(path)}
+    qualified = {f"{module}.{name}" for module, path in modules.items() for name in definitions(path)}
+    packages = {path.name for path in SOURCES.iterdir() if path.is_dir()}
+    spans = {span for span in code(TEXTS[DESIGN]) if re.fullmatch(r"\w+(\.\w+)+", span)}
+    named = {span for span in spans if re.search(r"(^|\.)[A-Z]", span) or span.partition(".")[0] in packages}
+    assert len(named) > 30
+    assert named <= known | qualified | {module for module in modules if "." in module}
+
+
+def test_the_design_names_existing_files() -> None:
+    for span in code(TEXTS[DESIGN]):
+        if re.fullmatch(r"[\w/]+\.(?:py|sql)|(?:db|tests)/[\w/]+", span):
+            assert (ROOT / span).exists() or (SOURCES / span).exists(), span
+
+
+# ------------------------------------------------------------------------------------------------------- figures --
+
+TUNING = Tuning()
+SQL = "".join(migration.up for migration in migrations.migrations())
+QUERIES = "".join(path.read_text(encoding="utf-8") for path in sorted(SOURCES.rglob("*.sql")))
+RESULTS = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
+WORDS = {1: "one", 2: "two", 4: "four", 7: "seven", 8: "eight", 12: "twelve", 5_000_000: "five million"} | {
+    0.8: "four fifths",
+    0.25: "a quarter",
+    0.05: "a twentieth",
+}
+JOURNAL_ROW_BYTES = 300
+"""Size of a row of the journal with its index entry, at most: measured on PostgreSQL 18, 200 to 300 bytes."""
+
+
+def limit(pattern: str, sql: str = SQL) -> float:
+    """Return the number that a pattern finds in SQL; it must be the same wherever it is found."""
+    [found] = set(re.findall(pattern, sql))
+    return float(found)
+
+
+LOCK_MILLISECONDS = limit(r"SET lock_timeout = '(\d+)ms'")
+INSTALLING_LOCK_MILLISECONDS = limit(r"SET LOCAL lock_timeout = '(\d+)ms'")
+JOURNAL_MAXIMUM = limit(r"backlog\(\) [<>]=? (\d+)")
+PAYLOADS_MAXIMUM = limit(r"announced > (\d+)")
+PAYLOAD_BYTES = limit(r"octet_length\(payload\) < (\d+)")
+BUFFER_BYTES = limit(r"octet_length\(buffered\) > (\d+)")
+QUEUE_SHARE = WORDS[limit(r"pg_notification_queue_usage\(\) >= ([\d.]+)")]
+LEASE_SECONDS = limit(r"interval '(\d+) seconds'", QUERIES)
+TRIGGERS = WORDS[len(re.findall(r"CREATE OR REPLACE TRIGGER", SQL))]
+FILLED = WORDS[JOURNAL_MAXIMUM]
+RECONCILE_INTERVAL = f"{Settings().reconcile_interval:g} s"
+LOG, HISTORY, WRITERS = RESULTS["wal"], [row["reconcile ms"] for row in RESULTS["history"].values()], RESULTS["writers"]
+
+CLAIMS = {
+    "README.md": (
+        f"longer than {LOCK_MILLISECONDS:.0f} ms for a lock",
+        f"at most {LOCK_MILLISECONDS:.0f} ms for a lock",
+        f"when {FILLED} events wait",
+        f"At most {SERIES_MAXIMUM:,} series",
+    ),
+    "CHANGELOG.md": (
+        f"All {len(SPECIFIED)} metrics of the specification, {WORDS[len(EXTENSIONS)]} more",
+        f"reached {WORDS[round(WRITERS['change always 8']['ratio'], 2)]} of the game's throughput with eight clients",
+        f"at most {PAYLOADS_MAXIMUM:.0f} payloads",
+        f"wait {LOCK_MILLISECONDS:.0f} ms for a lock",
+    ),
+    "design.md": (
+        f"due within {TUNING.confirming_fold_delay:g} s, or immediately once {TUNING.announced_maximum} payloads wait",
+        f"the {CHANGES_MAXIMUM} last changes",
+        f"at most {TUNING.fold_chunk:,} events",
+        f"come back within {TUNING.answer_timeout:g} s",
+        f"backoff of at most {TUNING.retry_maximum:g} s",
+        f"renewed for {LEASE_SECONDS:.0f} s",
+        f"due within {1000 * TUNING.deferred_fold_delay:.0f} ms",
+        f"Every {RECONCILE_INTERVAL} a snapshot",
+        f"folds every {1000 * TUNING.poll_interval_minimum:.0f} to {1000 * TUNING.poll_interval_under_load:.0f} ms",
+        f"high-water rate is {TUNING.high_water_rate:,.0f} events a second",
+        f"take {WORDS[TUNING.busy_ratio]} of the time",
+        f"last {WORDS[TUNING.commit_samples]}",
+        f"After {WORDS[round(TUNING.quiet_exit_windows * TUNING.rate_window)]} seconds below "
+        f"{TUNING.low_water_ratio} of that rate",
+        f"for every {BUFFER_BYTES:,.0f} bytes of events",
+        f"waits {LOCK_MILLISECONDS:.0f} ms",
+        f"one wait of {LOCK_MILLISECONDS:.0f} ms",
+        f"once the queue is {QUEUE_SHARE} full; at most {PAYLOADS_MAXIMUM:.0f} payloads",
+        f"({PAYLOAD_BYTES:,.0f} bytes or more",
+        f"more than {JOURNAL_MAXIMUM / 1e6:.0f} million events",
+    ),
+    "glossary.md": (
+        f"every {RECONCILE_INTERVAL}",
+        f"renewed for {LEASE_SECONDS:.0f} s",
+        f"come back within {TUNING.answer_timeout:g} s",
+    ),
+    "install.md": (
+        f"creates {TRIGGERS} triggers",
+        f"at most {INSTALLING_LOCK_MILLISECONDS:.0f} ms",
+    ),
+    "metrics.md": (
+        f"gives up after {TUNING.market_timeout:.0f} seconds",
+        f"in the last {SHIP_MEMORY / MICROSECONDS_PER_SECOND / 3600:.0f} hours",
+        f"about every {TUNING.confirming_fold_delay:g} s",
+    ),
+    "operations.md": (
+        f"up to {FILLED} events wait in the journal",
+        f"by {LOCK_MILLISECONDS:.0f} ms once a transaction",
+        f"to about {JOURNAL_MAXIMUM * JOURNAL_ROW_BYTES / 1e9:.1f} GB at most",
+        f"200 to {JOURNAL_ROW_BYTES} bytes with its index entry",
+        f"{FILLED} rows, about {JOURNAL_MAXIMUM * JOURNAL_ROW_BYTES / 1e9:.1f} GB",
+        f"about {round(LOG['exporter later'] - LOG['bare later'], -2):.0f} bytes together",
+        f"`--max-series` ({SERIES_MAXIMUM:,})",
+        f"{TRIGGERS} errors for the triggers",
+        f"{LEASE_SECONDS:.0f} s after the last heartbeat",
+        f"reads the live rows, every {RECONCILE_INTERVAL}",
+    ),
+    "performance.md": (
+        f"waits for at most {1000 * TUNING.poll_interval_under_load:.0f} ms",
+        f"between {min(WRITERS[f'save {name} 1']['ratio'] for name in ('triggers', 'exporter')):.2f} and "
+        f"{max(WRITERS[f'save {name} 1']['ratio'] for name in ('triggers', 'exporter')):.2f}",
+        f"{HISTORY[1] / HISTORY[0]:.2f} in the middle row of the table, {HISTORY[2] / HISTORY[0]:.2f} in the last",
+        f"may take {WORDS[TUNING.busy_ratio]} of the time",
+        f"reached at {TUNING.busy_ratio / 0.001:.0f} changes a second",
+        f"limit of {TUNING.high_water_rate:,.0f}",
+        f"one fold every {1000 * TUNING.poll_interval_minimum:.0f} ms",
+        f"every {BUFFER_BYTES:,.0f} bytes of events",
+        f"up to {FILLED}",
+    ),
+    "runbook.md": (
+        f"up to {FILLED} events wait",
+        f"within {LOCK_MILLISECONDS:.0f} ms",
+        f"it is {QUEUE_SHARE} full",
+        f"within {WORDS[round(TUNING.retry_maximum)]} seconds",
+    ),
+    "security.md": (
+        f"at most {TUNING.confirming_fold_delay:g} s later",
+        f"at most {WORDS[round(1 / TUNING.empty_fold_pause)]} folds and {WORDS[round(1 / TUNING.snapshot_pause)]} "
+        "snapshot a second",
+        f"{TUNING.waiting_maximum:,} notifications wait to be read",
+        f"{TUNING.pending_maximum:,} events wait for a fold",
+        f"cut to {get_args(Text)[1].max_length} characters",
+        f"last {CHANGES_MAXIMUM} changes",
+        f"At most {VIEWERS_MAXIMUM} viewers",
+        f"in at most {WORDS[SHARE]} of the time",
+    ),
+}
+"""What the pages say of the limits in the code and of the benchmark results, in their own words."""
+
+
+@pytest.mark.parametrize("page", CLAIMS)
+def test_figures_are_those_of_the_code(page: str) -> None:
+    path = ROOT / page
+    text = " ".join((path if path.exists() else ROOT / "docs" / page).read_text(encoding="utf-8").split())
+    assert [claim for claim in CLAIMS[page] if claim not in text] == []
+
+
+def test_figures_in_words() -> None:
+    """The figures that the pages express in words only, such as "once a minute" or "every second"."""
+    assert MARKET_INTERVAL == 60
+    assert INTERVAL == 0.5, "security.md: at most twice a second"
+    assert TUNING.heartbeat_interval == 1
+    assert TUNING.final_fold_timeout + GRACE + 0.5 < 5, "install.md: in less than five seconds"
+    assert TUNING.poll_interval_maximum == 1, "design.md: at least once a second"
