@@ -95,7 +95,7 @@ def _figures(results: Figures) -> str:
             f"what {day['changes'] / 180_000:.0f} hours at 50 changes/s bring ({day['changes']:,} changes), in "
             f"{day['seconds'] / 60:.0f} minutes and eight parts",
             f"exporter {_listed(day['MiB'], 0)} MiB; journal {_listed(day['journal MiB'], 0)}, its index "
-            f"{_listed(day['index MiB'], 0)}, marks {_listed(day['marks MiB'], 1)}, totals "
+            f"{_listed(day['index MiB'], 0)}, `pending_commit` {_listed(day['marks MiB'], 1)}, totals "
             f"{_listed(day['totals MiB'], 1)} MiB",
         ),
     ]
