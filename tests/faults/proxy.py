@@ -18,13 +18,15 @@ class Proxy:
 
     While `stalled` is set nothing is relayed and every connection stays open. `cut_after` names what a client sends on
     one connection, one after the other: the last of it is passed on, and when the server has answered, the connection
-    is closed and the answer kept back; `cuts` counts how often.
+    is closed and the answer kept back; `cuts` counts how often. After `stall_after` bytes from the server on one
+    connection everything stalls.
     """
 
     def __init__(self, upstream: str, host: str = "127.0.0.1") -> None:
         self.stalled = threading.Event()
         self.cut_after: tuple[bytes, ...] = ()
         self.cuts = 0
+        self.stall_after: int | None = None
         self._upstream = upstream
         self._listening = socket.create_server((host, 0))
         self._done = threading.Event()
@@ -63,7 +65,7 @@ class Proxy:
             relay.start()
 
     def _relay(self, client: socket.socket, server: socket.socket) -> None:
-        awaited, seen = self.cut_after, 0
+        awaited, seen, answered = self.cut_after, 0, 0
         with client, server, suppress(OSError):
             while not self._done.is_set():
                 if self.stalled.is_set():
@@ -86,6 +88,11 @@ class Proxy:
                         return
                     else:
                         client.sendall(piece)
+                        answered += len(piece)
+                        if self.stall_after is not None and answered > self.stall_after:
+                            self.stall_after = None
+                            self.stalled.set()
+                            break
 
 
 def main(upstream: str, host: str) -> None:

@@ -141,6 +141,24 @@ async def read_only_snapshot(connection: Connection) -> AsyncIterator[None]:
     await connection.execute("COMMIT")
 
 
+async def fetch_without_locks(connection: Connection, *queries: sql.Composable) -> list[list[TupleRow]]:
+    """Run queries in one read-only snapshot, and return the rows of each.
+
+    The rows are fetched after the transaction has ended: cursors WITH HOLD make the server keep them. So a reader that
+    stops reading in the middle of an answer holds no lock on any table.
+    """
+    names = [sql.Identifier(f"mfg_notify_{number}") for number in range(len(queries))]
+    async with connection.pipeline():
+        async with connection.transaction():
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            for name, query in zip(names, queries, strict=True):
+                await connection.execute(sql.SQL("DECLARE {} NO SCROLL CURSOR WITH HOLD FOR {}").format(name, query))
+        cursors = [await connection.execute(sql.SQL("FETCH ALL FROM {}").format(name)) for name in names]
+        for name in names:
+            await connection.execute(sql.SQL("CLOSE {}").format(name))
+        return [await cursor.fetchall() for cursor in cursors]
+
+
 @contextmanager
 def translated_errors() -> Iterator[None]:
     """Translate psycopg's errors into those of `mfg_notify.errors`."""

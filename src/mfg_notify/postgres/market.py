@@ -10,7 +10,7 @@ from psycopg import sql
 from mfg_notify.core import catalogue
 from mfg_notify.core.series import Market
 from mfg_notify.errors import SchemaNotReady
-from mfg_notify.postgres.connection import connect, translated_errors
+from mfg_notify.postgres.connection import connect, fetch_without_locks, translated_errors
 from mfg_notify.postgres.queries import QUERY
 
 
@@ -27,7 +27,7 @@ async def read_market(conninfo: str, schema: str) -> Market:
                 raise SchemaNotReady(f"there is no table {schema}.market_data")
             player = sql.Identifier("player_id") if "player_id" in columns else sql.Literal("")
             query = sql.SQL(QUERY["market"]).format(player=player, market=sql.Identifier(schema, "market_data"))
-            rows = await (await connection.execute(query)).fetchall()
+            [rows] = await fetch_without_locks(connection, query)
     by_supply: Counter[tuple[str, ...]] = Counter()
     by_activity: Counter[tuple[str, ...]] = Counter()
     for player_id, good, supply, activity, markets in rows:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from psycopg import sql
+from psycopg.rows import TupleRow
 
 from mfg_notify.core import events
 from mfg_notify.core.ledger import Snapshot
 from mfg_notify.core.live_state import LiveRows
-from mfg_notify.postgres.connection import Connection, read_only_snapshot, translated_errors
+from mfg_notify.postgres.connection import Connection, fetch_without_locks, translated_errors
 from mfg_notify.postgres.queries import QUERY
 
 ShipsQuery: TypeAlias = sql.Composed
@@ -47,18 +48,18 @@ async def read_snapshot(connection: Connection, schema: str) -> tuple[Snapshot, 
         for name, table in (("pipelines", "pipelines"), ("tasks", "tasks"), ("factories", "factory_states"))
     }
     with translated_errors():
-        async with read_only_snapshot(connection):
-            pipelines = await connection.execute(sql.SQL(QUERY["live_pipelines"]).format(**game))
-            pipeline_rows = {key: events.decode_pipeline(image) for key, image in await pipelines.fetchall()}
-            tasks = await connection.execute(sql.SQL(QUERY["live_tasks"]).format(**game))
-            task_rows = {key: events.decode_task(image) for key, image in await tasks.fetchall()}
-            factories = await connection.execute(sql.SQL(QUERY["live_factories"]).format(**game))
-            factory_rows = {key: events.decode_factory(image) for key, image in await factories.fetchall()}
-            ships_query = await _find_ships(connection, schema)
-            ships = await read_ships(connection, ships_query) if ships_query is not None else None
-            visible = await (await connection.execute(QUERY["visible"])).fetchall()
-    ((next_xid, in_progress),) = visible
-    rows = LiveRows(pipeline_rows, task_rows, factory_rows, ships)
+        ships_query = await _find_ships(connection, schema)
+        queries = [sql.SQL(QUERY[f"live_{table}"]).format(**game) for table in game]
+        found = await fetch_without_locks(
+            connection, *queries, sql.SQL(QUERY["visible"]), *([ships_query] if ships_query is not None else [])
+        )
+    pipelines, tasks, factories, ((next_xid, in_progress),), *ships = found
+    rows = LiveRows(
+        {key: events.decode_pipeline(image) for key, image in pipelines},
+        {key: events.decode_task(image) for key, image in tasks},
+        {key: events.decode_factory(image) for key, image in factories},
+        _idle_by_ship(ships[0]) if ships else None,
+    )
     return Snapshot(rows, next_xid, frozenset(in_progress)), ships_query
 
 
@@ -75,9 +76,13 @@ async def _find_ships(connection: Connection, schema: str) -> ShipsQuery | None:
 
 
 async def read_ships(connection: Connection, query: ShipsQuery) -> dict[tuple[int, str], bool]:
-    """Return (player, ship) → idle by the game's own word. No trigger tells of ships, so they are read now and then."""
+    """Return (player, ship) → whether the game calls it idle. No trigger reports ships, so they are read repeatedly."""
     with translated_errors():
-        rows = await (await connection.execute(query)).fetchall()
+        [ships] = await fetch_without_locks(connection, query)
+    return _idle_by_ship(ships)
+
+
+def _idle_by_ship(rows: list[TupleRow]) -> dict[tuple[int, str], bool]:
     return {(player, ship[:128]): bool(idle) for player, ship, idle in rows}
 
 
