@@ -78,7 +78,7 @@ SELECT c.id AS change_id, new.id AS pipeline_id, new.player_id,
        new.status IN ('COMPLETED', 'FAILED', 'CANCELLED')
            AND (c.op = 'I' OR old.status IN ('PLANNING', 'EXECUTING')) AS ended,
        audit.elapsed(audit.moment(new.started_at), audit.moment(new.completed_at)) AS duration,
-       audit.moment(new.completed_at) AS completed_at,
+       least(audit.moment(new.completed_at), c.at) AS completed_at,
        coalesce(new.net_profit, 0) AS net_profit,
        coalesce(new.total_revenue, 0) - coalesce(new.total_cost, 0) AS profit,
        greatest(0, CASE WHEN new.status = 'COMPLETED' THEN coalesce(new.total_revenue, 0) ELSE 0 END

@@ -523,6 +523,12 @@ DONE_AT = STARTED_AT + 90 * SECOND
         pytest.param(
             ended("COMPLETED"), pipeline("COMPLETED"), Completion("p", 1, 0, None), id="completed_at taken away"
         ),
+        pytest.param(
+            P_STARTED,
+            pipeline("COMPLETED", completed_at=NOW + 10**15),
+            Completion("p", 1, DONE_AT, 0),
+            id="in the future",
+        ),
         pytest.param(P_STARTED, pipeline("COMPLETED"), None, id="completed_at missing"),
         pytest.param(P_STARTED, ended("FAILED"), None, id="failed"),
         pytest.param(None, P_STARTED, None, id="enters"),
@@ -531,7 +537,7 @@ DONE_AT = STARTED_AT + 90 * SECOND
     ],
 )
 def test_completion(old: Image | None, new: Image | None, expected: Completion | None) -> None:
-    assert completion(event(old, new, key="p")) == expected
+    assert completion(event(old, new, key="p", at=DONE_AT)) == expected
 
 
 SEEN = (("player", 1, ""), NOW)
@@ -548,6 +554,12 @@ SHIP_SEEN = (("ship", 1, S1), NOW)
             EXECUTING,
             [SEEN, SHIP_SEEN, (("task_type", 1, "COLLECT_SELL"), STARTED_AT)],
             id="starts",
+        ),
+        pytest.param(
+            ASSIGNED,
+            task("EXECUTING", started_at=NOW + 10**15),
+            [SEEN, (("task_type", 1, "COLLECT_SELL"), NOW)],
+            id="starts in the future",
         ),
         pytest.param(
             ASSIGNED, task("EXECUTING"), [SEEN, (("task_type", 1, "COLLECT_SELL"), NOW)], id="starts, untold when"

@@ -154,14 +154,16 @@ def completion(event: Event) -> Completion | None:
     """Return what the profit rate must remember of this event, or None.
 
     The pipelines COMPLETED in the last hour are those whose last image is COMPLETED. A DELETE takes nothing
-    away: the credits were earned.
+    away: the credits were earned. A completed_at in the future counts as the time of the event; otherwise the profit
+    would stay in the last hour until then.
     """
     change = event.change
     if not isinstance(change, PipelineChange) or change.new is None:
         return None
     new = change.new
     if new.status == "COMPLETED" and new.completed_at is not None:
-        return Completion(change.key, new.player_id, new.completed_at, new.total_revenue - new.total_cost)
+        completed_at = min(new.completed_at, event.at)
+        return Completion(change.key, new.player_id, completed_at, new.total_revenue - new.total_cost)
     if change.old is not None and change.old.status == "COMPLETED":
         return Completion(change.key, new.player_id, 0, None)
     return None
@@ -179,6 +181,7 @@ def last_seen(event: Event) -> list[LastSeen]:
         if new.assigned_ship is not None:
             found.append((("ship", new.player_id, new.assigned_ship), event.at))
         if new.status == "EXECUTING" and (change.old is None or change.old.status != "EXECUTING"):
-            at = event.at if new.started_at is None else new.started_at
+            # A start in the future would hide starvation until then.
+            at = event.at if new.started_at is None else min(new.started_at, event.at)
             found.append((("task_type", new.player_id, new.task_type), at))
     return found
