@@ -1,4 +1,4 @@
-"""Writes the dashboards that are made by the builders; with --check, says which are out of date."""
+"""Writes the dashboards that the builders make. With --check, reports those that are out of date."""
 
 import sys
 import warnings
@@ -10,7 +10,7 @@ FOLDER = Path(__file__).parent / "dashboards"
 def main() -> int:
     """Write or check every dashboard."""
     check = "--check" in sys.argv[1:]
-    # Grafana recommends its newer schema; files to provision are still of the classic one.
+    # The SDK recommends Grafana's newer schema, but provisioned files still use the classic one.
     warnings.filterwarnings("ignore", "Prefer using dashboardv2", DeprecationWarning)
     from mfg_notify.dashboards.document import documents
 

@@ -1,4 +1,4 @@
-"""The merge: what happens to dashboards that others made, and that nothing else of them changes."""
+"""Merging our row into dashboards that users made: the row is right, and nothing else changes."""
 
 import json
 from collections.abc import Callable
@@ -42,8 +42,8 @@ def row(number: int, title: str, y: int, *inside: Json, collapsed: bool = False)
     }  # fmt: skip
 
 
-def the_games_own() -> Json:
-    """Rows that are open, a bottom of 45, the ids of the specification's patterns."""
+def game_dashboard() -> Json:
+    """Return the game's own dashboard: open rows, 45 units high, with ids like those of the specification."""
     rows = ["Market Coverage", "Price Dynamics", "Supply & Demand", "Scanner Performance", "Trading Opportunities"]
     panels = [
         each
@@ -54,9 +54,9 @@ def the_games_own() -> Json:
 
 
 def collapsed() -> Json:
-    """Rows that are collapsed, one of them with the highest id inside."""
+    """Return a dashboard with collapsed rows, one of which holds the panel with the highest id."""
     return {
-        "title": "Folded",
+        "title": "Collapsed",
         "panels": [
             panel(4, "Above", 0, w=24, h=6),
             row(5, "First", 6, panel(900, "Hidden", 7), collapsed=True),
@@ -66,8 +66,8 @@ def collapsed() -> Json:
     }
 
 
-def an_export() -> Json:
-    """Return an export for others: the datasource is an input, panels have no ids."""
+def shared_export() -> Json:
+    """Return a dashboard exported for sharing: its datasource is an input, its panels have no ids."""
     source = {"type": "prometheus", "uid": "${DS_PROM}"}
     return {
         "__inputs": [{"name": "DS_PROM", "type": "datasource", "pluginId": "prometheus", "label": "Prom"}],
@@ -78,8 +78,8 @@ def an_export() -> Json:
     }
 
 
-def by_a_variable() -> Json:
-    """Which datasource is a variable, named in the old form; and there is a panel of logs."""
+def datasource_variable() -> Json:
+    """Return a dashboard whose datasource is a variable in the old form, with one panel of logs."""
     return {
         "title": "Chosen",
         "panels": [
@@ -91,36 +91,36 @@ def by_a_variable() -> Json:
 
 
 def wrapped() -> Json:
-    """As Grafana's HTTP interface gives it."""
-    return {"meta": {"slug": "x"}, "dashboard": the_games_own()}
+    """Return a dashboard as Grafana's HTTP API wraps it."""
+    return {"meta": {"slug": "x"}, "dashboard": game_dashboard()}
 
 
 def resource() -> Json:
-    """As a resource of Grafana's newer interface, with the classic model inside."""
+    """Return a dashboard as a resource of Grafana's newer API, with the classic model inside."""
     return {"apiVersion": "dashboard.grafana.app/v1beta1", "kind": "Dashboard", "metadata": {}, "spec": collapsed()}
 
 
 def empty() -> Json:
-    """Made a moment ago, with null where others leave a key out."""
+    """Return a new dashboard, with null instead of a missing key."""
     return {"title": "New", "panels": [], "templating": {"list": None}}
 
 
 FOREIGN = pytest.mark.parametrize(
     "foreign",
-    [the_games_own, collapsed, an_export, by_a_variable, wrapped, resource, empty],
+    [game_dashboard, collapsed, shared_export, datasource_variable, wrapped, resource, empty],
     ids=lambda it: it.__name__,
 )
 Make = Callable[[], Json]
 
 
 def inner(document: Json) -> Json:
-    """Return the dashboard itself."""
+    """Return the dashboard inside its wrapper."""
     found: Json = document.get("dashboard") or document.get("spec") or document
     return found
 
 
 def added(document: Json) -> list[Json]:
-    """Return the row of ours and its panels, found by their titles."""
+    """Return our row and its panels, found by their titles."""
     return [each for each in inner(document)["panels"] if each["title"] in {ROW, *TITLES}]
 
 
@@ -128,11 +128,11 @@ def merged(document: Json) -> Outcome:
     return merge(document, ours())
 
 
-# ----------------------------------------------------------------------------------------- the first time --
+# ----------------------------------------------------------------------------------------- the first merge --
 
 
 @FOREIGN
-def test_the_row_comes_after_all_that_is_there_and_nothing_else_changes(foreign: Make) -> None:
+def test_the_row_is_appended_at_the_bottom_and_nothing_else_changes(foreign: Make) -> None:
     document = foreign()
     assert merged(document) is Outcome.APPENDED
     new = added(document)
@@ -144,10 +144,10 @@ def test_the_row_comes_after_all_that_is_there_and_nothing_else_changes(foreign:
     assert inner(document)["panels"][-5:] == new
     dashboard, before = inner(document), inner(foreign())
     names = {"market_job", "manufacturing_job", "player_id"}
-    there = before.get("templating", {}).get("list") or []
-    assert dashboard["templating"]["list"][: len(there)] == there
-    fresh = [each["name"] for each in dashboard["templating"]["list"][len(there) :]]
-    assert sorted(fresh) == sorted(names - {each["name"] for each in there})
+    existing = before.get("templating", {}).get("list") or []
+    assert dashboard["templating"]["list"][: len(existing)] == existing
+    new_names = [each["name"] for each in dashboard["templating"]["list"][len(existing) :]]
+    assert sorted(new_names) == sorted(names - {each["name"] for each in existing})
     del dashboard["panels"][-5:]
     dashboard.pop("templating")
     before.pop("templating", None)
@@ -155,7 +155,7 @@ def test_the_row_comes_after_all_that_is_there_and_nothing_else_changes(foreign:
 
 
 @FOREIGN
-def test_the_second_time_changes_nothing(foreign: Make) -> None:
+def test_a_second_merge_changes_nothing(foreign: Make) -> None:
     document = foreign()
     merged(document)
     once = deepcopy(document)
@@ -164,21 +164,21 @@ def test_the_second_time_changes_nothing(foreign: Make) -> None:
 
 
 @FOREIGN
-def test_ids_are_free_ones(foreign: Make) -> None:
+def test_the_new_ids_are_unused(foreign: Make) -> None:
     document = foreign()
     merged(document)
     ids = [each["id"] for each in shipped.every_panel(inner(document)["panels"]) if "id" in each]
     assert len(set(ids)) == len(ids)
 
 
-def test_on_the_games_own_dashboard_the_row_is_where_the_specification_has_it() -> None:
-    document = the_games_own()
+def test_the_row_of_the_games_own_dashboard_has_the_place_of_the_specification() -> None:
+    document = game_dashboard()
     merged(document)
     assert added(document)[0]["gridPos"]["y"] == 45
     assert [each["id"] for each in added(document)] == [105, 106, 107, 108, 109]
 
 
-def test_our_own_market_dashboard_has_the_row_already() -> None:
+def test_our_own_market_dashboard_already_has_the_row() -> None:
     document = ours()
     assert merged(document) is Outcome.UNCHANGED
 
@@ -186,9 +186,9 @@ def test_our_own_market_dashboard_has_the_row_already() -> None:
 @pytest.mark.parametrize(
     ("foreign", "expected"),
     [
-        (the_games_own, PROMETHEUS),
-        (an_export, {"type": "prometheus", "uid": "${DS_PROM}"}),
-        (by_a_variable, "$source"),
+        (game_dashboard, PROMETHEUS),
+        (shared_export, {"type": "prometheus", "uid": "${DS_PROM}"}),
+        (datasource_variable, "$source"),
         (empty, PROMETHEUS),
         (lambda: {"title": "x", "panels": [panel(1, "A", 0, datasource="Prometheus", targets=[])]}, "Prometheus"),
         (lambda: {"title": "x", "panels": [panel(1, "A", 0, datasource=None, targets=[])]}, PROMETHEUS),
@@ -208,7 +208,7 @@ def test_our_own_market_dashboard_has_the_row_already() -> None:
     ],
     ids=["its own", "input", "variable", "none", "name", "default", "another kind", "mixed"],
 )  # fmt: skip
-def test_the_row_asks_the_prometheus_that_the_dashboard_asks(foreign: Make, expected: object) -> None:
+def test_the_row_uses_the_datasource_of_the_dashboard(foreign: Make, expected: object) -> None:
     document = foreign()
     merged(document)
     _, *panels = added(document)
@@ -221,65 +221,67 @@ def test_the_row_asks_the_prometheus_that_the_dashboard_asks(foreign: Make, expe
 # ------------------------------------------------------------------------------------- an older row of ours --
 
 
-def with_an_older_row(*, folded: bool = False, rows_below: bool = False) -> Json:
-    """Return a dashboard with an old row of ours, which its owner has rearranged and added a panel to."""
-    document = the_games_own()
+def with_an_older_row(*, is_collapsed: bool = False, has_rows_below: bool = False) -> Json:
+    """Return a dashboard with an older row of ours, which the user has rearranged and extended by a panel."""
+    document = game_dashboard()
     old = [
         panel(31, TITLES[3], 46, x=0, w=6),
         panel(32, TITLES[0], 46, x=6, w=6),
         panel(33, TITLES[1], 46, x=12, w=6),
         panel(34, TITLES[2], 46, x=18, w=6),
-        panel(35, "The owner's own", 54, w=24, h=4),
+        panel(35, "The user's own", 54, w=24, h=4),
     ]
-    if folded:
+    if is_collapsed:
         document["panels"].append(row(30, ROW, 45, *old, collapsed=True))
     else:
         document["panels"] += [row(30, ROW, 45), *old]
-    if rows_below:
-        below = 46 if folded else 58
+    if has_rows_below:
+        below = 46 if is_collapsed else 58
         document["panels"] += [row(40, "Below", below), panel(41, "Far below", below + 1)]
     return document
 
 
-@pytest.mark.parametrize("rows_below", [False, True])
-@pytest.mark.parametrize("folded", [False, True])
-def test_an_older_row_is_refreshed_where_it_is(*, folded: bool, rows_below: bool) -> None:
-    document, before = (with_an_older_row(folded=folded, rows_below=rows_below) for _ in range(2))
+@pytest.mark.parametrize("has_rows_below", [False, True])
+@pytest.mark.parametrize("is_collapsed", [False, True])
+def test_an_older_row_is_refreshed_in_place(*, is_collapsed: bool, has_rows_below: bool) -> None:
+    document, before = (with_an_older_row(is_collapsed=is_collapsed, has_rows_below=has_rows_below) for _ in range(2))
     assert merged(document) is Outcome.REFRESHED
     old, new = (list(shipped.every_panel(each["panels"])) for each in (before, document))
     assert [(each["id"], each["title"], each["gridPos"]) for each in new] == [
         (each["id"], each["title"], each["gridPos"]) for each in old
     ]
-    fresh = {each["title"]: each for each in ours()["panels"]}
-    for each, was in zip(new, old, strict=True):
-        if each["title"] in TITLES:
-            assert each == fresh[each["title"]] | {"id": was["id"], "gridPos": was["gridPos"]}
-        elif each["title"] != ROW:
-            assert each == was
+    shipped_panels = {each["title"]: each for each in ours()["panels"]}
+    for after, earlier in zip(new, old, strict=True):
+        if after["title"] in TITLES:
+            assert after == shipped_panels[after["title"]] | {"id": earlier["id"], "gridPos": earlier["gridPos"]}
+        elif after["title"] != ROW:
+            assert after == earlier
     assert merged(document) is Outcome.UNCHANGED
 
 
-@pytest.mark.parametrize("folded", [False, True])
-def test_a_panel_that_is_missing_from_the_row_comes_below_the_others(*, folded: bool) -> None:
-    document = with_an_older_row(folded=folded, rows_below=True)
-    inside = document["panels"][-3]["panels"] if folded else document["panels"]
+@pytest.mark.parametrize("is_collapsed", [False, True])
+def test_a_missing_panel_is_added_below_the_others(*, is_collapsed: bool) -> None:
+    document = with_an_older_row(is_collapsed=is_collapsed, has_rows_below=True)
+    inside = document["panels"][-3]["panels"] if is_collapsed else document["panels"]
     inside.remove(next(each for each in inside if each["title"] == TITLES[2]))
     assert merged(document) is Outcome.REFRESHED
     everything = list(shipped.every_panel(document["panels"]))
-    [late] = [each for each in everything if each["title"] == TITLES[2]]
-    assert late["gridPos"] == {"h": 8, "w": 4, "x": 14, "y": 58}
-    assert late["id"] == 105
-    assert late in (document["panels"][-3]["panels"] if folded else document["panels"])
-    # What is below an open row makes room; a collapsed row takes no more than it did.
+    [added_panel] = [each for each in everything if each["title"] == TITLES[2]]
+    assert added_panel["gridPos"] == {"h": 8, "w": 4, "x": 14, "y": 58}
+    assert added_panel["id"] == 105
+    assert added_panel in (document["panels"][-3]["panels"] if is_collapsed else document["panels"])
+    # Panels below an open row move down; a collapsed row needs no more space than before.
     below = {each["title"]: each["gridPos"]["y"] for each in everything if "elow" in each["title"]}
-    assert below == ({"Below": 46, "Far below": 47} if folded else {"Below": 66, "Far below": 67})
-    if not folded:
-        assert document["panels"].index(late) + 1 == [each["title"] for each in document["panels"]].index("Below")
+    assert below == ({"Below": 46, "Far below": 47} if is_collapsed else {"Below": 66, "Far below": 67})
+    if not is_collapsed:
+        assert document["panels"].index(added_panel) + 1 == [each["title"] for each in document["panels"]].index(
+            "Below"
+        )
     assert merged(document) is Outcome.UNCHANGED
 
 
 def test_a_row_without_any_of_its_panels_gets_them_all() -> None:
-    document = the_games_own()
+    document = game_dashboard()
     document["panels"].append(row(30, ROW, 45))
     assert merged(document) is Outcome.REFRESHED
     assert [(each["title"], each["gridPos"]["y"]) for each in added(document)] == [
@@ -296,26 +298,26 @@ def test_an_older_panel_without_an_id_gets_a_free_one() -> None:
 
 def test_the_datasource_is_not_that_of_our_own_older_panels() -> None:
     document = with_an_older_row()
-    theirs = [each for each in document["panels"] if each["title"].startswith("About")]
-    for each, uid in zip(theirs, ["other", "other", "other", "loki", "loki"], strict=True):
+    user_panels = [each for each in document["panels"] if each["title"].startswith("About")]
+    for each, uid in zip(user_panels, ["other", "other", "other", "loki", "loki"], strict=True):
         each["datasource"] = {"type": "loki" if uid == "loki" else "prometheus", "uid": uid}
     merged(document)
     assert {each["datasource"]["uid"] for each in added(document)[1:]} == {"other"}
 
 
-def test_panels_of_the_same_title_elsewhere_are_not_ours() -> None:
-    document = the_games_own()
+def test_panels_with_the_same_title_outside_the_row_stay() -> None:
+    document = game_dashboard()
     document["panels"][1]["title"] = TITLES[0]
     before = deepcopy(document["panels"][1])
     assert merged(document) is Outcome.APPENDED
     assert document["panels"][1] == before
 
 
-# ----------------------------------------------------------------------------------------- what is refused --
+# ----------------------------------------------------------------------------------------- refused documents --
 
 
 @pytest.mark.parametrize(
-    ("document", "words"),
+    ("document", "message"),
     [
         ({"apiVersion": "dashboard.grafana.app/v2beta1", "kind": "Dashboard", "spec": {"title": "x"}}, "new schema"),
         ({"elements": {}, "layout": {}, "title": "x"}, "new schema"),
@@ -326,8 +328,8 @@ def test_panels_of_the_same_title_elsewhere_are_not_ours() -> None:
         ({"compilerOptions": {}}, "no list of panels"),
     ],
 )
-def test_what_is_no_classic_dashboard_is_refused_and_left_alone(document: Json, words: str) -> None:
+def test_a_document_that_is_no_classic_dashboard_is_refused_unchanged(document: Json, message: str) -> None:
     before = deepcopy(document)
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError, match=message):
         merged(document)
     assert document == before

@@ -1,4 +1,4 @@
-"""The dashboards as shipped: against the specification, the catalogue, the builders, and the conventions of all panels.
+"""Checks the shipped dashboards against the specification, the catalogue, the builders and our own conventions.
 
 The tables of panels were copied from the specification by hand.
 """
@@ -90,7 +90,7 @@ EACH_PANEL = pytest.mark.parametrize("panel", PANELS)
 
 
 def texts(tree: object) -> Iterator[str]:
-    """Yield every string of a tree of JSON."""
+    """Yield every string in parsed JSON."""
     if isinstance(tree, dict):
         for value in tree.values():
             yield from texts(value)
@@ -134,16 +134,16 @@ def test_the_metadata_of_the_specification() -> None:
     assert MARKET["uid"] == "market-dynamics"
 
 
-def test_the_overview_is_the_last_row_of_the_markets() -> None:
+def test_the_overview_is_the_last_row_of_the_market_dashboard() -> None:
     rows = [panel["title"] for panel in MARKET["panels"] if panel["type"] == "row"]
     assert rows[-2:] == ["Trading Opportunities", "Manufacturing Overview"]
 
 
 def test_every_metric_of_the_specification_is_shown_somewhere() -> None:
-    asked = {re.sub(r"_(bucket|sum|count)$", "", name) for query in QUERIES for name in SAMPLES if name in query.expr}
-    # The gauge by player cannot be summed over players: the panel divides the two numbers it is made of.
-    unasked = {metric.full_name for metric in CATALOGUE} - asked
-    assert unasked == {"spacetraders_daemon_manufacturing_ship_utilization_percent"}
+    queried = {re.sub(r"_(bucket|sum|count)$", "", name) for query in QUERIES for name in SAMPLES if name in query.expr}
+    # This percentage cannot be summed over players, so the panel divides the two numbers behind it instead.
+    missing = {metric.full_name for metric in CATALOGUE} - queried
+    assert missing == {"spacetraders_daemon_manufacturing_ship_utilization_percent"}
 
 
 # --------------------------------------------------------------------------------------------- the files --
@@ -154,13 +154,13 @@ def test_the_files_are_what_the_builders_make() -> None:
 
 
 @EACH
-def test_grafanas_own_model_knows_every_key(document: Json) -> None:
+def test_the_model_of_the_sdk_knows_every_key(document: Json) -> None:
     again = json.loads(json.dumps(Dashboard.from_json(document), cls=JSONEncoder))
     assert list(lost(document, again)) == []
 
 
 def lost(before: object, after: object, path: str = "") -> Iterator[str]:
-    """Yield the paths of what is not in the second tree as it is in the first."""
+    """Yield the paths whose values differ or are missing in the second document."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key, value in before.items():
             if key in after:
@@ -174,7 +174,7 @@ def lost(before: object, after: object, path: str = "") -> Iterator[str]:
         yield path
 
 
-def test_what_is_lost_is_found() -> None:
+def test_lost_keys_are_found() -> None:
     assert list(lost({"a": [{"b": 1, "c": 2}]}, {"a": [{"b": 1}]})) == ["/a/0/c"]
     assert list(lost({"a": [1]}, {"a": []})) == ["/a"]
 
@@ -186,7 +186,7 @@ def test_ids_are_unique(document: Json) -> None:
 
 
 @EACH
-def test_nothing_overlaps_and_no_space_is_left_between_rows(document: Json) -> None:
+def test_panels_neither_overlap_nor_leave_gaps(document: Json) -> None:
     for panels in (document["panels"], *(panel["panels"] for panel in document["panels"] if panel.get("panels"))):
         places = [panel["gridPos"] for panel in panels]
         for one, other in combinations(places, 2):
@@ -217,7 +217,7 @@ def test_only_the_exporters_health_is_collapsed() -> None:
 @EACH
 def test_a_dashboard_is_complete(document: Json) -> None:
     assert document["description"].endswith(shipped.MARK)
-    assert document["graphTooltip"] == 1, "the crosshair is shared"
+    assert document["graphTooltip"] == 1, "panels share the crosshair"
     [link] = document["links"]
     assert link["keepTime"]
     assert "player_id:queryparam" in link["url"]
@@ -235,7 +235,7 @@ def test_every_datasource_is_the_provisioned_one(document: Json) -> None:
 
 
 def datasources(tree: object) -> Iterator[object]:
-    """Yield every datasource of a tree of JSON."""
+    """Yield every datasource in parsed JSON."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             if key == "datasource":
@@ -259,11 +259,11 @@ def test_the_variables(document: Json) -> None:
     for variable in document["templating"]["list"]:
         assert variable["label"]
         assert "current" in variable
-        assert variable["refresh"] == 2, "the values are those of the time range"
-        # A sum over two jobs would double what both export.
+        assert variable["refresh"] == 2, "the values follow the time range"
+        # A sum over two jobs would count the game twice.
         assert variable["multi"] is variable["includeAll"] is (not variable["name"].endswith("job"))
     [player] = [each for each in document["templating"]["list"] if each["name"] == "player_id"]
-    assert (player["sort"], player["current"]) == (4, {}), "the highest number comes first and is taken"
+    assert (player["sort"], player["current"]) == (4, {}), "the highest id comes first and is selected"
 
 
 @EACH_PANEL
@@ -277,7 +277,7 @@ def test_a_panel_explains_itself(panel: Json) -> None:
 
 
 @EACH_PANEL
-def test_a_number_alone_says_whether_it_is_good(panel: Json) -> None:
+def test_a_single_number_has_thresholds_or_mappings(panel: Json) -> None:
     defaults = panel["fieldConfig"]["defaults"]
     if panel["type"] in {"stat", "gauge"} and "duration" not in panel["title"].lower():
         assert len(defaults["thresholds"]["steps"]) > 1 or defaults.get("mappings")
@@ -286,7 +286,7 @@ def test_a_number_alone_says_whether_it_is_good(panel: Json) -> None:
 
 
 @EACH_PANEL
-def test_the_queries_of_a_panel_are_told_apart(panel: Json) -> None:
+def test_the_queries_of_a_panel_have_ids_formats_and_legends(panel: Json) -> None:
     targets = panel["targets"]
     assert [target["refId"] for target in targets] == [chr(ord("A") + number) for number in range(len(targets))]
     if panel["type"] == "table":
@@ -297,11 +297,11 @@ def test_the_queries_of_a_panel_are_told_apart(panel: Json) -> None:
     if panel["type"] in {"timeseries", "state-timeline"}:
         assert not any(target["instant"] for target in targets)
     if any("$__range" in target["expr"] for target in targets):
-        assert all(target["instant"] for target in targets), "over the whole range, once"
+        assert all(target["instant"] for target in targets), "a query over the whole range is instant"
 
 
 @EACH_PANEL
-def test_a_column_that_is_laid_out_exists(panel: Json) -> None:
+def test_the_columns_of_a_table_exist(panel: Json) -> None:
     if panel["type"] != "table":
         return
     [layout] = [each["options"] for each in panel["transformations"] if each["id"] == "organize"]
@@ -314,7 +314,7 @@ def test_a_column_that_is_laid_out_exists(panel: Json) -> None:
 
 
 @EACH_PANEL
-def test_an_identity_that_looks_like_a_number_is_shown_as_text(panel: Json) -> None:
+def test_player_ids_are_shown_as_text(panel: Json) -> None:
     if panel["type"] == "table" and "player_id" in panel["transformations"][1]["options"]["renameByName"]:
         [player] = [
             each["properties"] for each in panel["fieldConfig"]["overrides"] if each["matcher"]["options"] == "Player"
@@ -326,7 +326,7 @@ def test_an_identity_that_looks_like_a_number_is_shown_as_text(panel: Json) -> N
 
 
 @EACH_QUERY
-def test_a_query_asks_for_what_is_declared(query: shipped.Query) -> None:
+def test_a_query_uses_declared_metrics_and_labels(query: shipped.Query) -> None:
     selected = list(SELECTOR.finditer(query.expr))
     for match in selected:
         _, labels = SAMPLES[match["name"]]
@@ -346,13 +346,13 @@ def test_a_query_asks_for_what_is_declared(query: shipped.Query) -> None:
 
 
 @EACH_QUERY
-def test_a_query_is_of_one_job_and_the_chosen_players(query: shipped.Query) -> None:
+def test_a_query_selects_one_job_and_the_selected_players(query: shipped.Query) -> None:
     if query.label == "job":
         return
     for match in SELECTOR.finditer(query.expr):
         assert re.search(r'job=~"\$(manufacturing_|market_)?job"', match["matchers"])
-        of_a_player = "player_id" in SAMPLES[match["name"]][1] and query.label != "player_id"
-        assert ('player_id=~"$player_id"' in match["matchers"]) is of_a_player
+        has_player = "player_id" in SAMPLES[match["name"]][1] and query.label != "player_id"
+        assert ('player_id=~"$player_id"' in match["matchers"]) is has_player
 
 
 @EACH_QUERY
@@ -360,11 +360,11 @@ def test_rates_are_of_counters_over_a_window_that_grafana_chooses(query: shipped
     assert set(re.findall(r"\[([^\]]*)\]", query.expr)) <= {"$__rate_interval", "$__range", "."}
     for function, name in re.findall(r"(\w+)\(([a-z_]+)\{[^}]*\}\[", query.expr):
         assert (function == "changes") is (SAMPLES[name][0] is Kind.GAUGE)
-        # Losses make the sum of profits fall.
+        # Losses are negative, so the sum of profits may fall.
         assert not name.endswith("profit_credits_sum")
     for name in re.findall(r"(\w+)\{[^}]*\}(?!\[)", query.expr):
-        counted = SAMPLES[name][0] is not Kind.GAUGE
-        assert not counted or query.label is not None or "cost_total" in name, "a counter is asked for its rise"
+        is_gauge = SAMPLES[name][0] is Kind.GAUGE
+        assert is_gauge or query.label is not None or "cost_total" in name, "a counter needs rate() or increase()"
 
 
 @EACH_QUERY
@@ -375,18 +375,18 @@ def test_a_histogram_is_summed_by_le(query: shipped.Query) -> None:
 
 
 @EACH_PANEL
-def test_a_legend_names_labels_that_are_left(panel: Json) -> None:
+def test_a_legend_names_labels_of_the_result(panel: Json) -> None:
     for target in panel["targets"]:
         assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= grouping(target["expr"])
 
 
 def grouping(expr: str) -> set[str]:
-    """Return the labels that an expression sums by."""
+    """Return the labels that an expression groups by."""
     lists = re.findall(r"\bby \(([^)]*)\)", expr)
     return {label.strip() for labels in lists for label in labels.split(",")}
 
 
-def test_the_exporter_needs_as_many_triggers_as_the_panel_says() -> None:
+def test_the_trigger_panel_expects_the_number_of_triggers() -> None:
     [panel] = [each for each in shipped.every_panel(MANUFACTURING["panels"]) if each["title"] == "Triggers"]
     assert panel["fieldConfig"]["defaults"]["thresholds"]["steps"][-1] == {"value": TRIGGERS, "color": "green"}
 
@@ -407,7 +407,7 @@ def test_all_queries_are_listed() -> None:
 # ----------------------------------------------------------------------------------------- the selectors --
 
 
-def test_a_selector_of_what_is_not_declared_cannot_be_made() -> None:
+def test_a_selector_of_an_undeclared_metric_is_an_error() -> None:
     scope = selectors.Scope("job", {"player_id": "player_id"})
     running, duration = CATALOGUE[0], CATALOGUE[3]
     assert scope.of(running, product_good="FOOD") == (

@@ -1,4 +1,4 @@
-"""`mfg-notify dashboards`: what it says, and what it does to files."""
+"""`mfg-notify dashboards`: its messages, and what it does to files."""
 
 import json
 import stat
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from tests.unit.test_dashboard_merge import ROW, the_games_own
+from tests.unit.test_dashboard_merge import ROW, game_dashboard
 
 from mfg_notify.cli import main
 from mfg_notify.dashboards import shipped
@@ -21,7 +21,7 @@ def dashboards(*arguments: object) -> Result:
 @pytest.fixture
 def foreign(tmp_path: Path) -> Path:
     file = tmp_path / "market-dynamics.json"
-    file.write_text(json.dumps(the_games_own(), indent=4) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(game_dashboard(), indent=4) + "\n", encoding="utf-8")
     return file
 
 
@@ -41,7 +41,7 @@ def test_write_makes_the_folder_and_both_files(tmp_path: Path) -> None:
     assert (again.exit_code, "nothing to do" in again.output) == (0, True)
 
 
-def test_write_replaces_an_older_one_of_ours(tmp_path: Path) -> None:
+def test_write_replaces_our_own_older_file(tmp_path: Path) -> None:
     older = tmp_path / "manufacturing.json"
     older.write_text(json.dumps({"title": "x", "description": "Something. Made by mfg-notify."}), encoding="utf-8")
     assert dashboards("write", tmp_path).exit_code == 0
@@ -49,19 +49,19 @@ def test_write_replaces_an_older_one_of_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b'{"title": "Market Dynamics"}', b"not JSON", b"[]", b"\xff\xfe"])
-def test_write_does_not_replace_what_others_made(tmp_path: Path, content: bytes) -> None:
-    theirs = tmp_path / "market-dynamics.json"
-    theirs.write_bytes(content)
+def test_write_does_not_replace_a_users_file(tmp_path: Path, content: bytes) -> None:
+    users_file = tmp_path / "market-dynamics.json"
+    users_file.write_bytes(content)
     result = dashboards("write", tmp_path)
     assert result.exit_code == 1
-    assert f"dashboards merge {theirs}" in result.output
-    assert theirs.read_bytes() == content
+    assert f"dashboards merge {users_file}" in result.output
+    assert users_file.read_bytes() == content
     assert [file.name for file in tmp_path.iterdir()] == ["market-dynamics.json"]
     assert dashboards("write", tmp_path, "--force").exit_code == 0
-    assert theirs.read_text(encoding="utf-8") == shipped.read_dashboard("market-dynamics.json")
+    assert users_file.read_text(encoding="utf-8") == shipped.read_dashboard("market-dynamics.json")
 
 
-def test_write_into_a_file_says_so(tmp_path: Path) -> None:
+def test_write_into_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("", encoding="utf-8")
     result = dashboards("write", tmp_path / "x")
     assert result.exit_code == 1
@@ -71,11 +71,11 @@ def test_write_into_a_file_says_so(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- merge --
 
 
-def test_merge_says_what_it_did(foreign: Path) -> None:
-    said = [dashboards("merge", foreign) for _ in range(2)]
-    assert [result.exit_code for result in said] == [0, 0]
-    assert "appended" in said[0].output
-    assert "nothing to do" in said[1].output
+def test_merge_reports_what_it_did(foreign: Path) -> None:
+    first, second = (dashboards("merge", foreign) for _ in range(2))
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert "appended" in first.output
+    assert "nothing to do" in second.output
     document = json.loads(foreign.read_text(encoding="utf-8"))
     document["panels"][-1]["targets"] = []
     foreign.write_text(json.dumps(document), encoding="utf-8")
@@ -86,10 +86,10 @@ def test_merge_says_what_it_did(foreign: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "beginning", "end"),
     [
-        (json.dumps(the_games_own(), indent=4) + "\n", '{\n    "uid"', "\n}\n"),
-        (json.dumps(the_games_own(), indent="\t"), '{\n\t"uid"', "\n}"),
-        (json.dumps(the_games_own()), '{"uid": "market-dynamics", ', "}}"),
-        (json.dumps(the_games_own(), separators=(",", ":")), '{"uid":"market-dynamics",', "}"),
+        (json.dumps(game_dashboard(), indent=4) + "\n", '{\n    "uid"', "\n}\n"),
+        (json.dumps(game_dashboard(), indent="\t"), '{\n\t"uid"', "\n}"),
+        (json.dumps(game_dashboard()), '{"uid": "market-dynamics", ', "}}"),
+        (json.dumps(game_dashboard(), separators=(",", ":")), '{"uid":"market-dynamics",', "}"),
     ],
     ids=["4 spaces", "tabs", "one line", "compact"],
 )
@@ -100,20 +100,20 @@ def test_merge_keeps_the_style_of_the_file(foreign: Path, text: str, beginning: 
     assert ROW in after
     assert after.startswith(beginning)
     assert after.endswith(end)
-    # The lines before the row are the very same.
-    kept = text.rindex("targets")
-    assert after[:kept] == text[:kept]
+    # The text before the row is unchanged.
+    end_of_old = text.rindex("targets")
+    assert after[:end_of_old] == text[:end_of_old]
 
 
 @pytest.mark.parametrize("escaped", [True, False])
-def test_merge_keeps_the_way_of_writing_letters(foreign: Path, *, escaped: bool) -> None:
-    document = the_games_own() | {"title": "Märkte"}
+def test_merge_keeps_escapes(foreign: Path, *, escaped: bool) -> None:
+    document = game_dashboard() | {"title": "Märkte"}
     foreign.write_text(json.dumps(document, ensure_ascii=escaped), encoding="utf-8")
     assert dashboards("merge", foreign).exit_code == 0
     assert foreign.read_text(encoding="utf-8").isascii() is escaped
 
 
-def test_merge_leaves_a_file_alone_that_has_the_row(foreign: Path) -> None:
+def test_merge_does_not_write_a_file_that_has_the_row(foreign: Path) -> None:
     dashboards("merge", foreign)
     untidy = foreign.read_text(encoding="utf-8").replace("    ", " ") + "\n\n"
     foreign.write_text(untidy, encoding="utf-8")
@@ -150,7 +150,7 @@ def test_merge_that_fails_while_writing_leaves_the_file_as_it_was(
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (b"{", "is not JSON"),
         (b"[1]", "no JSON object"),
@@ -160,12 +160,12 @@ def test_merge_that_fails_while_writing_leaves_the_file_as_it_was(
         (b'{"panels": [{"title": "x", "gridPos": {"x": 0, "y": null}}]}', "no dashboard that Grafana has written"),
     ],
 )
-def test_merge_refuses_what_is_no_dashboard(foreign: Path, content: bytes, words: str) -> None:
+def test_merge_refuses_a_file_that_is_no_dashboard(foreign: Path, content: bytes, message: str) -> None:
     foreign.write_bytes(content)
     result = dashboards("merge", foreign)
     assert result.exit_code == 1
     assert isinstance(result.exception, SystemExit)
-    assert words in result.output
+    assert message in result.output
     assert str(foreign) in result.output
     assert foreign.read_bytes() == content
 

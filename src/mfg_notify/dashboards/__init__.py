@@ -1,5 +1,6 @@
-"""The Grafana dashboards: builders, the JSON that is made from them, and the merge into a dashboard of someone else.
+"""The Grafana dashboards: builders, the JSON that they make, and the merge into a user's own dashboard.
 
-`panels`, `manufacturing`, `market` and `document` build, and need grafana-foundation-sdk, a development dependency.
-`shipped`, `files` and `merge` work on the JSON alone, and are all that the command needs.
+`panels`, `selectors`, `variables`, `manufacturing`, `exporter_health`, `market` and `document` build the dashboards and
+need grafana-foundation-sdk, a development dependency. `shipped`, `files` and `merge` work on the JSON alone; the
+command needs nothing else.
 """

@@ -1,6 +1,6 @@
-"""Owns the step from a built dashboard to its JSON: what the SDK leaves out, and one form of writing.
+"""Owns the step from a built dashboard to its JSON.
 
-Gives ids, refIds and the current value of each variable.
+Adds what the SDK leaves out: the ids of panels, the refIds of queries, and the `current` value of each variable.
 """
 
 import json

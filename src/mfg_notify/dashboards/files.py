@@ -1,6 +1,6 @@
-"""Owns the files of the command: writes the dashboards into a folder, and a merged one back in its place.
+"""Owns the files of the command `dashboards`: writes the dashboards into a folder, and merges into a user's file.
 
-Every file is written beside its place and renamed into it, so that nobody ever sees half of one.
+Writes are atomic: every file is written next to its destination and renamed over it.
 """
 
 import json
@@ -19,17 +19,17 @@ FILE_MODE = 0o644
 
 
 def write_dashboards(folder: Path, *, force: bool = False) -> list[Path]:
-    """Write every dashboard into a folder, which is made if missing; return those files that were not so already.
+    """Write every dashboard into a folder, creating it if necessary; return the files that changed.
 
-    A file that someone else made stays as it is, unless `force` is given: nothing is written then.
+    Raises UsageError, and writes nothing, if a file there was not made by mfg-notify, unless `force` is given.
     """
-    with _explained(folder):
+    with _readable_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         new = {folder / name: text for name in NAMES if (text := read_dashboard(name)) != _read(folder / name)}
     for file in new:
         if not force and file.exists() and not _is_ours(file):
             raise UsageError(
-                f"{file} is there and was not made by mfg-notify. Name another folder, or replace it with --force"
+                f"{file} exists and was not made by mfg-notify. Name another folder, or replace the file with --force"
                 + (f", or add our row to it: mfg-notify dashboards merge {file}" if "market" in file.name else "")
             )
     for file, text in new.items():
@@ -38,12 +38,12 @@ def write_dashboards(folder: Path, *, force: bool = False) -> list[Path]:
 
 
 def merge_file(file: Path) -> Outcome:
-    """Append or refresh the Manufacturing Overview row in someone's market dashboard, in place.
+    """Append or refresh the Manufacturing Overview row in a user's market dashboard, in place.
 
-    The file is left alone where nothing changes. What is not of the row keeps its meaning, its order, and the style of
-    writing as far as JSON libraries have one.
+    If nothing changes, the file is not written. Everything outside the row keeps its meaning and its order; the file
+    keeps its indentation and its escapes.
     """
-    with _explained(file):
+    with _readable_errors(file):
         text = file.read_text(encoding="utf-8-sig")
     try:
         document = json.loads(text)
@@ -56,14 +56,15 @@ def merge_file(file: Path) -> Outcome:
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
     except (AttributeError, KeyError, TypeError) as error:
-        # Such as null for a place or for a panel: nothing that Grafana writes, and nothing to guess at.
+        # For example null in place of a panel or of its position, which Grafana never writes.
         raise UsageError(f"{file}: this is no dashboard that Grafana has written ({error})") from error
     if outcome is not Outcome.UNCHANGED:
-        _replace(file, _in_the_style_of(text, document))
+        _replace(file, _write_like(text, document))
     return outcome
 
 
-def _in_the_style_of(text: str, document: dict[str, Any]) -> str:
+def _write_like(text: str, document: dict[str, Any]) -> str:
+    """Return a document as JSON with the indentation, separators, escapes and trailing newline of a text."""
     first, *more = text.rstrip().splitlines()
     indent = more[0][: len(more[0]) - len(more[0].lstrip())] if more else None
     separators = None if indent is not None or ": " in first else (",", ":")
@@ -88,8 +89,8 @@ def _read(file: Path) -> str | None:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Put a text in the place of a file, with the file's mode and owner; through a link, to where it leads."""
-    with _explained(file):
+    """Replace a file atomically, keeping its mode and owner. Of a symbolic link, the target is replaced."""
+    with _readable_errors(file):
         place = file.resolve()
         before = place.stat() if place.exists() else None
         descriptor, beside = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
@@ -108,7 +109,7 @@ def _replace(file: Path, text: str) -> None:
 
 
 @contextmanager
-def _explained(place: Path) -> Iterator[None]:
+def _readable_errors(place: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeError as error:

@@ -1,7 +1,7 @@
-"""Owns the dashboard of the markets, which the game's daemon feeds, with the overview of the manufacturing at its end.
+"""Owns the dashboard of the markets, which the game's daemon feeds, and its last row, the overview of manufacturing.
 
-That last row is also what `merge` puts into a market dashboard that someone has already. So it uses no variable but its
-own two and `player_id`. Nothing here is needed at run time.
+`merge` puts that last row into a user's own market dashboard, so the row uses only `player_id` and two variables of its
+own. Not needed at run time.
 """
 
 from collections.abc import Iterator
@@ -11,38 +11,36 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from mfg_notify.core import catalogue as game
 from mfg_notify.dashboards import panels, selectors
-from mfg_notify.dashboards.manufacturing import NO_GAME, RATE
-from mfg_notify.dashboards.panels import BLUE, GREEN, GREY, RED, YELLOW, Frame, Panel, ask
-from mfg_notify.dashboards.selectors import Scope
+from mfg_notify.dashboards.panels import BLUE, GREEN, GREY, NO_GAME, NO_MARKETS, RED, YELLOW, Frame, Panel, query
+from mfg_notify.dashboards.selectors import RANGE, RATE, Scope
 from mfg_notify.dashboards.variables import job_variable, narrowing_variable, player_variable
 
 UID = "market-dynamics"
 
 MARKETS = Scope("market_job", {"player_id": "player_id", "system_symbol": "system", "good_symbol": "good"})
 PLAYERS = Scope("market_job", {"player_id": "player_id"})
-MADE = Scope("manufacturing_job", {"player_id": "player_id"})
+MANUFACTURING = Scope("manufacturing_job", {"player_id": "player_id"})
 
 NO_DAEMON = "No data: the daemon's own metrics are off, or Prometheus does not scrape them"
-NO_MARKETS = "No market data: it comes from the daemon's own metrics, or from the exporter with --collect-market"
 TO_MANUFACTURING = (
     "/d/manufacturing-pipeline?var-job=${manufacturing_job}&${market_job:queryparam}&${player_id:queryparam}"
 )
 
 
 def market_dashboard() -> Dashboard:
-    """Return the dashboard, still without ids."""
-    made = panels.blank(
+    """Return the dashboard. `document` adds the ids."""
+    made = panels.empty_dashboard(
         "SpaceTraders - Market Dynamics",
         UID,
-        "What the bot knows of the markets, and how its manufacturing fares.",
+        "What the bot knows about the markets, and how its manufacturing performs.",
         ["spacetraders", "market", "trading"],
     )
     made = made.link(panels.link("Manufacturing Pipeline", TO_MANUFACTURING)).annotation(
-        panels.mark(
+        panels.annotation(
             "Daemon restarted",
             panels.started(MARKETS.process("process_start_time_seconds")),
             BLUE,
-            "{{instance}} started anew",
+            "{{instance}} restarted",
         )
     )
     for variable in (
@@ -71,47 +69,47 @@ def _coverage() -> Iterator[Panel]:
     yield panels.single(
         Frame(
             "Markets Known",
-            "Markets that the bot has data of.",
+            "Markets that the bot has data about.",
             NO_DAEMON,
             at=(0, 1, 4, 8),
             steps=((None, RED), (1, GREEN)),
         ),
-        ask(known),
+        query(known),
     )
     yield panels.dial(
         Frame(
             "Fresh Markets",
-            "Markets seen in the last ten minutes, in percent of those known.",
+            "Markets scanned in the last ten minutes, in percent of the known markets.",
             NO_DAEMON,
             at=(4, 1, 4, 8),
             unit=panels.PERCENT,
             decimals=0,
             steps=((None, RED), (50, YELLOW), (80, GREEN)),
         ),
-        ask(f"100 * sum({fresh}) / ({known} > 0)"),
+        query(f"100 * sum({fresh}) / ({known} > 0)"),
     )
     yield panels.single(
         Frame(
             "Age of Market Data",
-            "Half of the markets have been seen more recently than this. The histogram ends at two hours.",
+            "Median age: half of the markets were scanned more recently. The histogram ends at two hours.",
             NO_DAEMON,
             at=(8, 1, 4, 8),
             unit=panels.SECONDS,
             decimals=1,
             steps=((None, GREEN), (600, YELLOW), (3600, RED)),
         ),
-        ask(f"histogram_quantile(0.5, sum by (le) (rate({ages}{RATE})))"),
+        query(f"histogram_quantile(0.5, sum by (le) (rate({ages}{RATE})))"),
     ).interval("2m")
     yield panels.lines(
         Frame(
             "Market Coverage",
-            "Markets that the bot has data of, and those that it has seen lately.",
+            "Markets that the bot has data about, and those that it scanned recently.",
             NO_DAEMON,
             at=(12, 1, 12, 8),
         ),
-        ask(known, "Known"),
+        query(known, "Known"),
         *(
-            ask(f"sum({MARKETS.of(selectors.MARKET_COVERAGE_FRESH, age_threshold=threshold)})", name)
+            query(f"sum({MARKETS.of(selectors.MARKET_COVERAGE_FRESH, age_threshold=threshold)})", name)
             for threshold, name in (
                 ("3600s", "Seen within an hour"),
                 ("600s", "Seen within 10 minutes"),
@@ -128,37 +126,37 @@ def _prices() -> Iterator[Panel]:
     leaders = panels.bars(
         Frame(
             "Widest Spreads",
-            "The ten goods with the widest difference between the two prices of one market, now.",
+            "The ten goods with the widest spread between the purchase and the sell price of one market, now.",
             NO_DAEMON,
             at=(0, 10, 8, 8),
             unit=panels.CREDITS,
         ),
-        ask(f"sort_desc(topk(10, {best}))", "{{good_symbol}}", instant=True),
+        query(f"sort_desc(topk(10, {best}))", "{{good_symbol}}", instant=True),
     )
     yield leaders
     yield panels.lines(
         Frame(
             "Price Spread",
-            "The difference between the two prices of a good in a market: half of them are at most p50, "
-            "nine of ten at most p90.",
+            "Difference between the purchase and the sell price of a good in a market: the median (p50), and the "
+            "value that 90 percent do not exceed (p90).",
             NO_DAEMON,
             at=(8, 10, 8, 8),
             unit=panels.CREDITS,
         ),
-        ask(f"histogram_quantile(0.5, sum by (le) (rate({spreads}{RATE})))", "p50"),
-        ask(f"histogram_quantile(0.9, sum by (le) (rate({spreads}{RATE})))", "p90"),
+        query(f"histogram_quantile(0.5, sum by (le) (rate({spreads}{RATE})))", "p50"),
+        query(f"histogram_quantile(0.9, sum by (le) (rate({spreads}{RATE})))", "p90"),
     ).interval("2m")
     yield panels.lines(
         Frame(
             "Market Efficiency",
-            "The spread in percent of the price: the lower, the more efficient the market. Half are at most "
-            "p50, nine of ten at most p90.",
+            "Spread in percent of the price; a lower value means a more efficient market. The median (p50), and the "
+            "value that 90 percent do not exceed (p90).",
             NO_DAEMON,
             at=(16, 10, 8, 8),
             unit=panels.PERCENT,
         ),
-        ask(f"histogram_quantile(0.5, sum by (le) (rate({efficiency}{RATE})))", "p50"),
-        ask(f"histogram_quantile(0.9, sum by (le) (rate({efficiency}{RATE})))", "p90"),
+        query(f"histogram_quantile(0.5, sum by (le) (rate({efficiency}{RATE})))", "p50"),
+        query(f"histogram_quantile(0.9, sum by (le) (rate({efficiency}{RATE})))", "p90"),
     ).interval("2m")
 
 
@@ -169,11 +167,11 @@ def _supply() -> Iterator[Panel]:
         panels.pie(
             Frame(
                 "Supply Distribution",
-                "Goods of all markets by their supply, now: a good in three markets counts three times.",
+                "Goods of all markets by supply, now. A good in three markets counts three times.",
                 NO_MARKETS,
                 at=(0, 19, 6, 8),
             ),
-            ask(supply, "{{supply_level}}", instant=True),
+            query(supply, "{{supply_level}}", instant=True),
         ),
         panels.LEVEL_COLOURS,
     )
@@ -181,11 +179,11 @@ def _supply() -> Iterator[Panel]:
         panels.pie(
             Frame(
                 "Activity Distribution",
-                "Goods of all markets by their activity, now. Goods that are only exchanged have none.",
+                "Goods of all markets by activity, now. Goods that a market only exchanges have none.",
                 NO_MARKETS,
                 at=(6, 19, 6, 8),
             ),
-            ask(activity, "{{activity_level}}", instant=True),
+            query(activity, "{{activity_level}}", instant=True),
         ),
         panels.ACTIVITY_COLOURS,
     )
@@ -193,11 +191,11 @@ def _supply() -> Iterator[Panel]:
         panels.lines(
             Frame(
                 "Supply over Time",
-                "Goods of all markets by their supply.",
+                "Goods of all markets by supply.",
                 NO_MARKETS,
                 at=(12, 19, 6, 8),
             ),
-            ask(supply, "{{supply_level}}"),
+            query(supply, "{{supply_level}}"),
             stack=styles.StackingMode.NORMAL,
             legend=("lastNotNull",),
         ),
@@ -207,11 +205,11 @@ def _supply() -> Iterator[Panel]:
         panels.lines(
             Frame(
                 "Activity over Time",
-                "Goods of all markets by their activity.",
+                "Goods of all markets by activity.",
                 NO_MARKETS,
                 at=(18, 19, 6, 8),
             ),
-            ask(activity, "{{activity_level}}"),
+            query(activity, "{{activity_level}}"),
             stack=styles.StackingMode.NORMAL,
             legend=("lastNotNull",),
         ),
@@ -230,22 +228,22 @@ def _scanner() -> Iterator[Panel]:
             at=(6, 28, 9, 8),
             unit=panels.PER_MINUTE,
         ),
-        ask(f"60 * sum by (status) (rate({scans}{RATE}))", "{{status}}"),
+        query(f"60 * sum by (status) (rate({scans}{RATE}))", "{{status}}"),
         stack=styles.StackingMode.NORMAL,
     )
     yield panels.dial(
         Frame(
             "Scan Success Rate",
-            "Scans that succeeded in the time range shown, in percent of all.",
+            "Scans that succeeded in the selected time range, in percent of all scans.",
             "No market was scanned in this time range, or the daemon's own metrics are off",
             at=(0, 28, 6, 8),
             unit=panels.PERCENT,
             decimals=1,
             steps=((None, RED), (90, YELLOW), (95, GREEN)),
         ),
-        ask(
-            f"100 * sum(increase({MARKETS.of(selectors.MARKET_SCANS, status='success')}[$__range])) "
-            f"/ (sum(increase({scans}[$__range])) > 0)",
+        query(
+            f"100 * sum(increase({MARKETS.of(selectors.MARKET_SCANS, status='success')}{RANGE})) "
+            f"/ (sum(increase({scans}{RANGE})) > 0)",
             instant=True,
         ),
     )
@@ -253,13 +251,13 @@ def _scanner() -> Iterator[Panel]:
     yield panels.lines(
         Frame(
             "Scan Duration",
-            "How long a scan took: half of them at most p50, 19 of 20 at most p95, 99 of 100 at most p99.",
+            "Duration of a scan: the median (p50), and the values that 95 and 99 percent do not exceed (p95, p99).",
             NO_DAEMON,
             at=(15, 28, 9, 8),
             unit=panels.SECONDS,
         ),
         *(
-            ask(f"histogram_quantile({quantile}, sum by (le) (rate({durations}{RATE})))", name)
+            query(f"histogram_quantile({quantile}, sum by (le) (rate({durations}{RATE})))", name)
             for quantile, name in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
         ),
     ).interval("2m")
@@ -272,16 +270,16 @@ def _opportunities() -> Iterator[Panel]:
     prices = panels.grid(
         Frame(
             "Best Prices",
-            "For each good the lowest price to buy at, the highest to sell at, what is between them for a unit, and "
-            "the most that a market trades at once.",
+            "For each good: the lowest price to buy it, the highest price to sell it, the profit per unit between the "
+            "two, and the largest volume that a market trades at once.",
             NO_DAEMON,
             at=(0, 37, 12, 8),
             unit=panels.CREDITS,
         ),
-        ask(buy, rows=True),
-        ask(sell, rows=True),
-        ask(f"{sell} - {buy}", rows=True),
-        ask(volume, rows=True),
+        query(buy, rows=True),
+        query(sell, rows=True),
+        query(f"{sell} - {buy}", rows=True),
+        query(volume, rows=True),
     )
     yield panels.columns(
         prices,
@@ -305,22 +303,22 @@ def _opportunities() -> Iterator[Panel]:
     yield panels.single(
         Frame(
             "Profitable Routes",
-            "Goods that can be bought at one market and sold at another with at least 100 credits of profit a unit.",
+            "Goods that the bot can buy at one market and sell at another for at least 100 credits of profit per unit.",
             NO_DAEMON,
             at=(12, 37, 4, 8),
             steps=((None, RED), (1, YELLOW), (5, GREEN)),
         ),
-        ask(f"sum({MARKETS.of(selectors.TRADE_OPPORTUNITIES, min_margin='100')})"),
+        query(f"sum({MARKETS.of(selectors.TRADE_OPPORTUNITIES, min_margin='100')})"),
     )
     yield panels.lines(
         Frame(
             "Routes by Profit",
-            "Goods that can be bought at one market and sold at another, by the least profit a unit.",
+            "Goods that the bot can buy at one market and sell at another, by minimum profit per unit.",
             NO_DAEMON,
             at=(16, 37, 8, 8),
         ),
         *(
-            ask(f"sum({MARKETS.of(selectors.TRADE_OPPORTUNITIES, min_margin=margin)})", f"at least {margin} cr")
+            query(f"sum({MARKETS.of(selectors.TRADE_OPPORTUNITIES, min_margin=margin)})", f"at least {margin} cr")
             for margin in ("10", "25", "50", "100")
         ),
     )
@@ -333,45 +331,47 @@ def _overview() -> Iterator[Panel]:
     yield panels.single(
         Frame(
             "Active Manufacturing",
-            "Manufacturing pipelines that are being carried out now.",
+            "Manufacturing pipelines that execute now.",
             NO_GAME,
             at=(0, 46, 4, 8),
             steps=((None, GREY), (1, GREEN)),
         ),
-        ask(f"sum({MADE.of(game.PIPELINE_RUNNING)}) or 0 * sum({MADE.of(game.PIPELINE_QUEUE_DEPTH)})"),
+        query(
+            f"sum({MANUFACTURING.of(game.PIPELINE_RUNNING)}) or 0 * sum({MANUFACTURING.of(game.PIPELINE_QUEUE_DEPTH)})"
+        ),
     ).links([more])
     yield panels.events(
         Frame(
             "Supply Level Transitions",
-            "How often the supply of a good moved from one level to another at a factory.",
-            "No supply moved at a factory in this time range",
+            "How often the supply of a good changed from one level to another at a factory.",
+            "No supply changed at a factory in this time range",
             at=(4, 46, 10, 8),
         ),
-        ask(
-            f"sum by (good_symbol) (increase({MADE.of(game.SUPPLY_TRANSITIONS)}{RATE})) > 0",
+        query(
+            f"sum by (good_symbol) (increase({MANUFACTURING.of(game.SUPPLY_TRANSITIONS)}{RATE})) > 0",
             "{{good_symbol}}",
         ),
     ).links([more])
     yield panels.single(
         Frame(
             "Manufacturing Profit Rate",
-            "Revenue less cost of the manufacturing pipelines completed in the last hour.",
+            "Revenue minus cost of the manufacturing pipelines completed in the last hour.",
             NO_GAME,
             at=(14, 46, 4, 8),
             unit=panels.CREDITS_PER_HOUR,
             steps=((None, RED), (0, GREEN)),
         ),
-        ask(f"sum({MADE.of(game.PROFIT_RATE)})"),
+        query(f"sum({MANUFACTURING.of(game.PROFIT_RATE)})"),
     ).links([more])
     yield panels.paint(
         panels.lines(
             Frame(
                 "HIGH Supply Markets",
-                "Goods of all markets whose supply is HIGH: good places to buy.",
+                "Goods of all markets whose supply is HIGH, which are good places to buy.",
                 NO_MARKETS,
                 at=(18, 46, 6, 8),
             ),
-            ask(f"sum({high}) or 0 * sum({any_level})", "HIGH supply"),
+            query(f"sum({high}) or 0 * sum({any_level})", "HIGH supply"),
         ),
         {"HIGH supply": panels.LEVEL_COLOURS["HIGH"]},
     )

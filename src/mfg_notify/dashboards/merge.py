@@ -1,6 +1,6 @@
-"""Owns the merge: our Manufacturing Overview row in a market dashboard that someone has already.
+"""Owns the merge of our Manufacturing Overview row into a user's own market dashboard.
 
-Works on the dashboard as a tree of JSON and changes nothing that is not ours. Reads and writes no file.
+Works on the dashboard as parsed JSON and changes nothing outside our row. Reads and writes no file.
 """
 
 import json
@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 ROW = "Manufacturing Overview"
 VARIABLES = ("market_job", "manufacturing_job", "player_id")
-"""What the row's queries use. One that is there already serves as it is."""
+"""Variables of the row's queries. A variable that the user's dashboard already has stays as it is."""
 
 
 class Outcome(StrEnum):
@@ -29,9 +29,9 @@ class Outcome(StrEnum):
 
 
 def merge(document: Json, ours: Json) -> Outcome:
-    """Append the row of `ours` to a dashboard, or refresh it where it is; change `document` in place.
+    """Append the row of `ours` to a dashboard, or refresh it if it is there. Changes `document` in place.
 
-    A refreshed panel keeps its id and its place. Raises UsageError for what is no classic dashboard.
+    A refreshed panel keeps its id and its position. Raises UsageError if `document` is no classic dashboard.
     """
     dashboard = _classic(document)
     before = deepcopy(dashboard)
@@ -52,12 +52,12 @@ def merge(document: Json, ours: Json) -> Outcome:
 
 
 def _classic(document: Json) -> Json:
-    """Return the dashboard itself: Grafana's interfaces wrap it in various ways."""
+    """Return the dashboard inside the wrappers that Grafana's various exports and APIs put around it."""
     spec = document.get("spec")
     version = str(document.get("apiVersion", ""))
     if "/v2" in version or "elements" in document or (isinstance(spec, dict) and "elements" in spec):
         raise UsageError(
-            "this is a dashboard in Grafana's new schema (v2), which has no rows to append to. Export it once more as "
+            "this is a dashboard in Grafana's new schema (v2), which has no rows to append to. Export it again as "
             "the classic model: Export → Export as code → Model: Classic"
         )
     for inner in (document.get("dashboard"), spec):
@@ -65,7 +65,7 @@ def _classic(document: Json) -> Json:
             document = inner
     if "panels" not in document and "rows" in document:
         raise UsageError(
-            "this dashboard was saved by a Grafana older than 5. Open it in your Grafana, save it, and export it again"
+            "this dashboard was saved by a Grafana older than 5. Open and save it in your Grafana, then export it again"
         )
     panels = document.get("panels")
     if "panels" not in document and "title" in document:
@@ -80,7 +80,7 @@ def _find_row(panels: list[Json]) -> Json | None:
 
 
 def _section(panels: list[Json], row: Json | None) -> list[Json]:
-    """Return a row and its panels: those inside a collapsed one, or those from an open one to the next row."""
+    """Return a row and its panels: inside the row if it is collapsed, else between it and the next row."""
     if row is None:
         return []
     if row.get("collapsed"):
@@ -95,7 +95,7 @@ def _section(panels: list[Json], row: Json | None) -> list[Json]:
 
 
 def _append(panels: list[Json], template: list[Json]) -> None:
-    _put(template, _bottom(panels) - template[0]["gridPos"]["y"], _free_ids(panels))
+    _place(template, _bottom(panels) - template[0]["gridPos"]["y"], _free_ids(panels))
     panels.extend(template)
 
 
@@ -109,14 +109,14 @@ def _refresh(panels: list[Json], row: Json, template: list[Json]) -> None:
         if old is None:
             missing.append(new)
             continue
-        kept = {"id": old.get("id") or next(ids), "gridPos": old.get("gridPos", new["gridPos"])}
+        unchanged = {"id": old.get("id") or next(ids), "gridPos": old.get("gridPos", new["gridPos"])}
         old.clear()
-        old.update(new | kept)
+        old.update(new | unchanged)
     if not missing:
         return
-    # The missing ones go below the rest of the row; whatever is further down moves down by as much.
+    # Missing panels go below the rest of the row. Everything further down moves down by their height.
     bottom = _bottom(section)
-    _put(missing, bottom - min(panel["gridPos"]["y"] for panel in missing), ids)
+    _place(missing, bottom - min(panel["gridPos"]["y"] for panel in missing), ids)
     if row.get("collapsed"):
         row["panels"] = section[1:] + missing
         return
@@ -128,8 +128,8 @@ def _refresh(panels: list[Json], row: Json, template: list[Json]) -> None:
     panels[end:end] = missing
 
 
-def _put(new: list[Json], down: int, ids: Iterator[int]) -> None:
-    for panel in new:
+def _place(panels: list[Json], down: int, ids: Iterator[int]) -> None:
+    for panel in panels:
         panel["id"] = next(ids)
         panel["gridPos"]["y"] += down
 
@@ -148,11 +148,11 @@ def _free_ids(panels: list[Json]) -> Iterator[int]:
 
 
 def _add_variables(dashboard: Json, ours: list[Json]) -> None:
-    there = _variables(dashboard)
-    names = {variable.get("name") for variable in there}
+    existing = _variables(dashboard)
+    names = {variable.get("name") for variable in existing}
     missing = [each for each in ours if each["name"] in VARIABLES and each["name"] not in names]
     if missing:
-        dashboard["templating"] = (dashboard.get("templating") or {}) | {"list": there + missing}
+        dashboard["templating"] = (dashboard.get("templating") or {}) | {"list": existing + missing}
 
 
 def _variables(dashboard: Json) -> list[Json]:
@@ -160,7 +160,7 @@ def _variables(dashboard: Json) -> list[Json]:
 
 
 def _prometheus_of(dashboard: Json, except_for: list[Json]) -> object | None:
-    """Return the Prometheus datasource that most panels of others use, in the form in which they name it."""
+    """Return the Prometheus datasource that most of the user's panels refer to, in the form of their reference."""
     known = {
         f"${{{each.get('name')}}}" for each in dashboard.get("__inputs") or [] if each.get("pluginId") == "prometheus"
     } | {
@@ -175,7 +175,7 @@ def _prometheus_of(dashboard: Json, except_for: list[Json]) -> object | None:
             continue
         for datasource in (panel.get("datasource"), *(each.get("datasource") for each in panel.get("targets") or [])):
             named = datasource.get("uid") if isinstance(datasource, dict) else datasource
-            # The oldest form is a name; the newest types are such as grafana-azureprometheus-datasource.
+            # The oldest form is a name. Newer types have names such as grafana-azureprometheus-datasource.
             kind = datasource.get("type") if isinstance(datasource, dict) else None
             if isinstance(named, str) and ("prometheus" in (kind or named).lower() or named in known):
                 used[json.dumps(datasource)] += 1
@@ -183,7 +183,7 @@ def _prometheus_of(dashboard: Json, except_for: list[Json]) -> object | None:
 
 
 def _with_datasource(part: Json, datasource: object | None) -> Json:
-    """Return a copy of a panel or variable that asks this datasource."""
+    """Return a copy of a panel or variable that queries this datasource."""
     part = deepcopy(part)
     if datasource is not None:
         for holder in (part, *part.get("targets", [])):

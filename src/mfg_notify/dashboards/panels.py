@@ -1,6 +1,6 @@
-"""Owns how a panel looks: one function a type, each with the conventions that all panels of that type share.
+"""Owns how panels look: one function per panel type, with the conventions that all panels of the type share.
 
-Which panels there are, and what they ask, is `manufacturing` and `market`.
+`manufacturing`, `exporter_health` and `market` decide which panels there are and what they query.
 """
 
 from collections.abc import Iterable, Mapping
@@ -58,10 +58,13 @@ COUNT = "short"
 TEXT = "string"
 SECONDS = "s"
 PERCENT = "percent"
-"""Of 100."""
+"""0 to 100."""
+
+NO_GAME = "No pipelines: Prometheus scrapes no exporter, or the exporter has seen no game"
+NO_MARKETS = "No market data: it comes from the daemon's own metrics, or from the exporter with --collect-market"
 
 Steps = tuple[tuple[float | None, str], ...]
-"""Thresholds: from which value on which colour; the first value is None."""
+"""Thresholds: the values from which a colour applies. The first value is None."""
 
 AnyPanel = TypeVar(
     "AnyPanel",
@@ -82,11 +85,12 @@ Panel = (
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What every panel has: its place on the 24 columns, its words, its unit, and what it says while it is empty."""
+    """What every panel has: its texts, its place on the 24 columns, its unit and its thresholds."""
 
     title: str
     description: str
-    empty: str
+    no_value: str
+    """Shown while the panel is empty; says why."""
     at: tuple[int, int, int, int]
     """x, y, width and height."""
     unit: str = COUNT
@@ -94,22 +98,22 @@ class Frame:
     decimals: int | None = None
 
 
-def ask(expr: str, legend: str = "__auto", *, instant: bool = False, rows: bool = False) -> prometheus.Dataquery:
-    """Return a query: over the range; at its end (`instant`); or at its end, a row a series, for a table (`rows`)."""
-    query = prometheus.Dataquery().datasource(DATASOURCE).expr(expr).legend_format(legend)
+def query(expr: str, legend: str = "__auto", *, instant: bool = False, rows: bool = False) -> prometheus.Dataquery:
+    """Return a query over the time range, or at its end: `instant`, or `rows` for a table with one row per series."""
+    made = prometheus.Dataquery().datasource(DATASOURCE).expr(expr).legend_format(legend)
     if rows:
-        query = query.format(PromQueryFormat.TABLE)
-    return query.instant() if instant or rows else query.range()
+        made = made.format(PromQueryFormat.TABLE)
+    return made.instant() if instant or rows else made.range()
 
 
 def started(start_time: str) -> str:
-    """Return an expression that finds the starts of a process by its start time, after however long an absence."""
-    # After a long one there is nothing within the interval that it could have changed from.
+    """Return an expression that has a value when a process starts, however long it was absent before."""
+    # changes() needs an earlier sample within the interval, which a long absence does not leave.
     return f"changes({start_time}[$__rate_interval]) > 0 or {start_time} unless {start_time} offset $__rate_interval"
 
 
 def single(frame: Frame, *queries: prometheus.Dataquery, graph: bool = True) -> stat.Panel:
-    """Return one number, with its course behind it where it has one."""
+    """Return one number, with its graph in the background unless `graph` is false."""
     panel = _framed(stat.Panel(), frame, queries)
     return (
         panel.reduce_options(_last())
@@ -126,7 +130,7 @@ def dial(frame: Frame, *queries: prometheus.Dataquery) -> gauge.Panel:
 
 
 def bars(frame: Frame, *queries: prometheus.Dataquery) -> bargauge.Panel:
-    """Return a horizontal bar a series."""
+    """Return one horizontal bar per series."""
     panel = _framed(bargauge.Panel(), frame, queries).min(0).reduce_options(_last())
     return (
         panel.orientation(styles.VizOrientation.HORIZONTAL)
@@ -138,7 +142,7 @@ def bars(frame: Frame, *queries: prometheus.Dataquery) -> bargauge.Panel:
 
 
 def pie(frame: Frame, *queries: prometheus.Dataquery) -> piechart.Panel:
-    """Return shares of a whole."""
+    """Return a pie chart of shares of a whole."""
     legend = (
         piechart.PieChartLegendOptions()
         .display_mode(styles.LegendDisplayMode.TABLE)
@@ -156,7 +160,7 @@ def lines(
     legend: tuple[str, ...] = ("lastNotNull", "mean"),
     stack: styles.StackingMode = styles.StackingMode.NONE,
 ) -> timeseries.Panel:
-    """Return a line a series over time, or areas one on the other; a colour belongs to a name."""
+    """Return one line per series over time, or stacked areas. A series keeps its colour, which follows its name."""
     stacked = stack is not styles.StackingMode.NONE
     panel = _framed(timeseries.Panel(), frame, queries)
     return (
@@ -178,7 +182,7 @@ def lines(
 
 
 def events(frame: Frame, *queries: prometheus.Dataquery) -> timeseries.Panel:
-    """Return stacked bars: how often something happened in each step of time, which is a minute or more."""
+    """Return stacked bars: how often something happened in each interval of a minute or more."""
     panel = lines(frame, *queries, stack=styles.StackingMode.NORMAL).legend(_names())
     return panel.draw_style(styles.GraphDrawStyle.BARS).fill_opacity(80).interval("1m")
 
@@ -189,7 +193,7 @@ def grid(frame: Frame, *queries: prometheus.Dataquery) -> table.Panel:
 
 
 def states(frame: Frame, *queries: prometheus.Dataquery) -> statetimeline.Panel:
-    """Return a band a series whose colour is its state."""
+    """Return one band per series, coloured by its state."""
     panel = _framed(statetimeline.Panel(), frame, queries)
     return (
         panel.show_value(styles.VisibilityMode.NEVER)
@@ -204,14 +208,14 @@ def states(frame: Frame, *queries: prometheus.Dataquery) -> statetimeline.Panel:
 
 
 def paint(panel: AnyPanel, colours: Mapping[str, str]) -> AnyPanel:
-    """Give the series of these names these colours."""
+    """Give series a fixed colour by name."""
     for name, colour in colours.items():
         panel = panel.override_by_name(name, _properties({"color": fixed(colour)}))
     return panel
 
 
 def fixed(colour: str) -> dict[str, str]:
-    """Return the property `color` of one colour."""
+    """Return the property `color` for one fixed colour."""
     return {"mode": "fixed", "fixedColor": colour}
 
 
@@ -221,7 +225,7 @@ def thresholds(steps: Steps) -> dict[str, object]:
 
 
 def restyle(panel: AnyPanel, pattern: str, properties: Mapping[str, object]) -> AnyPanel:
-    """Give the series whose name fits a regular expression other properties."""
+    """Override properties of the series whose name matches a regular expression."""
     return panel.override_by_regexp(pattern, _properties(properties))
 
 
@@ -231,9 +235,10 @@ def columns(
     cells: Mapping[str, Mapping[str, object]],
     sort: tuple[str, bool],
 ) -> table.Panel:
-    """Lay out a table of one row an object: fields in this order under these titles, without the time.
+    """Lay out a table with one row per object: its columns in this order, with these titles, without the time.
 
-    `cells` has other properties of a column by its title, `sort` the title of a column and whether it falls.
+    `titles` maps a field to its title. `cells` maps a title to other properties of the column. `sort` is the title of
+    a column and whether it descends.
     """
     order = {field: number for number, field in enumerate(titles)}
     arranged = {"excludeByName": {"Time": True}, "indexByName": order, "renameByName": dict(titles)}
@@ -247,8 +252,8 @@ def columns(
     return panel
 
 
-def words(meanings: Mapping[str, tuple[str, str]]) -> list[ValueMapping]:
-    """Return the mapping of values to a text and a colour."""
+def value_mappings(meanings: Mapping[str, tuple[str, str]]) -> list[ValueMapping]:
+    """Return the mapping from values to a text and a colour."""
     options = {
         value: ValueMappingResult(text=text, color=colour, index=index)
         for index, (value, (text, colour)) in enumerate(meanings.items())
@@ -256,8 +261,8 @@ def words(meanings: Mapping[str, tuple[str, str]]) -> list[ValueMapping]:
     return [ValueMap(options=options)]
 
 
-def blank(title: str, uid: str, purpose: str, tags: list[str]) -> dashboard.Dashboard:
-    """Return a dashboard without panels."""
+def empty_dashboard(title: str, uid: str, purpose: str, tags: list[str]) -> dashboard.Dashboard:
+    """Return a dashboard without panels, with the settings that all dashboards share."""
     return (
         dashboard.Dashboard(title)
         .uid(uid)
@@ -270,7 +275,7 @@ def blank(title: str, uid: str, purpose: str, tags: list[str]) -> dashboard.Dash
 
 
 def with_rows(made: dashboard.Dashboard, *rows: tuple[str, int, Iterable[Panel]]) -> dashboard.Dashboard:
-    """Add rows, each by its title, where it begins, and its panels."""
+    """Add open rows, each given by its title, its y and its panels."""
     for title, y, panels in rows:
         made = made.with_row(row(title, y))
         for panel in panels:
@@ -284,7 +289,7 @@ def row(title: str, y: int) -> dashboard.Row:
 
 
 def link(title: str, url: str) -> dashboard.DashboardLink:
-    """Return a link to another dashboard that keeps the time range; the variables are in the URL."""
+    """Return a link to another dashboard that keeps the time range. The URL carries the variables."""
     return (
         dashboard.DashboardLink(title)
         .type(DashboardLinkType.LINK)
@@ -295,10 +300,10 @@ def link(title: str, url: str) -> dashboard.DashboardLink:
     )
 
 
-def mark(name: str, expr: str, colour: str, text: str) -> dashboard.AnnotationQuery:
-    """Return an annotation wherever an expression has a value."""
-    query = dashboard.AnnotationQuery().name(name).datasource(DATASOURCE).enable(True).icon_color(colour)
-    return query.expr(expr).title_format(name).text_format(text)
+def annotation(name: str, expr: str, colour: str, text: str) -> dashboard.AnnotationQuery:
+    """Return an annotation at every time at which an expression has a value."""
+    made = dashboard.AnnotationQuery().name(name).datasource(DATASOURCE).enable(True).icon_color(colour)
+    return made.expr(expr).title_format(name).text_format(text)
 
 
 def _framed(panel: AnyPanel, frame: Frame, queries: Iterable[prometheus.Dataquery]) -> AnyPanel:
@@ -309,7 +314,7 @@ def _framed(panel: AnyPanel, frame: Frame, queries: Iterable[prometheus.Dataquer
         .datasource(DATASOURCE)
         .grid_pos(GridPos(h=height, w=width, x=x, y=y))
         .unit(frame.unit)
-        .no_value(frame.empty)
+        .no_value(frame.no_value)
         .thresholds(
             dashboard.ThresholdsConfig()
             .mode(ThresholdsMode.ABSOLUTE)
@@ -318,8 +323,8 @@ def _framed(panel: AnyPanel, frame: Frame, queries: Iterable[prometheus.Dataquer
     )
     if frame.decimals is not None:
         panel = panel.decimals(frame.decimals)
-    for query in queries:
-        panel = panel.with_target(query)
+    for each in queries:
+        panel = panel.with_target(each)
     return panel
 
 

@@ -1,6 +1,6 @@
-"""Owns the selectors: no query names a metric or a label that is not declared, or forgets job and player_id.
+"""Owns the selectors of all queries: they name declared metrics and labels only, and always carry job and player_id.
 
-Declares what the game's daemon exports, as far as a dashboard shows it. Knows nothing of panels.
+Declares the metrics of the game's daemon that a dashboard shows. Knows nothing about panels.
 """
 
 from collections.abc import Mapping
@@ -8,12 +8,15 @@ from dataclasses import dataclass
 
 from mfg_notify.core.catalogue import EXPORTER_METRICS, PREFIX, SELF_PREFIX, Kind, Metric
 
+RATE = "[$__rate_interval]"
+RANGE = "[$__range]"
+"""The two windows of all queries. Grafana chooses both, so that they fit the time range and the scrape interval."""
 HISTOGRAM_PARTS = ("bucket", "sum", "count")
 
 
 @dataclass(frozen=True, slots=True)
 class DaemonMetric:
-    """A market metric of the game's own daemon: there when the daemon's metrics are on."""
+    """A market metric of the game's daemon. It exists only if the daemon's metrics are turned on."""
 
     name: str
     kind: Kind
@@ -55,23 +58,21 @@ DAEMON_METRICS = (
     MARKET_BEST_PRICE,
     TRADE_OPPORTUNITIES,
 )
-"""Those that the daemon alone exports: `catalogue.MARKET` comes from it or from the exporter's `--collect-market`."""
+"""Metrics that only the daemon exports. `catalogue.MARKET` comes from the daemon or from `--collect-market`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What the variables of a dashboard narrow: `job` names one variable, `variables` maps a label to its own.
-
-    `of` narrows a metric by each of those labels that it has.
-    """
+    """The variables of a dashboard: `job` is the name of the job variable, `variables` maps a label to its variable."""
 
     job: str
     variables: Mapping[str, str]
 
     def of(self, metric: Metric | DaemonMetric, part: str = "", **matchers: str) -> str:
-        """Return a selector: the metric, or a part of a histogram, for the job and what the variables say.
+        """Return a selector of a metric, or of a part of a histogram, for the job and the variables of its labels.
 
-        Further matchers are `label="value"`; a value that begins with ~ is a regular expression, with ! an inequality.
+        Further matchers are `label="value"`. A value that begins with ~ is a regular expression, one that begins with
+        ! an inequality.
         """
         if (part != "") is not (metric.kind is Kind.HISTOGRAM) or (part and part not in HISTOGRAM_PARTS):
             raise ValueError(f"{metric.name} is a {metric.kind}: part {part!r}")
@@ -87,7 +88,7 @@ class Scope:
         return _selector(name, narrowed + [_matcher(label, value) for label, value in matchers.items()])
 
     def own(self, name: str, part: str = "", **matchers: str) -> str:
-        """Return a selector of a metric of the exporter about itself, which knows no player."""
+        """Return a selector of a metric of the exporter about itself, which has no player."""
         metric = next((metric for metric in EXPORTER_METRICS if metric.name == name), None)
         if metric is None:
             raise ValueError(f"the exporter has no metric {name}")
@@ -98,7 +99,7 @@ class Scope:
         return _selector(full_name, [f'job=~"${self.job}"', *narrowed])
 
     def process(self, name: str) -> str:
-        """Return a selector of what Prometheus or the client library says of the exporter's process."""
+        """Return a selector of a metric that the client library exports about the process."""
         return _selector(name, [f'job=~"${self.job}"'])
 
 

@@ -1,4 +1,4 @@
-"""Owns the dashboards as shipped: reads the JSON that was made from the builders, and lists what it asks Prometheus."""
+"""Owns the dashboards as shipped: reads the generated JSON and lists its queries."""
 
 import json
 import re
@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 MARK = "Made by mfg-notify."
-"""Ends the description of every dashboard of ours, so that an older one is known."""
+"""The last sentence of the description of every dashboard of ours, by which we recognise an older version."""
 NAMES = ("manufacturing.json", "market-dynamics.json")
 _VARIABLE_QUERY = re.compile(r"label_values\((?P<selector>.+), *(?P<label>\w+)\)")
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One query of a dashboard, its variables still in it.
+    """One query of a dashboard, with its variables not yet replaced.
 
-    `place` is a panel's title, `variable NAME` or `annotation NAME`. `label` is given for a variable, whose values are
-    that label's values over the series of `expr`; `interval` where a panel asks for no smaller step of time.
+    `place` is a panel's title, `variable NAME` or `annotation NAME`. `label` is set for a variable: its values are the
+    values of that label in the series of `expr`. `interval` is the panel's minimum interval, if it has one.
     """
 
     dashboard: str
@@ -37,7 +37,7 @@ def read_dashboard(name: str) -> str:
 
 
 def shipped_queries() -> Iterator[Query]:
-    """Yield every query of every dashboard: of panels, variables and annotations."""
+    """Yield every query of every dashboard: those of panels, variables and annotations."""
     for name in NAMES:
         yield from queries_of(name, json.loads(read_dashboard(name)))
 
@@ -58,13 +58,13 @@ def queries_of(name: str, document: dict[str, Any]) -> Iterator[Query]:
 
 
 def every_panel(panels: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield rows and panels, those inside collapsed rows too."""
+    """Yield all rows and panels, including panels inside collapsed rows."""
     for panel in panels:
         yield panel
         yield from every_panel(panel.get("panels") or [])
 
 
 def _folder() -> Traversable:
-    # A wheel carries them beside this module, a checkout has them at its top.
+    # A wheel carries the files next to this module; a checkout has them in its top folder.
     packaged = files(__package__).joinpath("json")
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "grafana" / "dashboards"

@@ -1,4 +1,4 @@
-"""Owns the variables of the dashboards: jobs, players, and what narrows the panels further."""
+"""Owns the variables of the dashboards: jobs, players, and filters by other labels."""
 
 from grafana_foundation_sdk.builders.dashboard import QueryVariable
 from grafana_foundation_sdk.models.dashboard import VariableOption, VariableRefresh, VariableSort
@@ -11,20 +11,20 @@ EVERYTHING = VariableOption(selected=True, text=["All"], value=["$__all"])
 
 
 def job_variable(name: str, label: str, metric: str) -> QueryVariable:
-    """Return a variable with one of the jobs that export a metric: the sum over two would double what both export."""
+    """Return a variable for one of the jobs that export a metric. A sum over two jobs would count the game twice."""
     return _variable(name, label, f"label_values({metric}, job)").multi(False).sort(VariableSort.ALPHABETICAL_ASC)
 
 
 def player_variable(job: str) -> QueryVariable:
-    """Return the variable of the players: several or all; at first the newest, which has the highest id."""
+    """Return the variable of the players: one, several or all. Its default is the newest, who has the highest id."""
     known = Scope(job, {}).of(PIPELINE_QUEUE_DEPTH)
     variable = _variable("player_id", "Player", f"label_values({known}, player_id)").multi(True).include_all(True)
-    # Without a current value Grafana takes the first one.
+    # Without a current value Grafana selects the first one.
     return variable.sort(VariableSort.NUMERICAL_DESC)
 
 
 def narrowing_variable(name: str, label: str, selector: str, of_label: str) -> QueryVariable:
-    """Return a variable of the values of a label: several or, at first, all."""
+    """Return a variable of the values of a label: one, several or all. Its default is all."""
     variable = _variable(name, label, f"label_values({selector}, {of_label})").multi(True).include_all(True)
     return variable.all_value(".*").current(EVERYTHING).sort(VariableSort.ALPHABETICAL_ASC)
 
