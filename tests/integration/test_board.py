@@ -162,7 +162,7 @@ def test_a_standby_says_so(installed: Database) -> None:
         with ExporterProcess(installed.dsn) as second, watching(second) as viewer:
             standby = viewer.until(lambda picture: picture["state"] == "standby")
             assert (standby["game"], standby["known_at"]) == (None, None)
-            assert standby["words"] == "standby: another exporter is active"
+            assert standby["status_text"] == "standby: another exporter is active"
             assert first.terminate() == 0
             viewer.until(lambda picture: picture["state"] == "live" and picture["game"])
 

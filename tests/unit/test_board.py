@@ -1,4 +1,4 @@
-"""What the board says: the last changes, each once, the tables, and how seldom it is drawn."""
+"""The board's content: the last changes, each once; the tables; and how often a snapshot is built."""
 
 from collections.abc import AsyncIterator
 
@@ -37,16 +37,16 @@ def ids(changes: LastChanges) -> list[int]:
         max_size=12,
     )
 )
-def test_each_change_once_whatever_the_way_and_order(arrivals: list[tuple[bool, list[int]]]) -> None:
+def test_each_change_appears_once_in_whatever_way_and_order_it_comes(arrivals: list[tuple[bool, list[int]]]) -> None:
     changes = LastChanges()
-    came: set[int] = set()
+    arrived: set[int] = set()
     for by_fold, numbers in arrivals:
         (changes.settle if by_fold else changes.announce)(map(change, numbers))
-        came |= set(numbers)
-    assert ids(changes) == sorted(came, reverse=True)[:CHANGES_MAXIMUM]
+        arrived |= set(numbers)
+    assert ids(changes) == sorted(arrived, reverse=True)[:CHANGES_MAXIMUM]
 
 
-def test_what_the_journal_does_not_have_is_forgotten() -> None:
+def test_an_announced_event_that_the_journal_does_not_have_is_forgotten() -> None:
     changes = LastChanges()
     changes.announce([change(1), change(2), change(10**18)])
     changes.settle([change(1)])
@@ -57,7 +57,7 @@ def test_what_the_journal_does_not_have_is_forgotten() -> None:
     assert ids(changes) == [2, 1]
 
 
-def test_a_fold_has_the_last_word_on_an_id() -> None:
+def test_a_fold_replaces_what_was_announced_under_its_id() -> None:
     changes = LastChanges()
     changes.announce([change(1, "FORGED")])
     changes.settle([change(1, "READY")])
@@ -65,7 +65,7 @@ def test_a_fold_has_the_last_word_on_an_id() -> None:
     assert [describe_change(found).after for found in changes.newest()] == ["READY"]
 
 
-def test_a_database_that_was_set_back_begins_anew() -> None:
+def test_after_a_rewind_ids_begin_again() -> None:
     changes = LastChanges()
     changes.announce([change(900)])
     changes.clear()
@@ -75,7 +75,7 @@ def test_a_database_that_was_set_back_begins_anew() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "summary"),
     [
         (None, task(assigned_ship="S-1"), ("task", "COLLECT_SELL", None, "PENDING", "new", "S-1")),
         (
@@ -102,15 +102,15 @@ def test_a_database_that_was_set_back_begins_anew() -> None:
         (factory(ready=True), factory(), ("factory", "X1-F IRON", None, None, "collected", "")),
     ],
 )
-def test_a_change_in_a_line(old: Image | None, new: Image | None, said: tuple[str | None, ...]) -> None:
-    line = describe_change(event(old, new, number=7, key="12"))
-    assert (line.kind, line.subject, line.before, line.after, line.remark, line.ship) == said
-    assert (line.id, line.at, line.player, line.key) == ("7", NOW, "1", "12")
+def test_the_summary_of_a_change(old: Image | None, new: Image | None, summary: tuple[str | None, ...]) -> None:
+    found = describe_change(event(old, new, number=7, key="12"))
+    assert (found.kind, found.subject, found.before, found.after, found.remark, found.ship) == summary
+    assert (found.id, found.at, found.player, found.key) == ("7", NOW, "1", "12")
 
 
-def test_an_emptied_table_in_a_line() -> None:
-    line = describe_change(Event(7, 7, NOW, TaskChange("T", "", None, None)))
-    assert (line.kind, line.player, line.remark) == ("task", "", "all rows removed")
+def test_the_summary_of_a_truncate() -> None:
+    found = describe_change(Event(7, 7, NOW, TaskChange("T", "", None, None)))
+    assert (found.kind, found.player, found.remark) == ("task", "", "all rows removed")
 
 
 def test_the_tables() -> None:
@@ -158,7 +158,7 @@ def test_players_that_have_been_silent_for_a_day_are_not_shown() -> None:
     assert game.tables["pipelines"] == [("2", "RIFLES", 0, 0, 1, 0, 0)]
 
 
-def test_whatever_the_game_has_a_picture_is_small() -> None:
+def test_a_snapshot_is_small_however_large_the_game_is() -> None:
     many = ROWS_MAXIMUM + 300
     rows = LiveRows(
         {str(n): pipeline(product_good=f"LIVE{n}", player_id=n) for n in range(many)},
@@ -172,79 +172,79 @@ def test_whatever_the_game_has_a_picture_is_small() -> None:
     for name, table in game.tables.items():
         assert len(table) == ROWS_MAXIMUM
         assert game.left_out[name] == (2 * many if name == "pipelines" else many) - ROWS_MAXIMUM
-    # What is live is not left out for what is over.
+    # The limit leaves out finished products, never live ones.
     assert all(str(row[1]).startswith("LIVE") for row in game.tables["pipelines"])
     assert game.summary.pipelines == many
     assert msgspec.json.encode(game)
 
 
 class Clock:
-    """Stands still unless it is moved."""
+    """A clock that the test moves."""
 
     now = 100.0
 
     def __call__(self) -> float:
-        """Return the time."""
+        """Return the time in seconds."""
         return self.now
 
 
-class Easel:
-    """Draws pictures that differ, and counts them."""
+class SnapshotSource:
+    """Builds snapshots with the given text, takes `seconds` for each, and counts them."""
 
     def __init__(self, clock: Clock, seconds: float = 0.0) -> None:
-        self.drawn = 0
-        self.words = ""
+        self.built = 0
+        self.status_text = ""
         self._clock = clock
         self._seconds = seconds
 
     def __call__(self) -> BoardSnapshot:
-        """Draw."""
-        self.drawn += 1
+        """Build a snapshot."""
+        self.built += 1
         self._clock.now += self._seconds
-        return BoardSnapshot("1", "live", True, self.words, None, None, [], [])
+        return BoardSnapshot("1", "live", True, self.status_text, None, None, [], [])
 
 
 @pytest.mark.anyio
-async def test_one_drawing_for_all_viewers() -> None:
+async def test_all_viewers_share_one_snapshot() -> None:
     clock = Clock()
-    easel = Easel(clock)
-    board = Board(easel, clock)
+    source = SnapshotSource(clock)
+    board = Board(source, clock)
     viewers = [board.watch() for _ in range(9)]
     first = [await anext(viewer) for viewer in viewers]
-    assert easel.drawn == 1
+    assert source.built == 1
     assert len(set(first)) == 1
-    easel.words = "other words"
+    source.status_text = "another text"
     clock.now += INTERVAL
     second = [await anext(viewer) for viewer in viewers]
-    assert easel.drawn == 2
-    assert b"other words" in second[0]
+    assert source.built == 2
+    assert b"another text" in second[0]
     assert len(set(second)) == 1
 
 
 @pytest.mark.anyio
-async def test_the_longer_a_drawing_takes_the_more_seldom_it_is_made() -> None:
+async def test_a_snapshot_that_takes_long_is_built_less_often() -> None:
     clock = Clock()
-    easel = Easel(clock, seconds=2.0)
-    board = Board(easel, clock)
+    source = SnapshotSource(clock, seconds=2.0)
+    board = Board(source, clock)
     await anext(board.watch())
     clock.now += 2.0 / SHARE - 2.0 - 0.01
     await anext(board.watch())
-    assert easel.drawn == 1
+    assert source.built == 1
     clock.now += 0.01
     await anext(board.watch())
-    assert easel.drawn == 2
+    assert source.built == 2
 
 
 @pytest.mark.anyio
-async def test_a_viewer_gets_what_has_changed_then_beats_then_the_end() -> None:
+async def test_a_viewer_gets_changes_then_heartbeats_then_the_end() -> None:
     clock = Clock()
-    easel = Easel(clock)
-    board = Board(easel, clock)
+    source = SnapshotSource(clock)
+    board = Board(source, clock)
     viewer = board.watch()
     assert (await anext(viewer)).startswith(b"data: {")
-    # Who took long misses what was between.
-    for words in ("one", "two", "three"):
-        easel.words = words
+    # A slow viewer gets the latest snapshot and misses the ones before it.
+    for text in ("one", "two", "three"):
+        source.status_text = text
         clock.now += INTERVAL
         await anext(board.watch())
     assert b'"three"' in await anext(viewer)

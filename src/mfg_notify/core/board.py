@@ -1,6 +1,7 @@
-"""What the live board shows: the game in four short tables, the last changes, and how the exporter is.
+"""Owns the content of the live board: the game in four tables, the last changes, and the exporter's state.
 
-Owns what is said, not how it looks. Whatever the rows hold, a picture is small: a table ends after so many rows.
+The look of the board is `web`. A snapshot is small whatever the game holds, because tables and changes have a maximum
+length.
 """
 
 from collections import Counter
@@ -24,19 +25,20 @@ from mfg_notify.core.live_state import Labels, Samples, moving_gauges, ship_owne
 from mfg_notify.core.series import View, silent_players
 
 CHANGES_MAXIMUM = 50
-"""Change events that are remembered for the board."""
+"""Change events that the board shows at most."""
 ROWS_MAXIMUM = 200
-"""Rows that a table has at most; how many it has no room for is said."""
+"""Rows that a table has at most. `Game.left_out` counts the others."""
 
 Row = tuple[str | float | None, ...]
 Fact = tuple[str, float | None, str]
-"""A number of the exporter about itself: what to call it, the number, its unit: `s`, `at` (epoch seconds) or none."""
+"""A number about the exporter: its name, its value, and its unit: `s`, `at` (epoch seconds) or ''."""
 
 
 class LastChanges:
-    """The change events with the highest ids of those that were counted, each once, whichever way they came.
+    """The counted change events with the highest ids. Each appears once, whether a payload or a fold brought it.
 
-    What a payload has brought is believed until a fold confirms it, or the journal turns out not to have it.
+    An event that a payload brought stays unconfirmed until a fold confirms it, or until the journal proves not to have
+    it.
     """
 
     def __init__(self) -> None:
@@ -44,43 +46,46 @@ class LastChanges:
         self._unconfirmed: set[int] = set()
 
     def announce(self, events: Iterable[Event]) -> None:
-        """Take in events that payloads have brought."""
+        """Add events that payloads brought, as unconfirmed."""
         for event in events:
             self._events[event.id] = event
             self._unconfirmed.add(event.id)
         self._trim()
 
     def settle(self, events: Iterable[Event]) -> None:
-        """Take in events that a fold has brought: they are true, whatever was announced under their ids."""
+        """Add events that a fold brought. They replace whatever was announced under the same ids."""
         for event in events:
             self._events[event.id] = event
             self._unconfirmed.discard(event.id)
         self._trim()
 
     def forget_unconfirmed(self, pending: frozenset[int]) -> None:
-        """Forget what was announced, was in no fold, and is not pending any more."""
+        """Forget announced events that no fold has confirmed and that are no longer pending."""
         for number in self._unconfirmed - pending:
             del self._events[number]
         self._unconfirmed &= pending
 
     def clear(self) -> None:
-        """Forget everything: the database was set back, and ids begin again."""
+        """Forget everything, because ids may be reused after a rewind of the database."""
         self._events.clear()
         self._unconfirmed.clear()
 
     def newest(self) -> list[Event]:
-        """Return them, the newest first."""
+        """Return the events, newest first."""
         return [self._events[number] for number in nlargest(CHANGES_MAXIMUM, self._events)]
 
     def _trim(self) -> None:
-        # Not at every event: this is on the way of each of them.
+        # Every event passes here, so sort only when twice the maximum has gathered.
         if len(self._events) > 2 * CHANGES_MAXIMUM:
             self._events = {event.id: event for event in self.newest()}
             self._unconfirmed &= self._events.keys()
 
 
-class Line(Struct, frozen=True):
-    """One change: `at` in epoch microseconds of the database's clock, `before` and `after` a status or a supply."""
+class ChangeSummary(Struct, frozen=True):
+    """One change for people.
+
+    `at` is epoch microseconds of the database's clock; `before` and `after` are a status or a supply level.
+    """
 
     id: str
     at: int
@@ -94,8 +99,8 @@ class Line(Struct, frozen=True):
     ship: str
 
 
-class Summary(Struct, frozen=True):
-    """All players together."""
+class GameSummary(Struct, frozen=True):
+    """The game's main numbers, summed over all players."""
 
     pipelines: float
     tasks: float
@@ -106,41 +111,45 @@ class Summary(Struct, frozen=True):
 
 
 class Game(Struct, frozen=True):
-    """The game at a moment: the rows of each table, and how many more there are than it has room for.
+    """The game at one moment: its summary, the rows of each table, and the number of rows that each table left out.
 
-    All begin with the player. What follows in `players`: pipelines planned and executing, open tasks, ships assigned,
-    idle, utilization in percent, factories ready, credits an hour; `pipelines`: product, how many of each status;
-    `tasks`: type, how many pending, ready, executing, and finished by outcome; `factories`: symbol, good, supply from 1
-    to 5, share of the inputs that are there, cycles.
+    Every row begins with the player. The other columns are:
+
+    - `players`: pipelines planned, pipelines executing, open tasks, ships assigned, ships idle, utilization in percent,
+      factories ready, credits an hour;
+    - `pipelines`: product, number of pipelines by status;
+    - `tasks`: type, number of tasks pending, ready and executing, number of finished tasks by outcome;
+    - `factories`: symbol, good, supply from 1 to 5, share of the inputs that have been delivered, cycles.
     """
 
-    summary: Summary
+    summary: GameSummary
     tables: dict[str, list[Row]]
     left_out: dict[str, int]
 
 
 class BoardSnapshot(Struct, frozen=True):
-    """Everything on the board."""
+    """Everything that the board shows at one moment."""
 
     version: str
     state: str
     """`live`, `standby` or `waiting`."""
     ready: bool
-    words: str
+    status_text: str
     known_at: int | None
-    """When the numbers were last known, epoch microseconds; None while they are live, or never were known."""
+    """Epoch microseconds at which the numbers were last current. None while they are live, and if they never were."""
     game: Game | None
-    changes: list[Line]
+    changes: list[ChangeSummary]
     exporter: list[Fact]
 
 
 def build_game(view: View, now: int) -> Game:
-    """Lay the game out for people; `now` is the database's clock in epoch microseconds."""
-    live = view.gauges
+    """Build the board's view of the game; `now` is the database's clock in epoch microseconds."""
+    live, activity = view.gauges, view.activity
     silent = silent_players(view, now)
-    known = live.players | ship_owners(live, view.activity, now) | {c.player_id for c in view.activity.recent.values()}
-    players = frozenset(player for player in known if str(player) not in silent)
-    gauges = {**live.samples, **moving_gauges(live, view.activity, players, now)}
+    recent_players = {completion.player_id for completion in activity.recent.values()}
+    known_players = live.players | ship_owners(live, activity, now) | recent_players
+    players = frozenset(player for player in known_players if str(player) not in silent)
+    gauges = {**live.samples, **moving_gauges(live, activity, players, now)}
     totals: dict[str, dict[Labels, int]] = {metric.name: {} for metric in _TOTALS}
     for (name, labels), n in view.totals.items():
         if name in totals and labels[0] not in silent:
@@ -157,7 +166,7 @@ def build_game(view: View, now: int) -> Game:
     open_tasks = sum((_by_player(gauges[metric.name]) for metric in _OPEN), Counter[str]())
     products = live.products | {labels[:2] for labels in totals[catalogue.PIPELINE_COMPLETED.name]}
     types = live.task_types | {labels[:2] for labels in totals[catalogue.TASKS_COMPLETED.name]}
-    everything: dict[str, list[Row]] = {
+    tables: dict[str, list[Row]] = {
         "players": [
             (
                 *(name, planning[name], executing[name], open_tasks[name]),
@@ -165,22 +174,22 @@ def build_game(view: View, now: int) -> Game:
             )
             for name in map(str, sorted(players))
         ],
-        # What is live comes first, and is not left out.
+        # Live products come first, so that the limit does not leave them out.
         "pipelines": [
             (
                 *product,
                 *(gauge(catalogue.PIPELINES, (*product, status)) for status in PIPELINE_LIVE),
                 *(total(catalogue.PIPELINE_COMPLETED, *product, status) for status in TERMINAL),
             )
-            for product in sorted(products, key=lambda labels: (labels not in live.products, _in_order(labels)))
+            for product in sorted(products, key=lambda labels: (labels not in live.products, _sort_key(labels)))
         ],
         "tasks": [
             (
                 *kind,
                 *(gauge(metric, kind) for metric in _OPEN),
-                *(total(catalogue.TASKS_COMPLETED, *kind, word) for word in TASK_OUTCOMES.values()),
+                *(total(catalogue.TASKS_COMPLETED, *kind, outcome) for outcome in TASK_OUTCOMES.values()),
             )
-            for kind in sorted(types, key=lambda labels: (labels not in live.task_types, _in_order(labels)))
+            for kind in sorted(types, key=lambda labels: (labels not in live.task_types, _sort_key(labels)))
         ],
         "factories": [
             (
@@ -189,24 +198,24 @@ def build_game(view: View, now: int) -> Game:
                 gauge(catalogue.FACTORY_INPUTS_DELIVERED, factory),
                 total(catalogue.FACTORY_CYCLES, *factory),
             )
-            for factory in sorted(live.factories, key=_in_order)
+            for factory in sorted(live.factories, key=_sort_key)
         ],
     }
 
-    def all_of(metric: Metric) -> float:
+    def sum_over_players(metric: Metric) -> float:
         return sum(gauge(metric, (str(player),)) for player in players)
 
     return Game(
-        Summary(
-            all_of(catalogue.PIPELINE_QUEUE_DEPTH),
+        GameSummary(
+            sum_over_players(catalogue.PIPELINE_QUEUE_DEPTH),
             open_tasks.total(),
-            all_of(catalogue.SHIPS_ASSIGNED),
-            all_of(catalogue.SHIPS_IDLE),
-            all_of(catalogue.FACTORY_READY),
-            all_of(catalogue.PROFIT_RATE),
+            sum_over_players(catalogue.SHIPS_ASSIGNED),
+            sum_over_players(catalogue.SHIPS_IDLE),
+            sum_over_players(catalogue.FACTORY_READY),
+            sum_over_players(catalogue.PROFIT_RATE),
         ),
-        {name: rows[:ROWS_MAXIMUM] for name, rows in everything.items()},
-        {name: max(0, len(rows) - ROWS_MAXIMUM) for name, rows in everything.items()},
+        {name: rows[:ROWS_MAXIMUM] for name, rows in tables.items()},
+        {name: max(0, len(rows) - ROWS_MAXIMUM) for name, rows in tables.items()},
     )
 
 
@@ -228,16 +237,16 @@ def _by_player(samples: Samples) -> Counter[str]:
     return summed
 
 
-def _in_order(labels: Labels) -> tuple[int, Labels]:
+def _sort_key(labels: Labels) -> tuple[int, Labels]:
     return int(labels[0]), labels[1:]
 
 
-def describe_change(event: Event) -> Line:
-    """Say in a line what an event has changed."""
+def describe_change(event: Event) -> ChangeSummary:
+    """Summarize what an event changed."""
     change = event.change
     image = change.new or change.old
     if image is None:
-        return Line(str(event.id), event.at, "", event.table, "", "", None, None, "all rows removed", "")
+        return ChangeSummary(str(event.id), event.at, "", event.table, "", "", None, None, "all rows removed", "")
     match change:
         case PipelineChange(old=old, new=new):
             subject, status, remark = _pipeline(old, new)
@@ -245,7 +254,7 @@ def describe_change(event: Event) -> Line:
             subject, status, remark = _task(old, new)
         case FactoryChange(old=old, new=new):
             subject, status, remark = _factory(old, new)
-    return Line(
+    return ChangeSummary(
         id=str(event.id),
         at=event.at,
         player=str(image.player_id),
@@ -259,11 +268,11 @@ def describe_change(event: Event) -> Line:
     )
 
 
-_Said = tuple[str, tuple[str | None, str | None], str]
-"""What the row is about; its status, or its supply, before and after; what else has changed."""
+_Description = tuple[str, tuple[str | None, str | None], str]
+"""The subject of the row; its status or supply before and after; what else has changed."""
 
 
-def _pipeline(old: PipelineImage | None, new: PipelineImage | None) -> _Said:
+def _pipeline(old: PipelineImage | None, new: PipelineImage | None) -> _Description:
     row = new or old
     remarks = []
     if old is not None and new is not None and new.net_profit != old.net_profit:
@@ -275,7 +284,7 @@ def _pipeline(old: PipelineImage | None, new: PipelineImage | None) -> _Said:
     )
 
 
-def _task(old: TaskImage | None, new: TaskImage | None) -> _Said:
+def _task(old: TaskImage | None, new: TaskImage | None) -> _Description:
     row = new or old
     remarks = []
     if old is not None and new is not None:
@@ -288,7 +297,7 @@ def _task(old: TaskImage | None, new: TaskImage | None) -> _Said:
     return row.task_type if row else "", (old.status if old else None, new.status if new else None), ", ".join(remarks)
 
 
-def _factory(old: FactoryImage | None, new: FactoryImage | None) -> _Said:
+def _factory(old: FactoryImage | None, new: FactoryImage | None) -> _Description:
     row = new or old
     remarks = []
     if old is not None and new is not None:

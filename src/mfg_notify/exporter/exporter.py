@@ -98,7 +98,7 @@ class Exporter:
             version=__version__,
             state="live" if live else "standby" if self.state.standby else "waiting",
             ready=self.state.ready,
-            words=self.state.status_text,
+            status_text=self.state.status_text,
             known_at=None if live else self.ledger.current_at,
             game=None if view is None else build_game(view, self.ledger.now()),
             changes=[describe_change(event) for event in self.ledger.last_changes()],

@@ -178,13 +178,13 @@ function showExporter(facts) {
 
 function showState() {
   let state = latest?.state ?? "waiting";
-  let words = latest ? plain(latest.words) : "connecting to the exporter";
+  let words = latest ? plain(latest.status_text) : "connecting to the exporter";
   words = words.charAt(0).toUpperCase() + words.slice(1);
   let at = latest?.known_at ?? null;
   if (state === "standby") words += "; its board has the numbers";
   else if (state === "live" && latest.ready) words = "Live";
-  else if (state === "live") [state, words] = ["waiting", `Live, but ${plain(latest.words)}`];
-  else if (latest) words = `Not live: ${plain(latest.words)}`;
+  else if (state === "live") [state, words] = ["waiting", `Live, but ${plain(latest.status_text)}`];
+  else if (latest) words = `Not live: ${plain(latest.status_text)}`;
   if (pause.ariaPressed === "true") {
     [state, words, at] = ["standby", "Paused", heard && heard * 1000];
   } else if (lost) {
