@@ -1,7 +1,8 @@
-"""Every metric, once: name, type, help, labels, buckets, and what feeds it.
+"""Owns the declaration of every metric: name, type, help, labels, buckets, and the columns that feed it.
 
-The exposition, the settled totals, the documentation, the dashboards and the rules are made from or checked against
-this table. It never computes a value: counters and histograms get theirs in `rules`, gauges in `live_state`.
+The exposition, the settled totals, the documentation, the dashboards and the alerting rules are generated from this
+table or checked against it. It never computes a value: `rules` does for counters and histograms, `live_state` for
+gauges.
 """
 
 from collections.abc import Iterator
@@ -34,9 +35,9 @@ class Kind(StrEnum):
 class Metric:
     """One metric family.
 
-    `name` has no prefix; it is also the name in `mfg_notify.total`. `buckets` are upper bounds in base units, without
-    +Inf. `scale` is how many stored units make one exposed unit (durations are stored in microseconds). `source`
-    names the columns that feed it, for the documentation.
+    `name` is without prefix, as in `mfg_notify.total`. `buckets` are upper bounds in base units, without +Inf. `scale`
+    is the number of stored units per exposed unit (durations are stored in microseconds). `source` names the columns
+    that feed the metric, for the documentation.
     """
 
     name: str
@@ -109,14 +110,14 @@ PIPELINE_REVENUE = Metric(
     "manufacturing_pipeline_revenue_credits_total",
     Kind.COUNTER,
     _PRODUCT,
-    "Revenue of completed pipelines, those before the installation included",
+    "Revenue of completed pipelines, including those completed before the installation",
     "pipelines.total_revenue",
 )
 PIPELINE_COST = Metric(
     "manufacturing_pipeline_cost_credits_total",
     Kind.COUNTER,
     _PRODUCT,
-    "Cost of completed pipelines, those before the installation included",
+    "Cost of completed pipelines, including those completed before the installation",
     "pipelines.total_cost",
 )
 TASKS_PENDING = Metric(
@@ -163,7 +164,7 @@ TASK_STARVATION = Metric(
     "manufacturing_task_starvation_seconds",
     Kind.GAUGE,
     _TASK,
-    "While tasks of the type are ready and wait: seconds since one of the type last started",
+    "Seconds since a task of the type last started, while tasks of the type are ready and wait",
     "tasks.status, ready_at, started_at",
 )
 FACTORY_SUPPLY_LEVEL = Metric(
@@ -226,7 +227,7 @@ SHIP_TASK_DURATION = _seconds(
     "manufacturing_ship_task_duration_seconds",
     _TASK,
     _TASK_BUCKETS,
-    "Execution duration of tasks that a ship carried out",
+    "Execution duration of tasks that had a ship",
     "tasks.started_at, completed_at, assigned_ship",
 )
 SHIP_UTILIZATION = Metric(
@@ -254,7 +255,7 @@ PROFIT_RATE = Metric(
     "manufacturing_profit_rate",
     Kind.GAUGE,
     ("player_id",),
-    "Credits an hour: profit of the pipelines completed in the last hour",
+    "Profit of the pipelines completed in the last hour, in credits an hour",
     "pipelines.total_revenue, total_cost, completed_at",
 )
 MARGIN = Metric(
@@ -316,10 +317,10 @@ EXTENSIONS = (
     TASK_STARVATION,
     FACTORY_SUPPLY_ORDINAL,
 )
-"""What the dashboards need beyond the specification."""
+"""Metrics beyond the specification that the dashboards need."""
 
 MARKET = (MARKET_SUPPLY, MARKET_ACTIVITY)
-"""Shown only when asked for: the daemon exports the same names."""
+"""Exported only with `--collect-market`, because the daemon exports the same names."""
 
 CATALOGUE = SPECIFIED + EXTENSIONS + MARKET
 
@@ -337,12 +338,12 @@ def _settled_samples() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 SETTLED_LABELS = dict(_settled_samples())
-"""Label names of each `metric` in `mfg_notify.total`, in the order of a `SampleKey`'s values."""
+"""Label names of each `metric` in `mfg_notify.total`, in the order of the values of a `SampleKey`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SelfMetric:
-    """A metric of the exporter about itself: prefix `mfg_notify_`, value kept by prometheus_client."""
+    """A metric of the exporter about itself, with the prefix `mfg_notify_`. prometheus_client keeps its value."""
 
     name: str
     kind: Kind
@@ -354,7 +355,12 @@ class SelfMetric:
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 EXPORTER_METRICS = (
-    SelfMetric("build_info", Kind.GAUGE, ("version", "python_version"), "Always 1; what is running"),
+    SelfMetric(
+        "build_info",
+        Kind.GAUGE,
+        ("version", "python_version"),
+        "Always 1; the labels are the versions of the exporter and of Python",
+    ),
     SelfMetric("connected", Kind.GAUGE, (), "1 while both connections to the database work"),
     SelfMetric("leader", Kind.GAUGE, (), "1 while this exporter holds the lease and folds"),
     SelfMetric("standby", Kind.GAUGE, (), "1 while another exporter holds the lease"),
@@ -362,7 +368,7 @@ EXPORTER_METRICS = (
         "polling",
         Kind.GAUGE,
         (),
-        "1 while the triggers are told not to notify, because changes come fast: the journal is polled",
+        "1 while the triggers do not notify because changes come fast, and the exporter polls the journal",
     ),
     SelfMetric("ready", Kind.GAUGE, (), "1 while /-/ready answers 200"),
     SelfMetric("series", Kind.GAUGE, (), "Series of the game exposed at the last scrape"),
@@ -370,7 +376,7 @@ EXPORTER_METRICS = (
         "series_dropped",
         Kind.GAUGE,
         (),
-        "Series at 0 and gauges that the cap on series left out at the last scrape",
+        "Series at 0 and gauges that the limit on series left out at the last scrape",
     ),
     SelfMetric("events_applied_total", Kind.COUNTER, ("table", "op"), "Change events counted, by table and operation"),
     SelfMetric("notifications_received_total", Kind.COUNTER, (), "Notifications received on the channel"),
@@ -378,34 +384,48 @@ EXPORTER_METRICS = (
         "events_rejected_total",
         Kind.COUNTER,
         ("reason",),
-        "Journal rows or payloads that are no events, by reason: malformed, ghost",
+        "Journal rows and payloads rejected as events, by reason: malformed, unconfirmed",
     ),
     SelfMetric(
         "events_replayed_total",
         Kind.COUNTER,
         (),
-        "Events counted from the journal because no notification had brought them",
+        "Events counted from the journal because no notification brought them",
     ),
-    SelfMetric("events_duplicate_total", Kind.COUNTER, (), "Notifications of events that were counted already"),
-    SelfMetric("event_delay_seconds", Kind.HISTOGRAM, (), "From written in the database to counted here", _FAST),
-    SelfMetric("listener_roundtrip_seconds", Kind.HISTOGRAM, (), "The exporter's own ping through NOTIFY", _FAST),
-    SelfMetric("reconnects_total", Kind.COUNTER, ("reason",), "Connections given up, by reason"),
+    SelfMetric("events_duplicate_total", Kind.COUNTER, (), "Notifications of events that were already counted"),
+    SelfMetric(
+        "event_delay_seconds",
+        Kind.HISTOGRAM,
+        (),
+        "Time from the write in the database until the event is counted",
+        _FAST,
+    ),
+    SelfMetric(
+        "listener_roundtrip_seconds",
+        Kind.HISTOGRAM,
+        (),
+        "Round-trip time of the exporter's own ping through NOTIFY",
+        _FAST,
+    ),
+    SelfMetric("reconnects_total", Kind.COUNTER, ("reason",), "Reconnects to the database, by reason"),
     SelfMetric(
         "rewinds_total",
         Kind.COUNTER,
         (),
-        "Times the database was found set back: an older copy restored, or commits lost in a failover",
+        "Rewinds of the database that were found: an older copy was restored, or a failover lost commits",
     ),
-    SelfMetric("reconcile_duration_seconds", Kind.HISTOGRAM, (), "Reading the live rows for the gauges", _FAST),
+    SelfMetric("reconcile_duration_seconds", Kind.HISTOGRAM, (), "Time to read the live rows for the gauges", _FAST),
     SelfMetric(
         "reconcile_corrections_total",
         Kind.COUNTER,
         ("metric",),
-        "Series of a gauge that a reconciliation had to correct: events were missed",
+        "Series of gauges that a reconciliation corrected, because events were missed",
     ),
-    SelfMetric("reconcile_last_success_timestamp_seconds", Kind.GAUGE, (), "When the gauges were last read"),
-    SelfMetric("fold_duration_seconds", Kind.HISTOGRAM, (), "Folding the journal into the totals", _FAST),
-    SelfMetric("fold_last_success_timestamp_seconds", Kind.GAUGE, (), "When the journal was last drained"),
+    SelfMetric(
+        "reconcile_last_success_timestamp_seconds", Kind.GAUGE, (), "Time of the last successful reconciliation"
+    ),
+    SelfMetric("fold_duration_seconds", Kind.HISTOGRAM, (), "Time to fold the journal into the totals", _FAST),
+    SelfMetric("fold_last_success_timestamp_seconds", Kind.GAUGE, (), "Time at which the journal was last drained"),
     SelfMetric("journal_rows", Kind.GAUGE, (), "Events waiting in the journal at the last reconciliation"),
     SelfMetric(
         "journal_oldest_age_seconds",
@@ -413,19 +433,19 @@ EXPORTER_METRICS = (
         (),
         "Age of the oldest event in the journal at the last reconciliation",
     ),
-    SelfMetric("notification_queue_usage_ratio", Kind.GAUGE, (), "pg_notification_queue_usage()"),
+    SelfMetric("notification_queue_usage_ratio", Kind.GAUGE, (), "Usage of the server's notification queue, 0 to 1"),
     SelfMetric(
         "lost_changes_total",
         Kind.COUNTER,
         (),
-        "Changes of rows by statements of the game that the triggers gave up, at least",
+        "Changed rows of the game that the triggers gave up recording",
     ),
     SelfMetric("triggers_installed", Kind.GAUGE, ("table",), "Enabled triggers of this exporter on the table"),
     SelfMetric(
         "web_config_failures_total",
         Kind.COUNTER,
         (),
-        "Times the web configuration, or a certificate that it names, was changed and could not be used",
+        "Changes of the web configuration, or of a certificate that it names, that could not be applied",
     ),
 )
 SELF_PREFIX = "mfg_notify_"
