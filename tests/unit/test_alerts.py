@@ -1,4 +1,4 @@
-"""The alerting rules against the catalogue, their own tests, and the runbook. What they do is for promtool to test."""
+"""Checks the alerting rules against the catalogue, their own tests and the runbook. promtool tests their behaviour."""
 
 import re
 from typing import Any
@@ -11,7 +11,7 @@ from mfg_notify.core.catalogue import CATALOGUE, EXPORTER_METRICS, PREFIX, SELF_
 from mfg_notify.postgres.installation import TRIGGERS_PER_TABLE
 
 TARGET = {"job", "instance", "database"}
-"""Labels that the targets bring; the catalogue knows the others."""
+"""Labels of the targets; the catalogue declares all others."""
 
 
 def read(pattern: str) -> list[Any]:
@@ -19,7 +19,7 @@ def read(pattern: str) -> list[Any]:
 
 
 def labels_by_name() -> dict[str, set[str]]:
-    """Return the labels of every name that a query may ask for."""
+    """Return the labels of every name that a query may select."""
     found = {"up": set[str]()}
     for name, metric in [(m.full_name, m) for m in CATALOGUE] + [(SELF_PREFIX + m.name, m) for m in EXPORTER_METRICS]:
         if metric.kind is Kind.HISTOGRAM:
@@ -40,7 +40,7 @@ every_rule = pytest.mark.parametrize("rule", RULES, ids=NAMES)
 
 
 @every_rule
-def test_a_rule_asks_for_what_is_declared(rule: dict[str, Any]) -> None:
+def test_a_rule_uses_declared_metrics_and_labels(rule: dict[str, Any]) -> None:
     selectors = SELECTOR.findall(rule["expr"])
     assert selectors
     known = set(TARGET)
@@ -56,7 +56,7 @@ def test_a_rule_asks_for_what_is_declared(rule: dict[str, Any]) -> None:
 
 
 @every_rule
-def test_a_rule_says_how_bad_it_is_and_where_to_read_on(rule: dict[str, Any]) -> None:
+def test_a_rule_has_a_severity_texts_and_a_runbook_link(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in {"warning", "critical"}
     assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
     assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
@@ -68,20 +68,20 @@ def test_a_rule_has_a_test_that_fires_it_and_one_that_does_not(rule: dict[str, A
     assert {bool(case["exp_alerts"]) for case in cases} == {True, False}
 
 
-def test_the_series_of_the_tests_are_those_of_the_exporter() -> None:
+def test_the_tests_use_the_exporters_series() -> None:
     for test in TESTS:
         for series in test["input_series"]:
             name, pairs = series["series"].removesuffix("}").split("{")
             assert set(re.findall(r"(\w+)=", pairs)) - TARGET == LABELS[name], series["series"]
 
 
-def test_the_runbook_has_a_section_for_each_alert_and_no_other() -> None:
+def test_the_runbook_has_exactly_one_section_per_alert() -> None:
     sections = re.split(r"^## (\w+)\n", RUNBOOK, flags=re.MULTILINE)
     assert sections[1::2] == NAMES
     for section in sections[2::2]:
         assert re.findall(r"^\*\*(.*?)\*\*", section, re.MULTILINE) == ["Meaning.", "Diagnosis.", "Fix."]
 
 
-def test_the_number_of_triggers_is_that_of_the_migration() -> None:
+def test_the_rule_expects_the_triggers_of_the_migration() -> None:
     [rule] = [rule for rule in RULES if rule["alert"] == "MfgNotifyTriggersMissing"]
     assert f"< {TRIGGERS_PER_TABLE}" in rule["expr"]
