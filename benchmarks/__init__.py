@@ -1,4 +1,4 @@
-"""What the exporter costs, and how fast it is: `make bench` measures everything and writes docs/performance.md.
+"""Measures cost and speed of the exporter: `make bench` measures everything and writes docs/performance.md.
 
-Nothing here is a test. Whatever is compared is measured in alternating rounds of one run.
+These are no tests. What is compared is measured in alternating rounds of one run.
 """

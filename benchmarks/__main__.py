@@ -1,4 +1,4 @@
-"""`make bench`: measure everything; write results.json, and from it the tables and picture of docs/performance.md."""
+"""`make bench`: measures everything, writes results.json, and generates docs/performance.md from it."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ Measure = Callable[[Stage, Callable[[str], None]], dict[str, Any]]
 
 
 def plan(*, quick: bool) -> dict[str, Measure]:
-    """Return the measurements by name, in order. A quick run shows that all of them work, and says nothing."""
+    """Return the measurements by name, in order. A quick run shows that they work; its figures mean nothing."""
     few, second = (1, 2.0) if quick else (3, 5.0)
 
     def of(measure: Callable[..., dict[str, Any]], **options: Any) -> Measure:  # noqa: ANN401
@@ -45,7 +45,7 @@ def plan(*, quick: bool) -> dict[str, Measure]:
 
 
 def machine(stage: Stage) -> dict[str, str]:
-    """Say what this was measured on."""
+    """Describe the machine and the software of this run."""
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
     model = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
@@ -64,19 +64,19 @@ def machine(stage: Stage) -> dict[str, str]:
 
 
 def main() -> int:
-    """Measure what is asked for, beside the results that are there."""
+    """Measure what the arguments name and merge it into the existing results."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"only these: {', '.join(plan(quick=True))}")
-    parser.add_argument("--quick", action="store_true", help="short runs, whose figures are printed and not written")
+    parser.add_argument("--quick", action="store_true", help="short runs whose figures are printed but not written")
     options = parser.parse_args()
     measurements = plan(quick=options.quick)
     if unknown := set(options.names) - measurements.keys():
-        parser.error(f"there is no {', '.join(sorted(unknown))}")
+        parser.error(f"there is no measurement {', '.join(sorted(unknown))}")
     results: dict[str, Any] = json.loads(report.RESULTS.read_text()) if report.RESULTS.exists() else {}
-    # Whatever compares with bare tables needs those of the writers.
-    begun = time.monotonic()
+    started = time.monotonic()
     with Stage() as stage:
         results["machine"] = machine(stage)
+        # Several measurements use these two databases, whichever of them run.
         for name in ("bare", "ours"):
             stage.make_game(name, triggers=name == "ours")
         for name, measure in measurements.items():
@@ -91,9 +91,9 @@ def main() -> int:
             say(json.dumps(results[name], indent=1))
             if not options.quick:
                 report.RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    say(f"{(time.monotonic() - begun) / 60:.0f} minutes")
+    say(f"{(time.monotonic() - started) / 60:.0f} minutes")
     if not options.quick:
-        report.draw(results)
+        report.plot(results)
         return subprocess.run([sys.executable, "docs/generate.py"], check=False).returncode
     return 0
 

@@ -1,4 +1,4 @@
--- What GORM's Save sends when a task moves on: every column is written, the status is another one.
+-- GORM's Save when a task changes its status: it writes every column, and the status differs.
 \set n random(1, :tasks)
 \set s random(0, 1000000)
 UPDATE manufacturing_tasks SET pipeline_id = 'p' || 1 + :n % 200, player_id = 1 + :n % 5, task_type = 'COLLECT_SELL', status = CASE status WHEN 'READY' THEN 'ASSIGNED' WHEN 'ASSIGNED' THEN 'EXECUTING' WHEN 'EXECUTING' THEN 'PENDING' ELSE 'READY' END, good = 'GOOD_1', quantity = 10, actual_quantity = 0, source_market = 'X1-AB12-C3', target_market = 'X1-AB12-D4', factory_symbol = 'X1-AB12-E5', priority = :s, assigned_ship = 'SHIP-' || :n % 40, retry_count = 0, max_retries = 3, total_cost = 0, total_revenue = 0, error_message = '', collect_phase_completed = false, acquire_phase_completed = false, created_at = '2026-01-01 00:00:00+00', ready_at = now(), started_at = now() WHERE id = 't' || :n;

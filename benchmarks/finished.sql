@@ -1,4 +1,4 @@
--- History: finished tasks, a finished pipeline for every five, a stale factory row for every ten.
+-- History: finished tasks, one finished pipeline per five tasks, one stale factory row per ten.
 WITH pipelines AS (
     INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price, status, total_cost,
                                          total_revenue, net_profit, created_at, started_at, completed_at)

@@ -1,4 +1,4 @@
--- A small live game: the rows that the writers change.
+-- A small live game, whose rows the writers change.
 INSERT INTO players (id, agent_symbol, token) SELECT g, 'P' || g, '' FROM generate_series(1, 5) g;
 INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price, status)
 SELECT 'p' || g, 1 + g % 5, 'GOOD_' || g % 20, 'X1-AB12-C3', 10, 'EXECUTING' FROM generate_series(1, 200) g;

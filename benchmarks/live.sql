@@ -1,4 +1,4 @@
--- Heavy live load: 20 players, 2,000 pipelines and factories, 20,000 tasks.
+-- Heavy live load: 20 players, 2,000 pipelines, 2,000 factory rows, 20,000 tasks.
 INSERT INTO players (id, agent_symbol, token) SELECT g, 'H' || g, '' FROM generate_series(6, 20) g;
 INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price, status, started_at)
 SELECT 'live' || g, 1 + g % 20, 'GOOD_' || g % 30, 'M', 1, 'EXECUTING', now() FROM generate_series(1, 2000) g;

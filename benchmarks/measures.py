@@ -1,4 +1,4 @@
-"""The measurements, one function each. What belongs together is measured in alternating rounds."""
+"""The measurements, one function each. Configurations that are compared run in alternating rounds."""
 
 import http.client
 import json
@@ -19,15 +19,15 @@ from benchmarks.stage import PATIENCE, Running, Stage
 Figures = dict[str, Any]
 Say = Callable[[str], None]
 STATISTICS_LAG = 12
-"""Seconds until a session that has come to rest has added to the server's own counts."""
+"""Seconds until the server's statistics include a session that has become idle."""
 CHANGES_A_TRANSACTION = 10
-"""Where it is about changes and not about commits."""
+"""For measurements of changes, which should not be bound by the cost of commits."""
 HISTORIES = (10_000, 1_000_000, 5_000_000)
 
 
 @contextmanager
 def listening(stage: Stage, database: str, channel: str) -> Iterator[None]:
-    """Listen from a thread until the block ends, as the exporter of the plain way would."""
+    """Listen in a thread until the block ends, as an exporter without a journal would."""
     done = threading.Event()
     with stage.connect(database) as connection:
         connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
@@ -45,7 +45,7 @@ def listening(stage: Stage, database: str, channel: str) -> Iterator[None]:
 
 
 def writers(stage: Stage, say: Say, *, rounds: int, seconds: float) -> Figures:
-    """Throughput of writers with nothing, triggers alone, an exporter in each mode, and the plain way."""
+    """Measure the throughput of writers without triggers, with triggers, with exporters, and with plain pg_notify."""
     stage.make_game("bare", triggers=False)
     stage.make_game("ours", triggers=True)
     stage.make_game("naive", triggers=False)
@@ -63,7 +63,7 @@ def writers(stage: Stage, say: Say, *, rounds: int, seconds: float) -> Figures:
         for script in ("change", "save"):
             play("none", "bare", script)
             with stage.exporter("ours"):
-                pass  # who has left has told the triggers to be quiet
+                pass  # an exporter that stops disables NOTIFY in the triggers
             play("triggers", "ours", script)
             with stage.exporter("ours"):
                 play("exporter", "ours", script)
@@ -79,7 +79,7 @@ def writers(stage: Stage, say: Say, *, rounds: int, seconds: float) -> Figures:
 
 
 def latency(stage: Stage, say: Say, *, rounds: int, seconds: float) -> Figures:
-    """Latency of a game transaction at 200 changes a second, with triggers and exporter and without."""
+    """Measure the latency of a game transaction at 200 changes a second, with triggers and exporter, and without."""
     found: defaultdict[str, list[float]] = defaultdict(list)
     for number in range(rounds):
         say(f"latency: round {number + 1} of {rounds}")
@@ -99,7 +99,7 @@ def latency(stage: Stage, say: Say, *, rounds: int, seconds: float) -> Figures:
 
 
 def large_update(stage: Stage, say: Say, *, rounds: int, rows: int = 100_000) -> Figures:
-    """One UPDATE of many rows, with triggers and without."""
+    """Measure one UPDATE of many rows, with triggers and without."""
     times: defaultdict[str, list[float]] = defaultdict(list)
     for database, triggers in (("bare large", False), ("ours large", True)):
         stage.make_game(database, triggers=triggers)
@@ -117,18 +117,18 @@ def large_update(stage: Stage, say: Say, *, rounds: int, rows: int = 100_000) ->
                     connection.execute("TRUNCATE mfg_notify.event")
                 connection.execute("VACUUM ANALYZE manufacturing_tasks")
                 connection.execute("CHECKPOINT")
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 connection.execute(
                     """UPDATE manufacturing_tasks SET status = CASE status WHEN 'READY' THEN 'PENDING' ELSE 'READY' END
                        WHERE id LIKE 'l%'"""
                 )
-                times[database].append(time.perf_counter() - begun)
+                times[database].append(time.perf_counter() - started)
     ratios = [a / b for a, b in zip(times["ours large"], times["bare large"], strict=True)]
     return {"bare s": median(times["bare large"]), "ours s": median(times["ours large"]), "ratio": median(ratios)}
 
 
 def delay(stage: Stage, say: Say, *, seconds: float) -> Figures:
-    """From the trigger to the exporter's state, at several rates."""
+    """Measure the delay from the trigger to the exporter's state, at several rates."""
     found: Figures = {}
     for rate, clients in ((1, 1), (50, 2), (1_000, 4), (5_000, 8)):
         say(f"delay: {rate} changes a second")
@@ -139,15 +139,15 @@ def delay(stage: Stage, say: Say, *, seconds: float) -> Figures:
             exporter.wait_for("/-/ready")
         delays: array[float] = array("d")
         delays.frombytes(file.read_bytes())
-        # The beginning is the exporter's and the writers' own.
-        late = sorted(delays[len(delays) // 10 :])
-        cuts = quantiles(late, n=100)
-        found[str(rate)] = {"reached": writing.rate, "p50": cuts[49], "p99": cuts[98], "most": late[-1]}
+        # The first tenth shows the start of exporter and writers rather than their steady state.
+        steady = sorted(delays[len(delays) // 10 :])
+        cuts = quantiles(steady, n=100)
+        found[str(rate)] = {"reached": writing.rate, "p50": cuts[49], "p99": cuts[98], "most": steady[-1]}
     return found
 
 
 def backlog(stage: Stage, say: Say, *, events: int) -> Figures:
-    """Folding what came while no exporter ran."""
+    """Measure how fast an exporter folds the events that gathered while none ran."""
     stage.make_game("backlog", triggers=True)
     say(f"backlog: {events} events")
     with stage.connect("backlog") as connection:
@@ -165,26 +165,28 @@ def backlog(stage: Stage, say: Say, *, events: int) -> Figures:
             (events,),
         )
         connection.execute("VACUUM ANALYZE mfg_notify.event")
-    begun = time.monotonic()
+    started = time.monotonic()
     with stage.exporter("backlog") as exporter:
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started
         return {"events a second": events / seconds, "seconds": seconds, "peak MiB": exporter.peak_mib}
 
 
 def history(stage: Stage, say: Say, *, histories: tuple[int, ...]) -> Figures:
-    """Reconciliation and start with 20,000 live tasks and a history that grows; the peer's scrape beside them."""
+    """Measure reconciliation, start and the peer's scrape with 20,000 live tasks and a growing history."""
     found: Figures = {}
     stage.make_game("history", triggers=False)
-    there = 0
+    existing = 0
     with stage.connect("history") as connection:
         connection.execute((Path(__file__).parent / "live.sql").read_bytes())
         for rows in histories:
             say(f"history: {rows} finished tasks")
-            # It is history: nothing of it is news.
+            # History was there before the triggers, so it makes no events.
             connection.execute("SET session_replication_role = replica")
-            connection.execute((Path(__file__).parent / "finished.sql").read_text(), {"first": there + 1, "last": rows})
+            connection.execute(
+                (Path(__file__).parent / "finished.sql").read_text(), {"first": existing + 1, "last": rows}
+            )
             connection.execute("RESET session_replication_role")
-            there = rows
+            existing = rows
             connection.execute("VACUUM ANALYZE")
             connection.execute("CHECKPOINT")
             if rows == histories[0]:
@@ -194,7 +196,7 @@ def history(stage: Stage, say: Say, *, histories: tuple[int, ...]) -> Figures:
 
 
 def install(stage: Stage, database: str) -> None:
-    """Put the triggers on the tables of a game that has a history."""
+    """Install the triggers on tables that already have a history."""
     from mfg_notify.postgres import migrations
 
     with stage.connect(database) as connection:
@@ -206,28 +208,30 @@ def _with_history(stage: Stage) -> Figures:
     name = "mfg_notify_reconcile_duration_seconds"
     for _ in range(3):
         with stage.exporter("history", "--reconcile-interval", "1s") as exporter:
-            starts.append(time.monotonic() - exporter.begun)
+            starts.append(time.monotonic() - exporter.started)
             while exporter.number(f"{name}_count") < 2:
                 time.sleep(0.05)
             before = exporter.number(f"{name}_sum"), exporter.number(f"{name}_count")
             while exporter.number(f"{name}_count") < before[1] + 8:
                 time.sleep(0.05)
-            took = (exporter.number(f"{name}_sum") - before[0]) / (exporter.number(f"{name}_count") - before[1])
+            reconcile_seconds = (exporter.number(f"{name}_sum") - before[0]) / (
+                exporter.number(f"{name}_count") - before[1]
+            )
     peers = []
     with stage.peer("history") as peer:
         for _ in range(4 if peer else 0):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             peer.get("/metrics")  # type: ignore[union-attr]
-            peers.append(time.perf_counter() - begun)
+            peers.append(time.perf_counter() - started)
     return {
-        "reconcile ms": 1000 * took,
+        "reconcile ms": 1000 * reconcile_seconds,
         "start s": median(starts),
         "peer ms": 1000 * median(peers[1:]) if peers else None,
     }
 
 
 def pages(stage: Stage, say: Say, *, scrapes: int) -> Figures:
-    """Scrapes of a page with so many series, alone and eight at once, while the game goes on."""
+    """Measure scrapes of pages with 1,000 and 10,000 series, one and eight at a time, while the game changes them."""
     found: Figures = {}
     for wanted in (1_000, 10_000):
         database = f"page {wanted}"
@@ -244,7 +248,7 @@ def pages(stage: Stage, say: Say, *, scrapes: int) -> Figures:
                 products += more
             say(f"page: {shown:.0f} series")
             stop = threading.Event()
-            writer = threading.Thread(target=_trickle, args=(stage, database, stop))
+            writer = threading.Thread(target=_write_slowly, args=(stage, database, stop))
             writer.start()
             try:
                 alone = _scrape(exporter.port, scrapes)
@@ -270,7 +274,7 @@ def _settled_series(exporter: Running) -> float:
     return exporter.number("mfg_notify_series")
 
 
-def _trickle(stage: Stage, database: str, stop: threading.Event) -> None:
+def _write_slowly(stage: Stage, database: str, stop: threading.Event) -> None:
     with stage.connect(database) as connection:
         while not stop.wait(0.02):
             connection.execute(
@@ -279,32 +283,34 @@ def _trickle(stage: Stage, database: str, stop: threading.Event) -> None:
 
 
 def _scrape(port: int, scrapes: int) -> list[float]:
+    """Scrape one at a time; return the milliseconds of each scrape."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-    took = []
+    durations = []
     for _ in range(scrapes):
-        # The game moves on between two scrapes.
+        # The game changes something between two scrapes, so no page is served twice.
         time.sleep(0.05)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         connection.request("GET", "/metrics")
         connection.getresponse().read()
-        took.append(1000 * (time.perf_counter() - begun))
+        durations.append(1000 * (time.perf_counter() - started))
     connection.close()
-    return took
+    return durations
 
 
 def _scrape_together(port: int, scrapes: int, scrapers: int) -> list[float]:
-    took: list[float] = []
+    """Scrape with several clients at the same moment; return the milliseconds until the first byte of each scrape."""
+    durations: list[float] = []
     barrier = threading.Barrier(scrapers)
 
     def scrape() -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         for _ in range(scrapes):
             barrier.wait()
-            begun = time.perf_counter()
+            started = time.perf_counter()
             connection.request("GET", "/metrics")
             answer = connection.getresponse()
             answer.read(1)
-            took.append(1000 * (time.perf_counter() - begun))
+            durations.append(1000 * (time.perf_counter() - started))
             answer.read()
         connection.close()
 
@@ -313,11 +319,11 @@ def _scrape_together(port: int, scrapes: int, scrapers: int) -> list[float]:
         thread.start()
     for thread in threads:
         thread.join()
-    return took
+    return durations
 
 
 def at_rest(stage: Stage, say: Say, *, seconds: float) -> Figures:
-    """Measure what the exporter costs at 50 changes a second: processor, memory, transactions that it sends."""
+    """Measure processor time, memory and transactions of the exporter at 50 changes a second."""
     say("at 50 changes a second")
     stage.settle("ours")
     with stage.exporter("ours") as exporter:
@@ -326,9 +332,9 @@ def at_rest(stage: Stage, say: Say, *, seconds: float) -> Figures:
         scraper.start()
         commits = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
         time.sleep(STATISTICS_LAG)
-        before, cpu, begun = _transactions(stage, commits), exporter.cpu_seconds, time.monotonic()
+        before, cpu, started = _transactions(stage, commits), exporter.cpu_seconds, time.monotonic()
         writing = stage.write("ours", "change.sql", 2, seconds, 50)
-        elapsed = time.monotonic() - begun
+        elapsed = time.monotonic() - started
         used = exporter.cpu_seconds - cpu
         time.sleep(STATISTICS_LAG)
         sent = _transactions(stage, commits) - before - len(writing.latencies) - 2
@@ -352,30 +358,33 @@ def _every_15_s(exporter: Running, stop: threading.Event) -> None:
 
 
 def wal(stage: Stage, say: Say, *, changes: int = 5_000) -> Figures:
-    """Bytes of write-ahead log a change: bare and with triggers, without full pages, and just after a checkpoint."""
+    """Measure write-ahead log per change, just after a checkpoint (with full pages) and later.
+
+    Configurations: bare tables, triggers alone, triggers with an exporter that folds.
+    """
     say("write-ahead log")
     found: Figures = {}
-    for who in ("bare", "ours", "exporter"):
-        database = "bare" if who == "bare" else "ours"
+    for setup in ("bare", "ours", "exporter"):
+        database = "bare" if setup == "bare" else "ours"
         stage.settle(database)
-        with stage.exporter(database) if who == "exporter" else nullcontext(), stage.connect(database) as connection:
+        with stage.exporter(database) if setup == "exporter" else nullcontext(), stage.connect(database) as connection:
             for name in ("after a checkpoint", "later"):
                 before = connection.execute("SELECT pg_current_wal_insert_lsn()").fetchall()[0][0]
                 written = len(stage.write(database, "change.sql", 2, 6, changes / 6).latencies)
                 [(size,)] = connection.execute(
                     "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), %s)", (before,)
                 ).fetchall()
-                found[f"{who} {name}"] = float(size) / written
+                found[f"{setup} {name}"] = float(size) / written
     return found
 
 
 def a_day(stage: Stage, say: Say, *, changes: int) -> Figures:
-    """As many changes as a day at 50 a second brings, as fast as they go: memory, journal and index in eight parts."""
+    """Measure memory and sizes over the changes of a day at 50 a second, played as fast as possible in eight parts."""
     stage.make_game("day", triggers=True)
     script = stage.scratch / "day.sql"
     script.write_text(_many_changes((Path(__file__).parent / "change.sql").read_text(encoding="utf-8")))
     found: Figures = {"MiB": [], "journal MiB": [], "index MiB": [], "marks MiB": [], "totals MiB": []}
-    done, begun = 0, time.monotonic()
+    done, started = 0, time.monotonic()
     with stage.exporter("day") as exporter:
         while done < changes:
             part = min(changes - done, changes // 8 + 1)
@@ -394,11 +403,11 @@ def a_day(stage: Stage, say: Say, *, changes: int) -> Figures:
             found["MiB"].append(exporter.memory_mib)
             say(f"a day: {done} of {changes} changes, {exporter.memory_mib:.0f} MiB")
         found["polling"] = exporter.number("mfg_notify_polling")
-    return found | {"changes": done, "seconds": time.monotonic() - begun}
+    return found | {"changes": done, "seconds": time.monotonic() - started}
 
 
 def _many_changes(script: str) -> str:
-    """Return the script of one change as many in a transaction, in the order of rows: no two wait for each other."""
+    """Return a script with many changes per transaction, in row order so that no two transactions deadlock."""
     parts = (
         script.replace(
             "random(1, :tasks)", f"random({n} * :tasks / {CHANGES_A_TRANSACTION} + 1, "

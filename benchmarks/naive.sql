@@ -1,4 +1,4 @@
--- The plain way, to compare with: a row trigger that notifies in every commit, and nothing that survives.
+-- Plain pg_notify for comparison: a row trigger that notifies in every commit, without a journal.
 CREATE FUNCTION notify_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NEW.status IS DISTINCT FROM OLD.status THEN

@@ -1,16 +1,16 @@
-"""Tables and a picture of the results, for docs/performance.md."""
+"""Makes tables and a chart of the results, for docs/performance.md."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results.json"
-PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "performance.svg"
+CHART = Path(__file__).parents[1] / "docs" / "pictures" / "performance.svg"
 Figures = dict[str, Any]
 
 
 def parts() -> dict[str, str]:
-    """Return the generated parts of the page by name."""
+    """Return the generated parts of docs/performance.md by name."""
     results: Figures = json.loads(RESULTS.read_text(encoding="utf-8"))
     return {
         "machine": ", ".join(f"{name} {value}" for name, value in results["machine"].items()),
@@ -132,8 +132,8 @@ def _delay(found: Figures) -> str:
     )
 
 
-def draw(results: Figures) -> None:
-    """Draw throughput under each configuration, and cost against history."""
+def plot(results: Figures) -> None:
+    """Plot throughput by configuration, and cost by size of the history."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -164,7 +164,7 @@ def draw(results: Figures) -> None:
     right.set_yscale("log")
     right.set_xlabel("finished tasks in the tables")
     right.set_ylabel("ms")
-    right.set_title("Cost of a look at the database")
+    right.set_title("Cost of reading the database")
     right.legend()
-    figure.savefig(PICTURE, metadata={"Date": None})
+    figure.savefig(CHART, metadata={"Date": None})
     plt.close(figure)

@@ -1,4 +1,7 @@
-"""Where it is measured: a server of its own, databases with and without triggers, pgbench, exporters, the peer."""
+"""The test bed of the measurements: a server, databases with and without triggers, pgbench, exporters, and the peer.
+
+The peer is prometheus-postgres-exporter with the polling queries of the specification.
+"""
 
 import http.client
 import math
@@ -35,19 +38,19 @@ SETTINGS = {
     "maintenance_work_mem": "512MB",
     "max_connections": "100",
 }
-"""Everything else as PostgreSQL comes: every commit is flushed to disk."""
+"""All other settings are PostgreSQL's defaults, so every commit is flushed to disk."""
 TASKS = 2_000
 PATIENCE = 120.0
-"""Seconds until something that should happen has failed."""
+"""Seconds until a wait fails."""
 
 
 class BenchmarkError(Exception):
-    """Something that is measured did not work."""
+    """A program under measurement failed."""
 
 
 @dataclass(frozen=True)
 class Writing:
-    """What pgbench saw: transactions a second, and the latency of each transaction in milliseconds."""
+    """What pgbench measured: transactions a second, and the latency of each transaction in milliseconds."""
 
     rate: float
     latencies: list[float]
@@ -59,7 +62,7 @@ class Writing:
 
 @dataclass
 class Stage:
-    """The server, and what runs beside it. A context manager."""
+    """The server and the programs that run beside it. A context manager."""
 
     version: str = ""
     _stack: ExitStack = field(default_factory=ExitStack)
@@ -84,12 +87,12 @@ class Stage:
         return psycopg.connect(self.dsn(database), autocommit=True)
 
     def ask(self, database: str, query: LiteralString) -> Any:  # noqa: ANN401
-        """Return the one value that a query gives."""
+        """Return the single value of a query."""
         with self.connect(database) as connection:
             return connection.execute(query).fetchall()[0][0]
 
     def make_game(self, database: str, *, triggers: bool) -> None:
-        """Make a database with the game's tables and 2,000 tasks, with our triggers or without."""
+        """Create a database anew, with the game's tables, 2,000 tasks, and our triggers if asked for."""
         with self.connect("postgres") as connection:
             for text in ("DROP DATABASE IF EXISTS {} WITH (FORCE)", "CREATE DATABASE {}"):
                 connection.execute(sql.SQL(text).format(sql.Identifier(database)))
@@ -106,15 +109,15 @@ class Stage:
             connection.execute("VACUUM ANALYZE")
 
     def settle(self, database: str) -> None:
-        """Bring a database to rest, so that what ran before does not show in what is measured next."""
+        """Vacuum and checkpoint, so that earlier writes do not affect the next measurement."""
         with self.connect(database) as connection:
             connection.execute("VACUUM ANALYZE manufacturing_tasks")
             connection.execute("CHECKPOINT")
 
     def write(self, database: str, script: str, clients: int, seconds: float, rate: float | None = None) -> Writing:
-        """Let pgbench play a script, of this folder or by its path: prepared, `clients` at once, as fast as they can.
+        """Run a pgbench script, named relative to this folder or by its path, with prepared statements.
 
-        With a `rate` they send so many transactions a second together, at random times.
+        `clients` run at once as fast as they can, or together at a `rate` of transactions a second, at random times.
         """
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             done = subprocess.run(
@@ -131,7 +134,8 @@ class Stage:
             )
             if done.returncode:
                 raise BenchmarkError(done.stderr)
-            # The third field is the time of the transaction; with a rate it counts from when it was due.
+            # The third field is the transaction's duration. With a rate it includes the time since the transaction was
+            # due, which the seventh field has.
             lines = [line.split() for log in Path(folder).iterdir() for line in log.read_text().splitlines()]
         latencies = [(int(line[2]) - (int(line[6]) if rate else 0)) / 1000 for line in lines]
         found = re.search(r"tps = ([\d.]+)", done.stdout)
@@ -141,7 +145,7 @@ class Stage:
 
     @contextmanager
     def exporter(self, database: str, *options: str, program: tuple[str, ...] = ("mfg_notify",)) -> Iterator["Running"]:
-        """Run an exporter as a process; ready when the block begins."""
+        """Run an exporter as a process, which is ready when the block begins."""
         port = free_port()
         command = [sys.executable, "-m", *program, "run", "--dsn", self.dsn(database), "--log.level", "warning"]
         with Running([*command, "--web.listen-address", f"127.0.0.1:{port}", *options], port) as running:
@@ -150,7 +154,7 @@ class Stage:
 
     @contextmanager
     def peer(self, database: str) -> Iterator["Running | None"]:
-        """Run Debian's prometheus-postgres-exporter with the specification's polling queries; None without it."""
+        """Run Debian's prometheus-postgres-exporter with the specification's queries. Yield None if not installed."""
         if (program := shutil.which("prometheus-postgres-exporter")) is None:
             yield None
             return
@@ -173,9 +177,9 @@ class Running:
     """A process that serves HTTP."""
 
     def __init__(self, command: list[str], port: int, environment: dict[str, str] | None = None) -> None:
-        """Start it."""
+        """Start the process."""
         self.port = port
-        self.begun = time.monotonic()
+        self.started = time.monotonic()
         self.process = subprocess.Popen(command, env=os.environ | (environment or {}), stderr=subprocess.PIPE)
         self.usage = psutil.Process(self.process.pid)
 
@@ -194,7 +198,7 @@ class Running:
                 self.process.stderr.close()
 
     def get(self, path: str) -> tuple[int, str]:
-        """Ask for a page; 0 where nobody answers."""
+        """Return the status and the text of a page; status 0 if the process does not answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             connection.request("GET", path)
@@ -206,18 +210,18 @@ class Running:
             connection.close()
 
     def wait_for(self, path: str) -> float:
-        """Wait until a page answers 200; return the seconds since the start of the process."""
+        """Wait until a page answers with 200; return the seconds since the start of the process."""
         while self.get(path)[0] != 200:
             if self.process.poll() is not None:
                 raise BenchmarkError((self.process.stderr.read() if self.process.stderr else b"").decode())
-            if time.monotonic() - self.begun > PATIENCE:
+            if time.monotonic() - self.started > PATIENCE:
                 raise BenchmarkError(f"{path} did not answer: {self.get(path)}")
-            # What takes seconds is not asked for so often that the asking counts.
-            time.sleep(0.005 if time.monotonic() - self.begun < 2 else 0.1)
-        return time.monotonic() - self.begun
+            # Poll less often after two seconds, so that polling does not distort a long measurement.
+            time.sleep(0.005 if time.monotonic() - self.started < 2 else 0.1)
+        return time.monotonic() - self.started
 
     def number(self, name: str) -> float:
-        """Return the sum of all samples of that name."""
+        """Return the sum of all samples of a name on /metrics."""
         _, page = self.get("/metrics")
         return sum(map(float, re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", page, re.MULTILINE)))
 
@@ -229,18 +233,18 @@ class Running:
 
     @property
     def memory_mib(self) -> float:
-        """Memory that is resident now."""
+        """Resident memory now."""
         return self.usage.memory_info().rss / 2**20
 
     @property
     def peak_mib(self) -> float:
-        """The most memory that was ever resident."""
+        """Peak of the resident memory."""
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
         found = re.search(r"VmHWM:\s+(\d+) kB", status)
         return int(found[1]) / 1024 if found else math.nan
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody has at the moment."""
+    """Return a free TCP port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
