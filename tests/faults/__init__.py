@@ -1,15 +1,16 @@
-"""The fault harness: writers play the game, a nemesis does harm, and what was promised is checked all the while.
+"""The fault harness: writers play the game, faults break something, and the invariants are checked throughout.
 
-    rig.py       one run of one fault: server, writers, exporters, what must hold in the end, the report
-    watch.py     looks at /metrics every 50 ms: nothing falls (I2), nothing is ahead of what was committed (I3)
-    writer.py    the simulated game as a process that survives a lost connection and no other error (I4)
-    dying.py     an exporter that kills itself at a named step of its fold
-    proxy.py     a TCP proxy that cuts and stalls
-    processes.py, network.py, storage.py, statements.py, strangers.py, sessions.py   the faults, by what is harmed
-    deck.py          all of them together
-    test_faults.py   each fault in its short form, by `make test`
-    test_soak.py     all faults in random order for half an hour and more, by `make soak`
+    rig.py           one run of one fault: server, writers, exporters, invariants, report
+    watch.py         scrapes /metrics every 50 ms: no counter falls (I2), none is ahead of the commits (I3)
+    writer.py        the simulated game as a process that survives lost connections and no other error (I4)
+    dying.py         an exporter that kills itself at a named step of its fold
+    proxy.py         a TCP proxy that cuts and stalls connections
+    processes.py, network.py, storage.py, clocks.py, schema.py, statements.py, sessions.py, hostile.py
+                     the faults, grouped by what they break
+    all_faults.py    imports all of them
+    test_faults.py   each fault in its short form, run by `make test`
+    test_soak.py     all faults in random order for half an hour or longer, run by `make soak`
 
-The truth is that of `tests.truth`: recounted in SQL, it shares no code with the exporter. Invariants are numbered as in
+`tests.truth` recounts the truth in SQL and shares no code with the exporter. The numbers of the invariants are those of
 docs/design.md.
 """

@@ -1,4 +1,4 @@
-"""The server's clock jumps, and the exporter's is wrong by hours."""
+"""Clocks: the server's clock jumps, and the exporters' clocks are wrong by hours."""
 
 import os
 import signal
@@ -11,18 +11,18 @@ from tests.support import eventually, leads
 
 NEEDS = ("root", "faketime")
 MINUTES = 20
-"""How far the server's clock jumps at most; beyond an hour the profit of the last hour would be another one."""
+"""Largest jump of the server's clock. A jump of an hour or more would change the profit of the last hour."""
 
 
 def faked(**more: str) -> dict[str, str]:
-    """Return the environment of a process whose wall clock is another's, and whose monotonic clock is its own."""
+    """Return an environment for a process with a faked wall clock and the real monotonic clock."""
     [library, *_] = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
     return {"LD_PRELOAD": str(library), "DONT_FAKE_MONOTONIC": "1", "FAKETIME_NO_CACHE": "1", **more}
 
 
 @contextmanager
 def inherited(environment: Mapping[str, str]) -> Iterator[None]:
-    """Let processes that are started in the block inherit these."""
+    """Set environment variables for the processes that the block starts."""
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:
@@ -36,7 +36,7 @@ def inherited(environment: Mapping[str, str]) -> Iterator[None]:
 
 
 def play_on(rig: Rig, changes: int) -> None:
-    """Wait until the game has made so many more changes; a jump may hand the lease from one exporter to the other."""
+    """Wait until the game has made this many more changes. Asks no exporter: a jump may move the lease."""
     [(before,)] = rig.ask("SELECT last_value FROM audit.change_id_seq")
     eventually(lambda: rig.ask("SELECT last_value FROM audit.change_id_seq") >= [(before + changes,)])
 
@@ -54,16 +54,16 @@ def clocks(rig: Rig) -> None:
     with inherited(faked(FAKETIME_TIMESTAMP_FILE=str(clock))):
         rig.server.restart()
     with (
-        rig.exporter(seat="early", environment=faked(FAKETIME="-5h")) as active,
-        rig.exporter(seat="late", environment=faked(FAKETIME="+3h")) as other,
+        rig.exporter(slot="behind", environment=faked(FAKETIME="-5h")) as active,
+        rig.exporter(slot="ahead", environment=faked(FAKETIME="+3h")) as other,
     ):
         for exporter in (active, other):
             exporter.wait_ready()
         with rig.game():
             for _ in range(rig.rounds(2, 20)):
-                jump(rig.chance.randrange(-MINUTES, MINUTES))
-                play_on(rig, rig.chance.randrange(50, 200))
-            # A beat of the stopped exporter that lies in the future must not keep the other one waiting.
+                jump(rig.random.randrange(-MINUTES, MINUTES))
+                play_on(rig, rig.random.randrange(50, 200))
+            # A heartbeat of the stopped exporter that lies in the future must not delay the takeover.
             jump(MINUTES)
             play_on(rig, 200)
             eventually(lambda: {leads(active), leads(other)} == {True, False})
@@ -74,11 +74,11 @@ def clocks(rig: Rig) -> None:
                 with rig.timed("takeover after a stop and a jump back in s"):
                     eventually(lambda: leads(other))
                 other.wait_ready()
-                rig.some_more(other, 100)
+                rig.wait_for_events(other, 100)
             finally:
                 active.process.send_signal(signal.SIGCONT)
-            # After a jump each beat looks old: either of them may lead now.
+            # After a jump every heartbeat looks old, so either exporter may lead now.
             jump(0)
             eventually(lambda: {leads(active), leads(other)} == {True, False})
-        # Commits have no times that could be compared.
+        # I3 compares commit times, which mean nothing while the clock jumps.
         rig.check(active if leads(active) else other, ahead=False)

@@ -1,7 +1,8 @@
-"""An exporter that kills itself with SIGKILL at a named step of its nth fold.
+"""An exporter that kills itself with SIGKILL at a named step of its fold, after N folds.
 
-`python -m tests.faults.dying STEP N run …`. A step is the name of a statement of the fold (it dies just before sending
-it), COMMIT (everything is sent but that) or `committed` (the server has committed, nobody here knows).
+`python -m tests.faults.dying STEP N run …`. A step is the name of a statement of the fold (the exporter dies before it
+sends that statement), COMMIT (it has sent everything else) or `committed` (the server has committed, but the exporter
+has not recorded it).
 """
 
 import os
@@ -26,7 +27,7 @@ def _die() -> None:
 
 
 def arm(step: str, folds: int) -> None:
-    """Make this process die at that step of a fold that has events, after so many such folds."""
+    """Make this process die at a step of a fold with events, after `folds` such folds."""
     left = folds
     execute, fold, transaction_exit = (
         psycopg.AsyncConnection.execute,

@@ -1,4 +1,4 @@
-"""What lies between exporter and database breaks: connections are cut, stall, or lose their network."""
+"""The network between exporter and database: connections are cut, stall, or lose their link."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def socket_of(dsn: str) -> str:
 
 
 def through(dsn: str, host: str, port: int) -> str:
-    """Return the conninfo that leads to the same database by TCP."""
+    """Return the conninfo of the same database by TCP."""
     return make_conninfo(dsn, host=host, port=port)
 
 
@@ -34,7 +34,7 @@ def backends_terminated(rig: Rig) -> None:
         exporter.wait_ready()
         with rig.game():
             for _ in range(rig.rounds(4, 40)):
-                rig.some_more(exporter, rig.chance.randrange(1, 200))
+                rig.wait_for_events(exporter, rig.random.randrange(1, 200))
                 before = reconnects(exporter.page())
                 with rig.connect() as connection:
                     backends = connection.execute(
@@ -42,7 +42,7 @@ def backends_terminated(rig: Rig) -> None:
                            WHERE datname = current_database() AND backend_type = 'client backend'
                              AND pid <> pg_backend_pid() ORDER BY application_name, backend_start"""
                     ).fetchall()
-                    doomed = rig.chance.sample(backends, (len(backends) + 1) // 2)
+                    doomed = rig.random.sample(backends, (len(backends) + 1) // 2)
                     for pid, _ in doomed:
                         connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
                         rig.harm("backends terminated")
@@ -59,8 +59,8 @@ def unknown_outcome(rig: Rig) -> None:
         exporter.wait_ready()
         with rig.game():
             for cut in range(rig.rounds(4, 40)):
-                rig.some_more(exporter, rig.chance.randrange(1, 100))
-                # Of a fold: its barrier was sent before.
+                rig.wait_for_events(exporter, rig.random.randrange(1, 100))
+                # The COMMIT of a fold, which sends its barrier first.
                 proxy.cut_after = (b"barrier ", b"COMMIT")
                 eventually(lambda cut=cut: proxy.cuts > cut)  # type: ignore[misc]
                 rig.harm("cuts")
@@ -69,7 +69,7 @@ def unknown_outcome(rig: Rig) -> None:
 
 
 def wait_until_noticed(rig: Rig, exporter: ExporterProcess) -> None:
-    """Wait until the exporter says that it has lost the database; its page must be there all the while."""
+    """Wait until the exporter reports that it lost the database. It must answer every scrape meanwhile."""
     watch = rig.watch()
     unanswered, watch.slowest_seconds = watch.unanswered, 0.0
     with rig.timed("noticed in s"):
@@ -79,16 +79,18 @@ def wait_until_noticed(rig: Rig, exporter: ExporterProcess) -> None:
     rig.report.figure("slowest scrape while the database was away in ms", 1000 * watch.slowest_seconds)
 
 
-def lose_and_find(rig: Rig, exporter: ExporterProcess, lose: Callable[[], None], find: Callable[[], None]) -> None:
-    """Take the network away and give it back, again and again, while the game goes on."""
+def lose_and_restore(
+    rig: Rig, exporter: ExporterProcess, lose: Callable[[], None], restore: Callable[[], None]
+) -> None:
+    """Take the network away and bring it back, repeatedly, while the game goes on."""
     exporter.wait_ready()
     with rig.game():
         for _ in range(rig.rounds(1, 6)):
-            rig.some_more(exporter, rig.chance.randrange(1, 100))
+            rig.wait_for_events(exporter, rig.random.randrange(1, 100))
             lose()
             rig.harm("networks lost")
             wait_until_noticed(rig, exporter)
-            find()
+            restore()
             exporter.wait_ready()
     rig.check(exporter)
 
@@ -96,11 +98,11 @@ def lose_and_find(rig: Rig, exporter: ExporterProcess, lose: Callable[[], None],
 @fault("stall: nothing is relayed, the connection stays open")
 def stall(rig: Rig) -> None:
     with Proxy(socket_of(rig.dsn)) as proxy, rig.exporter(dsn=through(rig.dsn, "127.0.0.1", proxy.port)) as exporter:
-        lose_and_find(rig, exporter, proxy.stalled.set, proxy.stalled.clear)
+        lose_and_restore(rig, exporter, proxy.stalled.set, proxy.stalled.clear)
 
 
 class Wire:
-    """A network namespace with the database in it, at the far end of a wire that can be unplugged."""
+    """A network namespace with a proxy to the database, behind a virtual cable that can be unplugged."""
 
     def __init__(self, upstream: str) -> None:
         self._name = f"mfg{os.getpid()}"
@@ -110,7 +112,7 @@ class Wire:
 
     @contextmanager
     def plugged_in(self) -> Iterator[int]:
-        """Make the namespace with a proxy in it, and yield the proxy's port."""
+        """Create the namespace with the proxy in it; yield the proxy's port."""
         self._ip("netns", "add", self._name)
         try:
             self._ip("link", "add", self._near, "type", "veth", "peer", "name", self._far, "netns", self._name)
@@ -132,7 +134,7 @@ class Wire:
             self._ip("netns", "delete", self._name)
 
     def plug(self, state: str) -> None:
-        """Set the far end `up` or `down`."""
+        """Set the far end of the cable `up` or `down`."""
         self._ip("-n", self._name, "link", "set", self._far, state)
 
     @staticmethod
@@ -144,4 +146,4 @@ class Wire:
 def half_open(rig: Rig) -> None:
     wire = Wire(socket_of(rig.dsn))
     with wire.plugged_in() as port, rig.exporter(dsn=through(rig.dsn, wire.host, port)) as exporter:
-        lose_and_find(rig, exporter, partial(wire.plug, "down"), partial(wire.plug, "up"))
+        lose_and_restore(rig, exporter, partial(wire.plug, "down"), partial(wire.plug, "up"))

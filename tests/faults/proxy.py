@@ -1,4 +1,4 @@
-"""A TCP proxy in front of PostgreSQL that can cut a connection at the worst moment, stall, or slow down."""
+"""A TCP proxy in front of PostgreSQL that can stall connections, or cut one between a request and its answer."""
 
 import os
 import select
@@ -10,16 +10,16 @@ from typing import Self
 
 CHUNK = 65536
 IDLE = 0.1
-"""Seconds after which a relay looks whether it is told to stop."""
+"""Seconds between two checks of a relay whether it should stop."""
 
 
 class Proxy:
-    """Relays TCP connections on 127.0.0.1 to a Unix socket, each in a thread of its own.
+    """Relays TCP connections on 127.0.0.1 to a Unix socket, each in its own thread.
 
-    While `stalled` is set nothing is relayed and every connection stays open. `cut_after` names what a client sends on
-    one connection, one after the other: the last of it is passed on, and when the server has answered, the connection
-    is closed and the answer kept back; `cuts` counts how often. After `stall_after` bytes from the server on one
-    connection everything stalls.
+    While `stalled` is set, nothing is relayed and every connection stays open. `cut_after` is a sequence of byte
+    strings that a client sends on one connection. The proxy relays the last one, waits for the server's answer,
+    discards it and closes the connection. `cuts` counts these. After `stall_after` bytes from the server on one
+    connection the proxy sets `stalled` itself.
     """
 
     def __init__(self, upstream: str, host: str = "127.0.0.1") -> None:
@@ -34,7 +34,7 @@ class Proxy:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The TCP port."""
         return int(self._listening.getsockname()[1])
 
     def __enter__(self) -> Self:
@@ -82,7 +82,7 @@ class Proxy:
                             seen += 1
                         server.sendall(piece)
                     elif awaited and seen == len(awaited):
-                        # The server has done it, and the client will never know.
+                        # The server has executed the request, and the client will never learn it.
                         self.cut_after = ()
                         self.cuts += 1
                         return
@@ -96,7 +96,7 @@ class Proxy:
 
 
 def main(upstream: str, host: str) -> None:
-    """Relay until standard input ends, from a process of its own (in a network namespace, say)."""
+    """Relay until standard input ends, for a process of its own, for example in a network namespace."""
     with Proxy(upstream, host) as proxy:
         os.write(1, f"{proxy.port}\n".encode())
         os.read(0, 1)

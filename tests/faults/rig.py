@@ -1,4 +1,4 @@
-"""One run of one fault: the server, writers, exporters and watches that it needs, what must hold, and the report."""
+"""One run of one fault: its server, writers, exporters and watches; the checks of the invariants; and the report."""
 
 import json
 import os
@@ -29,21 +29,21 @@ from mfg_notify.demo.embedded import EmbeddedPostgres
 from mfg_notify.postgres import migrations
 
 SERVER = {"track_commit_timestamp": "on", "max_connections": "100"}
-"""Settings of every server here: commit times are what I3 is checked against."""
+"""Settings of every server of a fault. The check of I3 needs commit times."""
 WRITERS = 2
 RATE = float(os.environ.get("MFG_NOTIFY_SOAK_RATE") or 150)
-"""Statements a second of one writer: a busy game that leaves the machine time for scrapes every 50 ms."""
+"""Statements a second of one writer: a busy game that leaves the machine enough time to scrape every 50 ms."""
 RECONCILE = "500ms"
-EXCUSES = re.compile(
+REPAIRS = re.compile(
     r"^mfg_notify_(?:events_rejected|reconcile_corrections)_total(?!.*ships_idle|.*utilization)\S+ \S+$", re.MULTILINE
 )
-"""What an exporter counts when it had to put something right. Ships change without events."""
+"""Samples that count rejected events and corrected gauges. The gauges of idle ships change without events."""
 LOST = "SELECT CASE WHEN is_called THEN last_value + 1 ELSE 0 END FROM mfg_notify.lost"
 
 
 @dataclass
 class Report:
-    """What a run did and found. Figures are maxima, in the unit that their name says."""
+    """What a run did and found. A figure is a maximum, in the unit of its name."""
 
     fault: str
     seed: int
@@ -53,7 +53,7 @@ class Report:
     seconds: float = 0.0
 
     def figure(self, name: str, value: float) -> None:
-        """Keep the greatest value of a figure."""
+        """Record the maximum of a figure."""
         self.figures[name] = max(value, self.figures.get(name, value))
 
     def __str__(self) -> str:
@@ -64,12 +64,12 @@ class Report:
 
 
 class Rig:
-    """A database with the game, the audit and the triggers, and everything that a fault needs around it."""
+    """A database with the game, the audit and the triggers, and everything else that a fault needs."""
 
     def __init__(self, dsn: str, server: EmbeddedPostgres | None, report: Report, *, long: bool) -> None:
         self.dsn = dsn
         self.report = report
-        self.chance = Random(report.seed)
+        self.random = Random(report.seed)
         self._server = server
         self._long = long
         self._stack = ExitStack()
@@ -78,12 +78,12 @@ class Rig:
 
     @property
     def server(self) -> EmbeddedPostgres:
-        """The server, where the fault has one of its own."""
+        """The fault's own server."""
         assert self._server is not None, "this fault shares its server"
         return self._server
 
     def rounds(self, short: int, long: int) -> int:
-        """Return how often to do harm: a little in the test suite, a lot in the soak."""
+        """Return the number of rounds: `short` in the test suite, `long` in the soak."""
         return long if self._long else short
 
     def close(self) -> None:
@@ -97,13 +97,13 @@ class Rig:
         return psycopg.connect(psycopg.conninfo.make_conninfo(self.dsn, **more), autocommit=True)
 
     def ask(self, query: LiteralString, *values: object) -> list[tuple[Any, ...]]:
-        """Execute one statement on a connection of its own; return its rows, if it has any."""
+        """Execute one statement on a new connection; return its rows, if it has any."""
         with self.connect() as connection:
             cursor = connection.execute(query, values or None)
             return cursor.fetchall() if cursor.description else []
 
     def lost(self) -> int:
-        """Return how many statements the triggers say that they have given up."""
+        """Return how many changed rows the triggers have given up, by their own count."""
         return int(self.ask(LOST)[0][0])
 
     # ---------------------------------------------------------------------------------------------- parts --
@@ -112,24 +112,24 @@ class Rig:
     def exporter(
         self,
         *options: str,
-        seat: str = "first",
+        slot: str = "first",
         dsn: str | None = None,
         program: Sequence[str] = ("mfg_notify",),
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> Iterator[ExporterProcess]:
-        """Run an exporter; those of one seat follow each other on one port, and are watched as one."""
-        if seat not in self._watches:
-            self._ports[seat] = free_port()
-            self._watches[seat] = self._stack.enter_context(Watch(self._ports[seat]))
+        """Run an exporter. Exporters of one slot run one after another on the same port and share a watch."""
+        if slot not in self._watches:
+            self._ports[slot] = free_port()
+            self._watches[slot] = self._stack.enter_context(Watch(self._ports[slot]))
         options = ("--reconcile-interval", RECONCILE, *options)
         with ExporterProcess(
-            dsn or self.dsn, *options, port=self._ports[seat], program=program, environment=environment
+            dsn or self.dsn, *options, port=self._ports[slot], program=program, environment=environment
         ) as exporter:
             yield exporter
 
-    def watch(self, seat: str = "first") -> Watch:
-        """Return who watches a seat."""
-        return self._watches[seat]
+    def watch(self, slot: str = "first") -> Watch:
+        """Return the watch of a slot."""
+        return self._watches[slot]
 
     @contextmanager
     def game(
@@ -141,15 +141,15 @@ class Rig:
         *,
         once: bool = False,
     ) -> Iterator[None]:
-        """Let several processes play until the block ends. An error that a writer was given violates I4.
+        """Let several writer processes play until the block ends. An error that a writer receives violates I4.
 
-        They connect again when a connection is lost; with `once` they end then, and that is no error.
+        A writer that loses its connection reconnects. With `once` it ends instead, which is no error.
         """
         processes = [
             subprocess.Popen(
                 [
                     *(sys.executable, "-m", "tests.faults.writer", dsn or self.dsn),
-                    *(str(self.chance.randrange(1 << 30)), str(players), str(rate), "once" if once else "again"),
+                    *(str(self.random.randrange(1 << 30)), str(players), str(rate), "once" if once else "again"),
                 ],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -159,48 +159,48 @@ class Rig:
         ]
         for process in processes:
             assert process.stdout is not None
-            process.stdout.readline()  # it listens to signals now
+            process.stdout.readline()  # printed once the writer handles signals
         try:
             yield
         finally:
             for process in processes:
                 process.send_signal(signal.SIGTERM)
             for process in processes:
-                output, complaint = process.communicate(timeout=PATIENCE)
-                self._take_down(output.decode(), complaint.decode())
+                output, errors = process.communicate(timeout=PATIENCE)
+                self._record_writer(output.decode(), errors.decode())
 
-    def _take_down(self, output: str, complaint: str) -> None:
+    def _record_writer(self, output: str, errors: str) -> None:
         if not output.startswith("{"):
-            self.violation(f"I4: a writer died: {complaint[-2000:]}")
+            self.violation(f"I4: a writer died: {errors[-2000:]}")
             return
-        said = json.loads(output)
-        if said["error"] is not None:
-            self.violation(f"I4: the game was refused: {said['error']}")
-        self.report.counts["transactions"] += said["transactions"]
-        self.report.counts["statements"] += said["statements"]
-        self.report.counts["reconnects of the game"] += said["reconnects"]
-        self.report.figure("slowest transaction of the game in ms", 1000 * said["slowest_seconds"])
+        result = json.loads(output)
+        if result["error"] is not None:
+            self.violation(f"I4: the game received an error: {result['error']}")
+        self.report.counts["transactions"] += result["transactions"]
+        self.report.counts["statements"] += result["statements"]
+        self.report.counts["reconnects of the game"] += result["reconnects"]
+        self.report.figure("slowest transaction of the game in ms", 1000 * result["slowest_seconds"])
 
     def harm(self, what: str) -> None:
-        """Count a harm done."""
+        """Count one act of harm."""
         self.report.counts[what] += 1
 
     def violation(self, text: str) -> None:
-        """Note that something that must hold did not."""
+        """Record that an invariant did not hold."""
         self.report.violations.append(text)
 
-    def some_more(self, exporter: ExporterProcess, events: int) -> None:
-        """Wait until this exporter has counted so many more events."""
+    def wait_for_events(self, exporter: ExporterProcess, events: int) -> None:
+        """Wait until this exporter has counted this many more events."""
         before = applied(exporter.page())
         eventually(lambda: applied(exporter.page()), lambda n: n >= before + events)
 
     def wait_until(self, moment: float) -> None:
-        """Let a harm last until a moment of the monotonic clock."""
+        """Wait until a moment of the monotonic clock, so that a harm lasts."""
         eventually(lambda: time.monotonic() >= moment, patience=moment - time.monotonic() + PATIENCE)
 
     @contextmanager
     def timed(self, figure: str) -> Iterator[None]:
-        """Measure what the block takes, as a figure in seconds. Nothing is asserted of it."""
+        """Record the duration of the block as a figure in seconds, without asserting anything."""
         started = time.monotonic()
         yield
         self.report.figure(figure, time.monotonic() - started)
@@ -216,12 +216,13 @@ class Rig:
         missed: bool = False,
         known: bool = True,
     ) -> None:
-        """Check all invariants when the game has stopped and the fault is over.
+        """Check all invariants after the game has stopped and the fault is over.
 
-        `page`: the page equals the truth, too (not where ghosts were shown and stay shown). `ahead`: nothing was shown
-        before it was committed. `missed`: events were lost, and that must be known; then the totals may be behind (by
-        how much is checked after `copy_journal`) and the gauges that come from the live rows are exact all the same.
-        `known` False: no trigger was asked, so none knows.
+        - `page`: the page must equal the truth. False if counters showed unconfirmed events, which they keep showing.
+        - `ahead`: nothing may have been shown before its commit.
+        - `missed`: events were lost, and the triggers must have counted that. Totals may then be too low, within bounds
+          that are checked after `copy_journal`; gauges of the live rows must be exact.
+        - `known`: False if the triggers did not run, so that they could not count what was lost.
         """
         self.report.counts["checks"] += 1
         self._check_journal(exporter)
@@ -229,7 +230,7 @@ class Rig:
             self._check_lost(known=known)
         else:
             if lost := self.lost():
-                self.violation(f"I6: {lost} statements count as lost and nothing was")
+                self.violation(f"I6: {lost} changes count as lost, but nothing was lost")
             with self.connect() as connection:
                 self._violations("I1", truth.compare_totals(connection))
         shown = settled_page(exporter)
@@ -238,11 +239,11 @@ class Rig:
                 found = truth.compare_gauges(shown, connection) if missed else truth.compare(shown, connection)
                 self._violations("I1", found)
             if not missed:
-                self._violations("no event was forged, lost or missed, and yet", EXCUSES.findall(shown))
+                self._violations("no event was forged, lost or missed, but the page has", REPAIRS.findall(shown))
         self.check_watches(ahead=ahead)
 
     def copy_journal(self) -> None:
-        """Copy what reaches the journal from now on, so that `check` knows what was lost. Before the game begins."""
+        """Copy all events that reach the journal, so that `check` knows what was lost. Call before the game begins."""
         with self.connect() as connection:
             truth.copy_journal(connection)
 
@@ -254,35 +255,35 @@ class Rig:
                 self._violations("I1", truth.compare_bounds(connection))
             self.report.counts["transactions that lost events"] += least
         lost = self.lost()
-        self.report.counts["statements counted as lost"] += lost
+        self.report.counts["changes counted as lost"] += lost
         if known and lost < least:
-            self.violation(f"I6: {least} transactions or more have lost events and {lost} statements count as lost")
+            self.violation(f"I6: at least {least} transactions lost events, but only {lost} changes count as lost")
 
     def check_watches(self, *, ahead: bool = True) -> None:
-        """Check that nothing that was shown fell (I2), and that nothing was shown too early (I3)."""
+        """Check that no counter fell (I2), and that nothing was shown before its commit (I3)."""
         self._stack.close()
         with self.connect() as connection:
             history = truth.read_history(connection)
             [(changes,)] = connection.execute("SELECT count(*) FROM audit.change").fetchall()
             self.report.counts["changes"] += changes
         for watch in self._watches.values():
-            self._violations("I2", watch.ratchet.falls)
+            self._violations("I2", watch.counters.falls)
             if ahead:
-                self._violations("I3", watch.ratchet.ahead_of(history))
+                self._violations("I3", watch.counters.ahead_of(history))
             self.report.counts["scrapes"] += watch.scrapes
-            self.report.counts["scrapes while the triggers were quiet"] += watch.quiet
+            self.report.counts["scrapes while polling"] += watch.polling_scrapes
         self._watches.clear()
 
     def _check_journal(self, exporter: ExporterProcess) -> None:
         exporter.wait_ready()
 
         def look() -> tuple[float, int]:
-            # Folds first: so many had been done when the rows were counted.
+            # Read the number of folds first, so that at least this many were done when the rows are counted.
             folds = number(exporter.page(), "mfg_notify_fold_duration_seconds_count")
             return folds, self.ask("SELECT count(*) FROM mfg_notify.event")[0][0]
 
         before, backlog = look()
-        allowed = before + 2 + backlog // Tuning().fold_chunk + 1  # the one that is under way does not count
+        allowed = before + 2 + backlog // Tuning().fold_chunk + 1  # one more, because one may be under way
         folds, rows = eventually(look, lambda seen: seen[1] == 0 or seen[0] > allowed)
         if rows:
             self.violation(f"I5: {rows} events are in the journal after {folds - before:.0f} folds")
@@ -298,7 +299,11 @@ class Rig:
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of harm. `settings`: it has a server of its own, with these. `needs`: what the machine must have."""
+    """One kind of harm.
+
+    With `settings` it has its own server with these settings. `needs` lists what the machine must have: `root`, or the
+    name of a program.
+    """
 
     name: str
     do: Callable[[Rig], None]
@@ -306,11 +311,11 @@ class Fault:
     needs: tuple[str, ...]
 
     def lacks(self) -> str:
-        """Say what this machine lacks for it, '' if nothing."""
+        """Name what this machine lacks for the fault; '' if nothing."""
         return ", ".join(need for need in self.needs if not (os.geteuid() == 0 if need == "root" else _has(need)))
 
     def run(self, server: Server | None, seed: int, *, long: bool = False) -> Report:
-        """Do the harm once. An assertion that fails on the way is a violation as well."""
+        """Run the fault once. An assertion that fails on the way counts as a violation."""
         report = Report(self.name, seed)
         started = time.monotonic()
         with ExitStack() as stack:
@@ -327,13 +332,13 @@ class Fault:
             try:
                 self.do(rig)
             except (AssertionError, psycopg.Error, httpx.HTTPError, OSError, subprocess.SubprocessError):
-                rig.violation(f"it could not be played to its end: {traceback.format_exc()}")
+                rig.violation(f"the fault did not run to its end: {traceback.format_exc()}")
         report.seconds = time.monotonic() - started
         return report
 
 
 FAULTS: dict[str, Fault] = {}
-"""All of them by name, in the order of their files."""
+"""All faults by name, in the order in which their modules are imported."""
 
 
 def fault(

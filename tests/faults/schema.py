@@ -1,4 +1,4 @@
-"""Our own schema is locked, dropped, revoked; its disk is full; its triggers are off; the game changes its tables."""
+"""Schemas: ours is locked, dropped or revoked, its disk is full, its triggers are off; the game alters its tables."""
 
 import re
 import shutil
@@ -18,8 +18,8 @@ from tests.support import ExporterProcess, eventually, number
 from mfg_notify.postgres import migrations
 
 GAME = "public.manufacturing_pipelines, public.manufacturing_tasks, public.manufacturing_factory_states"
-SUFFERING = 25
-"""Changes of the game that a harm lasts for at least, and statements that it must make the triggers give up."""
+HARM_CHANGES = 25
+"""Minimum of changes of the game during a harm, and of changed rows that a harm must make the triggers give up."""
 
 
 def changes(rig: Rig) -> int:
@@ -30,17 +30,20 @@ def changes(rig: Rig) -> int:
 def play_on(rig: Rig) -> None:
     """Wait until the game has gone on for a while."""
     before = changes(rig)
-    eventually(lambda: changes(rig) >= before + SUFFERING)
+    eventually(lambda: changes(rig) >= before + HARM_CHANGES)
 
 
 def lose_some(rig: Rig) -> None:
-    """Wait until the triggers have given up some statements."""
+    """Wait until the triggers have given up some changed rows."""
     before = rig.lost()
-    eventually(lambda: rig.lost() >= before + SUFFERING)
+    eventually(lambda: rig.lost() >= before + HARM_CHANGES)
 
 
 def patiently(rig: Rig, statements: Callable[[psycopg.Connection], None], *, lock: LiteralString = GAME) -> None:
-    """Execute statements in one transaction that has its locks first, or lets the game go on and tries again."""
+    """Execute statements in one transaction that takes its locks first, or gives up quickly and retries.
+
+    So the game never waits long for these locks.
+    """
 
     def execute() -> None:
         with rig.connect() as connection, connection.transaction():
@@ -55,9 +58,9 @@ def patiently(rig: Rig, statements: Callable[[psycopg.Connection], None], *, loc
 
 
 def install(rig: Rig) -> None:
-    """Bring back what is missing, as `mfg-notify migrate up` does."""
+    """Install what is missing, as `mfg-notify migrate up` does."""
     with rig.connect() as connection:
-        assert migrations.up(connection, "public", lambda _: None), "nothing was found missing"
+        assert migrations.up(connection, "public", lambda _: None), "migrate up found nothing to do"
 
 
 # --------------------------------------------------------------------------- locked, dropped, revoked --
@@ -80,7 +83,7 @@ def changed(rig: Rig, statement: LiteralString, back: LiteralString) -> Iterator
 @contextmanager
 def dropped(rig: Rig, statement: LiteralString) -> Iterator[None]:
     def drop(connection: psycopg.Connection) -> None:
-        # What has not been folded goes with the journal: lost, but by no trigger.
+        # Events that are not folded yet go with the journal. They are lost, but no trigger gave them up.
         connection.execute(
             "UPDATE audit.event a SET gone = true FROM mfg_notify.event e WHERE (a.id, a.xid) = (e.id, e.xid)"
         )
@@ -99,7 +102,7 @@ HARMLESS = (
     "LOCK TABLE mfg_notify.lease IN ACCESS EXCLUSIVE MODE",
     "ALTER SEQUENCE mfg_notify.lost CYCLE",
 )
-"""Locks of what only a fold writes and a trigger does not need: nothing is lost by them."""
+"""Locks on objects that only a fold writes. Triggers do not need them, so nothing is lost."""
 LOCKS = (
     "LOCK TABLE mfg_notify.event IN ACCESS EXCLUSIVE MODE",
     "LOCK TABLE mfg_notify.settings IN ACCESS EXCLUSIVE MODE",
@@ -131,11 +134,11 @@ DROPS = (
 @fault("our schema locked, dropped, revoked", settings={"log_line_prefix": "%x "})
 def schema_harmed(rig: Rig) -> None:
     rig.copy_journal()
-    # Triggers that are told to be quiet need less, and do not suffer from all of it.
+    # While NOTIFY is disabled, triggers use fewer objects, and some of these harms would not affect them.
     with rig.exporter("--notify", "always") as exporter:
         exporter.wait_ready()
         with rig.game():
-            rig.some_more(exporter, 20)
+            rig.wait_for_events(exporter, 20)
             for _ in range(rig.rounds(1, 10)):
                 for lock in HARMLESS:
                     before = rig.lost()
@@ -143,27 +146,32 @@ def schema_harmed(rig: Rig) -> None:
                         play_on(rig)
                     rig.harm("harmless locks")
                     if rig.lost() != before:
-                        rig.violation(f"I6: statements were given up under {lock}")
+                        rig.violation(f"I6: changes were given up under {lock}")
                 harms = [
                     *(locked(rig, lock) for lock in LOCKS),
                     *(changed(rig, *change) for change in CHANGES),
                     *(dropped(rig, drop) for drop in DROPS),
                 ]
-                for harm in rig.chance.sample(harms, len(harms)):
+                for harm in rig.random.sample(harms, len(harms)):
                     with harm:
                         lose_some(rig)
                     rig.harm("harms to the schema")
                     exporter.wait_ready()
-                    rig.some_more(exporter, 5)
+                    rig.wait_for_events(exporter, 5)
         rig.check(exporter, missed=True)
     check_warnings(rig)
 
 
 def check_warnings(rig: Rig) -> None:
-    """Check that no transaction of the game was warned more than twice: the breaker, and one of the next statement."""
-    said = re.findall(r"^(\d+) WARNING:  mfg-notify did not", rig.server.log.read_text(errors="replace"), re.MULTILINE)
-    warnings = Counter(said)
-    rig.report.counts["transactions that were warned"] += len(warnings)
+    """Check that no transaction of the game got more than two warnings.
+
+    The first opens the circuit breaker of the transaction; a second may come from the next statement.
+    """
+    transactions = re.findall(
+        r"^(\d+) WARNING:  mfg-notify did not", rig.server.log.read_text(errors="replace"), re.MULTILINE
+    )
+    warnings = Counter(transactions)
+    rig.report.counts["transactions with warnings"] += len(warnings)
     rig.report.figure("warnings of one transaction", max(warnings.values(), default=0))
     if any(count > 2 for count in warnings.values()):
         rig.violation(f"I4: {max(warnings.values())} warnings in one transaction")
@@ -172,12 +180,12 @@ def check_warnings(rig: Rig) -> None:
 # ------------------------------------------------------------------------------------------- disk full --
 
 DISK = 4 << 20
-"""Bytes of the disk that the journal is on while it gets full."""
+"""Size of the disk that holds the journal, in bytes."""
 
 
 @contextmanager
 def small_disk(rig: Rig) -> Iterator[Path]:
-    """Mount a small disk that the server may write to."""
+    """Mount a small disk that the server can write to."""
     folder = rig.server.folder / "small"
     folder.mkdir()
     user = rig.server.folder.stat().st_uid
@@ -187,7 +195,7 @@ def small_disk(rig: Rig) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        # The server may still have files open there.
+        # Lazily, because the server may still have files open there.
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
@@ -211,19 +219,19 @@ def disk_full(rig: Rig) -> None:
             connection.execute("ALTER INDEX mfg_notify.event_pkey SET TABLESPACE small")
         exporter.wait_ready()
         with rig.game():
-            rig.some_more(exporter, 20)
+            rig.wait_for_events(exporter, 20)
             for _ in range(rig.rounds(2, 20)):
                 before = rig.lost()
 
-                def suffers(before: int = before) -> bool:
-                    # What vacuum gives back is taken, too.
+                def loses_changes(before: int = before) -> bool:
+                    # Fill the disk again each time, because vacuum frees space.
                     fill(folder)
-                    return rig.lost() >= before + SUFFERING
+                    return rig.lost() >= before + HARM_CHANGES
 
-                eventually(suffers)
+                eventually(loses_changes)
                 rig.harm("full disks")
                 (folder / "ballast").unlink()
-                rig.some_more(exporter, SUFFERING)
+                rig.wait_for_events(exporter, HARM_CHANGES)
         rig.check(exporter, missed=True)
         rig.ask("ALTER TABLE mfg_notify.event SET TABLESPACE pg_default")
     check_warnings(rig)
@@ -242,13 +250,13 @@ def switch_triggers(rig: Rig, verb: LiteralString) -> None:
 
 
 def corrections(page: str) -> float:
-    """Return how many series of gauges a reconciliation had to correct."""
+    """Return how many series of gauges reconciliations have corrected."""
     return sum(map(float, re.findall(r"^mfg_notify_reconcile_corrections_total\S+ (\S+)$", page, re.MULTILINE)))
 
 
 @contextmanager
 def corrected(exporter: ExporterProcess) -> Iterator[None]:
-    """Let the block do what makes no event, and wait until the exporter says that it missed some."""
+    """Run a block whose changes make no events, and wait until a reconciliation corrects gauges."""
     before = corrections(exporter.page())
     yield
     eventually(lambda: corrections(exporter.page()) > before)
@@ -264,7 +272,7 @@ def triggers_off(rig: Rig) -> None:
     with rig.exporter() as exporter:
         exporter.wait_ready()
         with rig.game():
-            rig.some_more(exporter, 20)
+            rig.wait_for_events(exporter, 20)
             for round_ in range(rig.rounds(1, 10)):
                 with corrected(exporter):
                     switch_triggers(rig, "DISABLE")
@@ -280,19 +288,19 @@ def triggers_off(rig: Rig) -> None:
                         "UPDATE manufacturing_tasks SET status = 'READY' WHERE starts_with(id, 'replica')"
                     )
                     rig.harm("writes of a replica")
-                rig.some_more(exporter, 10)
+                rig.wait_for_events(exporter, 10)
                 restore(rig, exporter, f"restored {round_} ")
                 rig.harm("data-only restores")
-                rig.some_more(exporter, 10)
+                rig.wait_for_events(exporter, 10)
         rig.check(exporter, missed=True, known=False)
         log = exporter.read_log()
-    for said in ("triggers are missing or disabled", "the gauges were wrong: events were missed"):
-        if said not in log:
-            rig.violation(f"the log does not say that {said}")
+    for message in ("triggers are missing or disabled", "the gauges were wrong: events were missed"):
+        if message not in log:
+            rig.violation(f"the log does not say: {message}")
 
 
 def wait_for_triggers(exporter: ExporterProcess, count: int) -> None:
-    """Wait until the exporter says that each table has so many triggers enabled."""
+    """Wait until the exporter reports this number of enabled triggers for each table."""
     tables = [table.removeprefix("public.") for table in GAME.split(", ")]
     eventually(
         lambda: {number(exporter.page(), "mfg_notify_triggers_installed", table=table) for table in tables} == {count}
@@ -300,7 +308,7 @@ def wait_for_triggers(exporter: ExporterProcess, count: int) -> None:
 
 
 def restore(rig: Rig, exporter: ExporterProcess, prefix: str) -> None:
-    """Bring back rows as `pg_restore --data-only --disable-triggers` does."""
+    """Restore rows as `pg_restore --data-only --disable-triggers` does."""
     table = "public.manufacturing_tasks"
     with rig.connect() as connection:
         connection.execute(INSERT, (prefix,))
@@ -308,12 +316,12 @@ def restore(rig: Rig, exporter: ExporterProcess, prefix: str) -> None:
         with connection.cursor().copy(sql.SQL("COPY ({}) TO STDOUT").format(rows)) as copy:
             dump = b"".join(bytes(piece) for piece in copy)
         connection.execute("DELETE FROM manufacturing_tasks WHERE starts_with(id, %s)", (prefix,))
-    rig.some_more(exporter, 1)
+    rig.wait_for_events(exporter, 1)
 
     def load(connection: psycopg.Connection) -> None:
         for switch in ("DISABLE", "ENABLE"):
             connection.execute(f"ALTER TABLE {table} {switch} TRIGGER ALL".encode())
-            # The audit sees everything.
+            # The audit's trigger stays on.
             connection.execute(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER audit_change".encode())
             if switch == "DISABLE":
                 with connection.cursor().copy("COPY public.manufacturing_tasks FROM STDIN") as copy:
@@ -333,7 +341,7 @@ MIGRATION = (
     "ALTER TABLE manufacturing_tasks ALTER COLUMN priority SET DEFAULT 1",
     "ALTER TABLE manufacturing_tasks ALTER COLUMN priority TYPE bigint",
 )
-"""What GORM does at boot when its structs have grown: additive."""
+"""Additive statements that GORM sends at boot after its structs have grown."""
 ALTERATIONS = (
     "ALTER TABLE manufacturing_pipelines ALTER COLUMN status TYPE text",
     "ALTER TABLE manufacturing_pipelines ALTER COLUMN total_cost TYPE bigint",
@@ -348,7 +356,7 @@ ALTERATIONS = (
     "VACUUM FULL manufacturing_tasks",
     "VACUUM FULL manufacturing_pipelines",
 )
-"""None of a column that the simulated game selects: those it could not survive without our triggers either."""
+"""They spare the columns that the simulated game selects, because it would fail then without our triggers, too."""
 MUTILATIONS = (
     (
         "ALTER TABLE manufacturing_tasks RENAME COLUMN ready_at TO was_ready_at",
@@ -361,31 +369,31 @@ MUTILATIONS = (
         "public.manufacturing_pipelines.net_profit",
     ),
 )
-"""Harm to a watched column, what mends it, and its name."""
+"""A harmful statement for a watched column, the statement that repairs it, and the column's name."""
 
 
 @fault("DDL by the game")
 def game_changes_tables(rig: Rig) -> None:
     rig.copy_journal()
-    with rig.exporter() as exporter, rig.connect() as quiet:
+    with rig.exporter() as exporter, rig.connect() as old_session:
         exporter.wait_ready()
         with rig.game():
-            rig.some_more(exporter, 20)
-            quiet.execute(INSERT, ("quiet ",))
-            for statement in (*MIGRATION, *rig.chance.sample(ALTERATIONS, len(ALTERATIONS))):
+            rig.wait_for_events(exporter, 20)
+            old_session.execute(INSERT, ("old session ",))
+            for statement in (*MIGRATION, *rig.random.sample(ALTERATIONS, len(ALTERATIONS))):
                 alter(rig, statement)
-                rig.harm("changes of the game's tables")
-                save_quietly(rig, quiet)
+                rig.harm("alterations of the game's tables")
+                save_in_old_session(rig, old_session)
             play_on(rig)
             before = rig.lost()
-            rig.some_more(exporter, SUFFERING)
-            save_quietly(rig, quiet)
+            rig.wait_for_events(exporter, HARM_CHANGES)
+            save_in_old_session(rig, old_session)
             if rig.lost() > before:
-                rig.violation("I6: the triggers go on losing after the game has changed its tables")
-        for harm, mend, name in MUTILATIONS * rig.rounds(1, 3):
-            mutilate(rig, exporter, quiet, harm, mend, name)
+                rig.violation("I6: the triggers keep giving up changes after the game has altered its tables")
+        for harm, repair, name in MUTILATIONS * rig.rounds(1, 3):
+            mutilate(rig, exporter, old_session, harm, repair, name)
         with rig.game():
-            rig.some_more(exporter, 50)
+            rig.wait_for_events(exporter, 50)
         rig.check(exporter, missed=True)
 
 
@@ -396,34 +404,41 @@ def alter(rig: Rig, statement: LiteralString) -> None:
         patiently(rig, lambda connection: connection.execute("SET search_path = public; " + statement))  # type: ignore[arg-type]
 
 
-def save_quietly(rig: Rig, quiet: psycopg.Connection) -> None:
-    """Write in a session that has been open all the while, with statements that it keeps prepared."""
+def save_in_old_session(rig: Rig, old_session: psycopg.Connection) -> None:
+    """Write in a session that was opened before the tables changed, and that has prepared these statements."""
     try:
         for status in ("READY", "PENDING"):
-            quiet.execute("UPDATE manufacturing_tasks SET status = %s WHERE starts_with(id, 'quiet')", (status,))
+            old_session.execute(
+                "UPDATE manufacturing_tasks SET status = %s WHERE starts_with(id, 'old session')", (status,)
+            )
     except psycopg.Error as error:
-        rig.violation(f"I4: the game was refused: {error}")
+        rig.violation(f"I4: the game received an error: {error}")
 
 
 def mutilate(
-    rig: Rig, exporter: ExporterProcess, quiet: psycopg.Connection, harm: LiteralString, mend: LiteralString, name: str
+    rig: Rig,
+    exporter: ExporterProcess,
+    old_session: psycopg.Connection,
+    harm: LiteralString,
+    repair: LiteralString,
+    name: str,
 ) -> None:
-    """Take a watched column away, look whether that is said, and bring it back."""
+    """Remove a watched column, check that the exporter reports it, and restore the column."""
 
-    def gave_up(page: str) -> float:
+    def reconnects_for_schema(page: str) -> float:
         return number(page, "mfg_notify_reconnects_total", reason="schema_not_ready")
 
-    before = gave_up(exporter.page())
+    before = reconnects_for_schema(exporter.page())
     alter(rig, harm)
-    rig.harm("watched columns taken away")
+    rig.harm("watched columns removed")
     answer = eventually(lambda: exporter.get("/-/ready"), lambda answer: answer.status_code == 503)
     eventually(lambda: exporter.get("/-/ready").text, lambda text: name in text)
-    save_quietly(rig, quiet)
-    page = eventually(exporter.page, lambda page: gave_up(page) > before)
+    save_in_old_session(rig, old_session)
+    page = eventually(exporter.page, lambda page: reconnects_for_schema(page) > before)
     if number(page, "mfg_notify_ready") != 0:
-        rig.violation(f"ready without a column that is needed: {answer.text}")
+        rig.violation(f"ready without a required column: {answer.text}")
     if name not in exporter.read_log():
         rig.violation(f"the log does not name {name}")
-    alter(rig, mend)
+    alter(rig, repair)
     exporter.wait_ready()
-    save_quietly(rig, quiet)
+    save_in_old_session(rig, old_session)

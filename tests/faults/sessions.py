@@ -1,4 +1,4 @@
-"""The game's sessions are of an unusual kind: isolation, long and prepared transactions, time-outs, odd settings."""
+"""Unusual sessions of the game: isolation levels, long and prepared transactions, time-outs, odd settings."""
 
 import time
 from collections import Counter
@@ -25,7 +25,7 @@ SELECT 'odd-' || i, 'odd-' || 1 + i % 6, 901, 'COLLECT_SELL', 'READY', 'G' FROM 
 """
 LEVELS = ("SCARCE", "LIMITED", "MODERATE", "HIGH", "ABUNDANT")
 REFUSED = (errors.SerializationFailure, errors.DeadlockDetected, errors.QueryCanceled)
-"""What PostgreSQL itself may do to such transactions; the game tries again."""
+"""Errors that PostgreSQL itself may raise in such transactions; the game retries them."""
 KINDS: dict[str, tuple[LiteralString, ...]] = {
     "SERIALIZABLE": ("SET default_transaction_isolation = serializable",),
     "REPEATABLE READ": ("SET default_transaction_isolation = 'repeatable read'",),
@@ -49,15 +49,15 @@ KINDS: dict[str, tuple[LiteralString, ...]] = {
         "SET client_min_messages = error",
     ),
 }
-"""What a session of the game says first, by what it is called."""
+"""First statements of a session of the game, by the name of the kind."""
 
 
-def transact(game: psycopg.Connection, chance: Random) -> None:
-    """Play one transaction that reads what others write."""
-    task = f"odd-{chance.randrange(1, TASKS + 1)}"
+def transact(game: psycopg.Connection, random: Random) -> None:
+    """Play one transaction that reads rows that others write."""
+    task = f"odd-{random.randrange(1, TASKS + 1)}"
     with game.transaction():
         [(ready,)] = game.execute("SELECT count(*) FROM manufacturing_tasks WHERE status = 'READY'").fetchall()
-        match chance.randrange(4):
+        match random.randrange(4):
             case 0:
                 game.execute("SELECT id FROM manufacturing_tasks WHERE id = %s FOR UPDATE", (task,))
                 game.execute(
@@ -75,37 +75,37 @@ def transact(game: psycopg.Connection, chance: Random) -> None:
                 game.execute(
                     """UPDATE manufacturing_factory_states SET current_supply = %s, ready_for_collection = %s
                        WHERE pipeline_id = %s""",
-                    (chance.choice(LEVELS), chance.random() < 0.5, f"odd-{chance.randrange(1, 7)}"),
+                    (random.choice(LEVELS), random.random() < 0.5, f"odd-{random.randrange(1, 7)}"),
                 )
             case _:
                 game.execute(
                     "UPDATE manufacturing_tasks SET status = 'READY', retry_count = %s WHERE id = %s",
-                    (chance.randrange(4), task),
+                    (random.randrange(4), task),
                 )
 
 
 def work(rig: Rig, seed: int, kind: str, transactions: int) -> Counter[str]:
-    """Play so many transactions in a session of that kind; return how often each SQLSTATE was raised."""
-    chance = Random(seed)
+    """Play transactions in a session of a kind; return how often each SQLSTATE was raised."""
+    random = Random(seed)
     refused: Counter[str] = Counter()
     with rig.connect() as game:
         for statement in KINDS[kind]:
             game.execute(statement)
         for _ in range(transactions):
             try:
-                transact(game, chance)
+                transact(game, random)
             except REFUSED as error:
                 refused[error.sqlstate or ""] += 1
             except psycopg.Error as error:
-                rig.violation(f"I4: the game was refused: {type(error).__name__}: {error}")
+                rig.violation(f"I4: the game received an error: {type(error).__name__}: {error}")
     return refused
 
 
 def work_together(rig: Rig, kind: str, transactions: int) -> Counter[str]:
-    """Let several sessions of a kind play at once."""
+    """Play transactions in several sessions of a kind at once; return how often each SQLSTATE was raised."""
     with ThreadPoolExecutor(WORKERS) as pool:
         counts = [
-            pool.submit(work, rig, rig.chance.randrange(1 << 30), kind, transactions) for _ in range(WORKERS)
+            pool.submit(work, rig, rig.random.randrange(1 << 30), kind, transactions) for _ in range(WORKERS)
         ]  # fmt: skip
         return sum((count.result() for count in counts), Counter[str]())
 
@@ -116,7 +116,7 @@ def unusual_sessions(rig: Rig) -> None:
     transactions = rig.rounds(60, 1500)
     with rig.exporter() as exporter, rig.connect() as long:
         exporter.wait_ready()
-        # Its event has a low id, and is committed when thousands of others have long been folded.
+        # The event of the long transaction has a low id, and is committed long after thousands of others were folded.
         opened = time.monotonic()
         long.execute("BEGIN")
         long.execute("INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)"
@@ -126,7 +126,7 @@ def unusual_sessions(rig: Rig) -> None:
                 for sqlstate, n in work_together(rig, kind, transactions).items():
                     rig.report.counts[f"{sqlstate} in sessions of {kind}"] += n
                 rig.report.counts["transactions of unusual sessions"] += WORKERS * transactions
-            rig.some_more(exporter, 20)
+            rig.wait_for_events(exporter, 20)
             rig.wait_until(opened + rig.rounds(0, LONG))
         long.execute("COMMIT")
         rig.check(exporter)
@@ -134,10 +134,10 @@ def unusual_sessions(rig: Rig) -> None:
 
 
 def compare_with_control(rig: Rig, transactions: int) -> None:
-    """Measure how many serializable transactions fail with the triggers, and how many without any."""
+    """Measure how many serializable transactions fail with the triggers and without them."""
     for ours in (False, True):
         for table in ("pipelines", "tasks", "factory_states"):
-            # The audit reads, too.
+            # The triggers of the audit read too, so they are disabled in both cases.
             rig.ask(f"ALTER TABLE manufacturing_{table} DISABLE TRIGGER USER")
             for operation in ("insert", "update", "delete") if ours else ():
                 rig.ask(f"ALTER TABLE manufacturing_{table} ENABLE TRIGGER mfg_notify_{operation}")
@@ -146,23 +146,23 @@ def compare_with_control(rig: Rig, transactions: int) -> None:
         rig.report.figure(f"serialization failures {'with' if ours else 'without'} triggers in %", share)
 
 
-# NOTIFY is off there: PREPARE TRANSACTION refuses a transaction that has notified.
+# With this setting the triggers do not notify, because PREPARE TRANSACTION refuses a transaction that has notified.
 @fault("prepared transactions", settings={"max_prepared_transactions": "20"})
 def prepared_transactions(rig: Rig) -> None:
     rig.ask(SETUP)
     with rig.exporter() as exporter, rig.connect() as game:
         exporter.wait_ready()
         with rig.game():
-            for number_of_it in range(rig.rounds(30, 500)):
-                name = f"two phases {number_of_it}"
+            for number in range(rig.rounds(30, 500)):
+                name = f"two phases {number}"
                 game.execute("BEGIN")
                 game.execute(
                     "UPDATE manufacturing_tasks SET status = %s, total_revenue = total_revenue + 1 WHERE id = %s",
-                    ("READY" if number_of_it % 2 else "COMPLETED", f"odd-{rig.chance.randrange(1, TASKS + 1)}"),
+                    ("READY" if number % 2 else "COMPLETED", f"odd-{rig.random.randrange(1, TASKS + 1)}"),
                 )
                 game.execute(f"PREPARE TRANSACTION '{name}'".encode())
                 rig.harm("prepared transactions")
-                end = "COMMIT" if rig.chance.random() < 0.7 else "ROLLBACK"
+                end = "COMMIT" if rig.random.random() < 0.7 else "ROLLBACK"
                 game.execute(f"{end} PREPARED '{name}'".encode())
-            rig.some_more(exporter, 20)
+            rig.wait_for_events(exporter, 20)
         rig.check(exporter)

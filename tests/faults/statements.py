@@ -1,4 +1,4 @@
-"""Statements of many rows, and transactions of more notifications than the server's queue holds."""
+"""Large statements, and transactions with more notifications than the server's queue holds."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,12 +26,12 @@ STATEMENTS = (
     FACTORIES,
     TASKS,
     "UPDATE manufacturing_tasks SET status = 'READY', ready_at = now() WHERE id LIKE 'many-%%'",
-    # Half of the rows are there.
+    # Half of these rows exist already.
     """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
        SELECT 'many-' || i + %(rows)s / 2, %(player)s, 'LIQUIDATE', 'READY', 'G' FROM generate_series(1, %(rows)s) i
        ON CONFLICT (id) DO UPDATE SET status = 'EXECUTING', assigned_ship = 'SHIP-1', started_at = now()""",
     "UPDATE manufacturing_factory_states SET current_supply = 'HIGH', ready_for_collection = true",
-    # Leaves the history behind.
+    # Makes finished pipelines.
     """UPDATE manufacturing_pipelines SET status = 'COMPLETED', completed_at = now(), total_revenue = 7
        WHERE id LIKE '%%7'""",
 )
@@ -45,27 +45,27 @@ MERGE = """MERGE INTO manufacturing_tasks t
 DELETE = "DELETE FROM manufacturing_pipelines WHERE id ~ '^many-.*[0-4]$'"
 TRUNCATE = "TRUNCATE manufacturing_pipelines CASCADE"
 NOTIFICATIONS = 101
-"""What one transaction of the game may send at most: 100 payloads, and 'fold'."""
+"""Most notifications of one transaction of the game: 100 payloads and one 'fold'."""
 
 
 @contextmanager
-def hearing(rig: Rig) -> Iterator[psycopg.Connection]:
-    """Listen to the triggers' channel on a connection of one's own."""
+def listening_session(rig: Rig) -> Iterator[psycopg.Connection]:
+    """Listen to the triggers' channel on another connection."""
     with rig.connect() as connection:
         [(channel,)] = connection.execute("SELECT channel FROM mfg_notify.settings").fetchall()
         connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
         yield connection
 
 
-def heard(listening: psycopg.Connection) -> list[str]:
-    """Return the triggers' payloads that have come since the last call."""
-    listening.execute("SELECT 1")  # notifications come with its answer
+def received_payloads(listening: psycopg.Connection) -> list[str]:
+    """Return the triggers' payloads that came since the last call."""
+    listening.execute("SELECT 1")  # the server sends notifications with the answer
     payloads = [notification.payload for notification in listening.notifies(timeout=0)]
     return [payload for payload in payloads if not payload.startswith(("ping ", "barrier "))]
 
 
 def peak_memory(exporter: ExporterProcess) -> int:
-    """Return the most memory that it ever had, in MiB."""
+    """Return the peak of the exporter's resident memory in MiB."""
     status = Path(f"/proc/{exporter.process.pid}/status").read_text()
     [line] = [line for line in status.splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) // 1024
@@ -74,7 +74,7 @@ def peak_memory(exporter: ExporterProcess) -> int:
 @fault("one statement, many rows")
 def one_statement_many_rows(rig: Rig) -> None:
     rows = rig.rounds(5_000, 100_000)
-    with rig.exporter("--notify", "always") as exporter, hearing(rig) as listening, rig.connect() as game:
+    with rig.exporter("--notify", "always") as exporter, listening_session(rig) as listening, rig.connect() as game:
         exporter.wait_ready()
         before = peak_memory(exporter)
         [(player,)] = game.execute(PLAYER).fetchall()
@@ -82,7 +82,7 @@ def one_statement_many_rows(rig: Rig) -> None:
         for statement in (*STATEMENTS, *merges, DELETE, TRUNCATE):
             game.execute(statement, {"rows": rows, "pipelines": rows // 100, "player": player})
             rig.harm("large statements")
-            sent = len(heard(listening))
+            sent = len(received_payloads(listening))
             rig.report.figure("notifications of a statement", sent)
             if not 0 < sent <= NOTIFICATIONS:
                 rig.violation(f"I4: {sent} notifications of one statement: {statement}")
@@ -101,11 +101,11 @@ def notification_queue_full(rig: Rig) -> None:
                 game.execute(statement, parameters)
             for _ in range(rig.rounds(1, 6)):
                 with rig.connect() as stuck:
-                    # Whoever listens and does not end a transaction keeps the queue from being emptied.
+                    # A listener that stays in a transaction prevents the server from emptying the queue.
                     stuck.execute("LISTEN elsewhere")
                     stuck.execute("BEGIN")
                     stuck.execute("SELECT 1")
-                    rig.some_more(exporter, 20)
+                    rig.wait_for_events(exporter, 20)
                     _many_statements_in_a_transaction(rig, game)
                     while queue_usage(game) < 0.25:
                         game.execute(
@@ -113,42 +113,42 @@ def notification_queue_full(rig: Rig) -> None:
                             " WHERE id IN (SELECT 'many-' || i FROM generate_series(1, 90) i)"
                         )
                     _many_statements_in_a_transaction(rig, game)
-                    rig.some_more(exporter, 20)  # the journal goes on without notifications
-                    # Nor does the game need what is left, which anyone at all may take.
+                    rig.wait_for_events(exporter, 20)  # the journal works without notifications
+                    # Any client may fill the rest of the queue. The game does not need it.
                     fill_queue(rig)
                     rig.report.figure("queue usage in %", 100 * queue_usage(game))
                     _many_statements_in_a_transaction(rig, game)
                     rig.harm("queues filled")
                 eventually(lambda: queue_usage(game), lambda usage: usage < 0.25)
                 exporter.wait_ready()
-                with hearing(rig) as listening:
-                    eventually(lambda listening=listening: len(heard(listening)) > 0)  # type: ignore[misc]
-                rig.some_more(exporter, 20)
+                with listening_session(rig) as listening:
+                    eventually(lambda listening=listening: len(received_payloads(listening)) > 0)  # type: ignore[misc]
+                rig.wait_for_events(exporter, 20)
         rig.check(exporter)
         assert number(exporter.page(), "mfg_notify_lost_changes_total") == 0
 
 
 def _many_statements_in_a_transaction(rig: Rig, game: psycopg.Connection) -> None:
-    """Play more in one transaction than the queue could hold, and statements of 400 rows."""
+    """Play one transaction with more changes than the queue could hold, and one statement of 400 rows."""
     with game.transaction():
-        for number_of_it in range(rig.rounds(25, 300)):
+        for number_of_statement in range(rig.rounds(25, 300)):
             game.execute(
                 "UPDATE manufacturing_tasks SET status = %s, retry_count = retry_count + 1"
                 " WHERE id IN (SELECT 'many-' || i FROM generate_series(1, 90) i)",
-                ("READY" if number_of_it % 2 else "PENDING",),
+                ("READY" if number_of_statement % 2 else "PENDING",),
             )
     game.execute("UPDATE manufacturing_tasks SET total_revenue = total_revenue + 1 WHERE id LIKE 'many-%'")
     rig.harm("transactions larger than the queue")
 
 
 def fill_queue(rig: Rig) -> None:
-    """Notify until the server takes no more."""
-    with rig.connect() as stranger, suppress(errors.ProgramLimitExceeded):
+    """Notify until the server refuses more."""
+    with rig.connect() as connection, suppress(errors.ProgramLimitExceeded):
         while True:
-            stranger.execute(sql.SQL("NOTIFY elsewhere, {}").format(sql.Literal("x" * 7999)))
+            connection.execute(sql.SQL("NOTIFY elsewhere, {}").format(sql.Literal("x" * 7999)))
 
 
 def queue_usage(connection: psycopg.Connection) -> float:
-    """Return how full the server's notification queue is, 0 to 1."""
+    """Return the usage of the server's notification queue, 0 to 1."""
     [(usage,)] = connection.execute("SELECT pg_notification_queue_usage()").fetchall()
     return float(usage)

@@ -1,4 +1,4 @@
-"""The server crashes, forgets what it had promised, or is set back."""
+"""Storage: the server crashes, loses commits in a crash, or is restored from an older copy."""
 
 import shutil
 import subprocess
@@ -10,12 +10,12 @@ from tests.support import ExporterProcess, eventually, number, samples, settled_
 
 
 def crash(rig: Rig, exporter: ExporterProcess) -> None:
-    """Restart the server as after a crash, at some moment of the game."""
-    rig.some_more(exporter, rig.chance.randrange(50, 300))
+    """Crash the server at some moment of the game, and start it again."""
+    rig.wait_for_events(exporter, rig.random.randrange(50, 300))
     rig.server.stop("immediate")
     rig.harm("crashes of the server")
     eventually(lambda: exporter.get("/-/ready").status_code == 503)
-    # It answers while the database is down, with the numbers of before: what falls, the watch sees.
+    # The exporter answers with its last values while the database is down. The watch checks that none falls.
     if "spacetraders_daemon_manufacturing_tasks_completed_total{" not in exporter.page():
         rig.violation("the page is empty while the database is down")
     rig.server.start()
@@ -29,11 +29,11 @@ def database_crash(rig: Rig) -> None:
             for _ in range(rig.rounds(2, 15)):
                 crash(rig, exporter)
                 exporter.wait_ready()
-            rig.some_more(exporter, 50)
+            rig.wait_for_events(exporter, 50)
         rig.check(exporter)
 
 
-# The WAL of a transaction is written so late that a crash loses what the game believes committed.
+# WAL is written so late that a crash loses transactions that the game believes committed.
 @fault(
     "database crash that loses the game's last commits",
     settings={"synchronous_commit": "off", "wal_writer_delay": "10s", "wal_writer_flush_after": "0"},
@@ -45,17 +45,19 @@ def database_crash_losing_commits(rig: Rig) -> None:
             with rig.game(once=True):
                 crash(rig, exporter)
             exporter.wait_ready()
-        # What had been shown of lost transactions stays shown.
+        # Counters that showed events of lost transactions keep showing them.
         rig.check(exporter, page=False, ahead=False)
-        ghosts = number(exporter.page(), "mfg_notify_events_rejected_total", reason="unconfirmed")
-        rig.report.counts["ghosts"] += int(ghosts)
-        lost = "notifications without an event" in exporter.read_log()
-        if lost != (ghosts > 0):
-            rig.violation(f"{ghosts} ghosts, and the log {'names' if lost else 'does not name'} them")
+        unconfirmed = number(exporter.page(), "mfg_notify_events_rejected_total", reason="unconfirmed")
+        rig.report.counts["unconfirmed events"] += int(unconfirmed)
+        logged = "notifications without an event" in exporter.read_log()
+        if logged != (unconfirmed > 0):
+            rig.violation(
+                f"{unconfirmed} events were unconfirmed, and the log {'has' if logged else 'lacks'} a warning"
+            )
 
 
 def counters_on(page: str) -> dict[truth.Series, float]:
-    """Return every sample that must not fall and is known exactly."""
+    """Return every sample that must not fall and whose value is known exactly."""
     rising = names_that_rise(page.splitlines())
     return {
         (name, labels): value
@@ -64,8 +66,10 @@ def counters_on(page: str) -> dict[truth.Series, float]:
     }
 
 
-def stands_at(series: truth.Series, shown: dict[truth.Series, float], committed: dict[truth.Series, float]) -> float:
-    """Return where a counter stands after a restore: at the higher of both. A sum goes with the greater count."""
+def value_after_restore(
+    series: truth.Series, shown: dict[truth.Series, float], committed: dict[truth.Series, float]
+) -> float:
+    """Return the value of a counter after a restore: the higher of the two. A sum follows the larger count."""
     name, labels = series
     if name.endswith("_sum"):
         counts = [page.get((name.removesuffix("_sum") + "_count", labels), 0.0) for page in (shown, committed)]
@@ -81,12 +85,12 @@ def older_copy_restored(rig: Rig) -> None:
         exporter.wait_ready()
         for _ in range(rig.rounds(1, 6)):
             with rig.game():
-                rig.some_more(exporter, rig.chance.randrange(100, 400))
+                rig.wait_for_events(exporter, rig.random.randrange(100, 400))
             rig.server.stop()
             subprocess.run(["cp", "-a", data, copy], check=True)
             rig.server.start()
             with rig.game():
-                rig.some_more(exporter, rig.chance.randrange(100, 400))
+                rig.wait_for_events(exporter, rig.random.randrange(100, 400))
             shown = counters_on(settled_page(exporter))
             rewinds = number(exporter.page(), "mfg_notify_rewinds_total")
             rig.server.stop("immediate")
@@ -95,15 +99,15 @@ def older_copy_restored(rig: Rig) -> None:
             rig.server.start()
             rig.harm("restores")
             with rig.game():
-                rig.some_more(exporter, rig.chance.randrange(100, 400))
+                rig.wait_for_events(exporter, rig.random.randrange(100, 400))
             page = settled_page(exporter)
             if number(page, "mfg_notify_rewinds_total") != rewinds + 1 or "was set back" not in exporter.read_log():
                 rig.violation("the restore was not reported")
-            # Each counter stands where it stood until the truth has overtaken it: it neither falls nor jumps.
+            # A counter keeps its value until the truth has caught up with it: it neither falls nor jumps.
             with rig.connect() as connection:
                 committed = truth.expected_samples(connection)
             for series, now in counters_on(page).items():
-                must = stands_at(series, shown, committed)
-                if now != must:
-                    rig.violation(f"{series} is {now} after the restore and must be {must}")
+                expected = value_after_restore(series, shown, committed)
+                if now != expected:
+                    rig.violation(f"{series} is {now} after the restore and must be {expected}")
         rig.check(exporter, page=False, ahead=False)

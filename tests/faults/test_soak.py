@@ -1,8 +1,7 @@
-"""All faults in their long form, in random order, for half an hour and more: `make soak`.
+"""Runs all faults in their long form, in random order, for half an hour or longer: `make soak`.
 
-MFG_NOTIFY_SOAK_MINUTES says how long (30), MFG_NOTIFY_SOAK_RATE how many statements a second each writer sends (150),
-MFG_NOTIFY_SOAK_SEED repeats a run: the order of the faults and every choice of theirs, though not the moments at which
-the machine does what.
+MFG_NOTIFY_SOAK_MINUTES is the duration (30), MFG_NOTIFY_SOAK_RATE the statements a second of each writer (150).
+MFG_NOTIFY_SOAK_SEED repeats a run: the order of the faults and all their random choices, but not the machine's timing.
 """
 
 import os
@@ -15,7 +14,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 from tests.conftest import Server
-from tests.faults.deck import FAULTS
+from tests.faults.all_faults import FAULTS
 from tests.faults.rig import Report
 
 
@@ -24,14 +23,14 @@ def test_soak(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     seed = int(os.environ.get("MFG_NOTIFY_SOAK_SEED") or secrets.randbelow(1_000_000))
     deadline = time.monotonic() + 60 * float(os.environ.get("MFG_NOTIFY_SOAK_MINUTES") or 30)
     console = Console(highlight=False, soft_wrap=True)
-    chance = Random(seed)
+    random = Random(seed)
     reports: list[Report] = []
     with capsys.disabled():
         console.print(f"\nseed {seed}: repeat with MFG_NOTIFY_SOAK_SEED={seed}")
         while time.monotonic() < deadline:
-            for name in chance.sample(sorted(FAULTS), len(FAULTS)):
-                # Drawn for every fault, so that those that this machine cannot do leave the others as they are.
-                seed_of_fault = chance.randrange(1 << 30)
+            for name in random.sample(sorted(FAULTS), len(FAULTS)):
+                # Every fault gets a seed, so that faults that this machine cannot run do not change the others' seeds.
+                seed_of_fault = random.randrange(1 << 30)
                 if time.monotonic() >= deadline:
                     break
                 if lacking := FAULTS[name].lacks():
@@ -48,12 +47,12 @@ def test_soak(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def _table(reports: list[Report]) -> Table:
-    table = Table("fault", "runs", "changes", "scrapes", "harm done", "violations")
+    table = Table("fault", "runs", "changes", "scrapes", "harm", "violations")
     for name in sorted({report.fault for report in reports}):
         of_fault = [report for report in reports if report.fault == name]
         counts = sum((report.counts for report in of_fault), Counter[str]())
-        known = {"changes", "scrapes", "checks", "transactions", "statements"}
-        harm = ", ".join(f"{n} {what}" for what, n in sorted(counts.items()) if what not in known and n)
+        not_harm = {"changes", "scrapes", "checks", "transactions", "statements"}
+        harm = ", ".join(f"{n} {what}" for what, n in sorted(counts.items()) if what not in not_harm and n)
         violations = sum(len(report.violations) for report in of_fault)
         table.add_row(name, str(len(of_fault)), str(counts["changes"]), str(counts["scrapes"]), harm, str(violations))
     return table

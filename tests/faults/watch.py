@@ -1,4 +1,4 @@
-"""Looking at /metrics all the while: no counter ever falls (I2), and none is ahead of what was committed (I3)."""
+"""Watches /metrics throughout a fault: no counter falls (I2), and none is ahead of the commits (I3)."""
 
 import http.client
 import re
@@ -15,79 +15,79 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.truth import PREFIX, WAIT, Series
 
 INTERVAL = 0.05
-"""Seconds between two looks."""
+"""Seconds between two scrapes."""
 TIMEOUT = 5.0
 """Seconds after which a scrape counts as unanswered."""
 MAY_FALL = f"{PREFIX}manufacturing_pipeline_profit_credits_sum"
 """Losses are negative observations."""
 
 
-class Ratchet:
-    """Remembers the highest value of every counter that was shown, when it rose, and whether one ever fell."""
+class CounterHistory:
+    """Records the highest value of every counter, when it rose, and every fall."""
 
     def __init__(self) -> None:
         self.highest: dict[str, float] = {}
         self.rises: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
-        """Line without its value → (epoch microseconds when the page was in hand, value)."""
+        """Series as it is written on the page → (epoch microseconds at which the page had arrived, value)."""
         self.falls: list[str] = []
         self._lines: set[str] = set()
         self._rising: frozenset[str] = frozenset()
 
-    def look(self, page: str) -> str:
-        """Take note of a text page, and give it back."""
+    def record(self, page: str) -> str:
+        """Record a text page, and return it."""
         at = time.time_ns() // 1000
         lines = set(page.split("\n"))
-        fresh = lines - self._lines
-        if any(line.startswith("# TYPE") for line in fresh):
+        new_lines = lines - self._lines
+        if any(line.startswith("# TYPE") for line in new_lines):
             self._rising = names_that_rise(lines)
-        for line in fresh:
-            place, _, text = line.rpartition(" ")
-            name = place.partition("{")[0]
+        for line in new_lines:
+            series, _, text = line.rpartition(" ")
+            name = series.partition("{")[0]
             if "_seconds" in name and text.startswith("-"):
-                self.falls.append(f"{place} is {text}: a time that is negative")
+                self.falls.append(f"{series} is a negative time: {text}")
             if name not in self._rising:
                 continue
-            value, before = float(text), self.highest.get(place, 0.0)
+            value, before = float(text), self.highest.get(series, 0.0)
             if value < before:
-                self.falls.append(f"{place} fell from {before} to {value}")
+                self.falls.append(f"{series} fell from {before} to {value}")
             elif value > before:
-                self.highest[place] = value
-                self.rises[place].append((at, value))
+                self.highest[series] = value
+                self.rises[series].append((at, value))
         self._lines = lines
         return page
 
     def ahead_of(self, history: Mapping[Series, list[tuple[int, float]]]) -> list[str]:
-        """Return what was shown before it was committed; `history` is from `truth.read_history`."""
+        """Return the values that were shown before their commit; `history` comes from `truth.read_history`."""
         found = []
-        for place, shown in self.rises.items():
-            series = _series(place)
-            # The wait is measured by two clocks: only how many there were is known exactly.
+        for written, shown in self.rises.items():
+            series = _series(written)
+            # Waiting times are measured by two clocks, so only their count is known exactly.
             if series[0].startswith(PREFIX + WAIT) and not series[0].endswith("_count"):
                 continue
-            # What is past the cap on series is summed under `other`; the truth knows no such labels.
+            # Series beyond the limit are summed under `other`, which the truth does not know.
             if any(value == "other" for label, value in series[1] if label != "cost_type"):
                 continue
             committed = history.get(series, [])
             for at, value in shown:
-                place_in_time = bisect_right(committed, at, key=lambda step: step[0])
-                truth = committed[place_in_time - 1][1] if place_in_time else 0.0
+                steps = bisect_right(committed, at, key=lambda step: step[0])
+                truth = committed[steps - 1][1] if steps else 0.0
                 if value > truth * (1 + 1e-9):
-                    found.append(f"{place} was shown as {value} when {truth} was committed")
+                    found.append(f"{written} was shown as {value} when {truth} was committed")
                     break
         return found
 
 
 class Watch:
-    """Scrapes one address in a thread of its own for as long as the block lasts, whoever answers there."""
+    """Scrapes one address in a thread until the block ends. Exporters there may come and go."""
 
     def __init__(self, port: int) -> None:
-        self.ratchet = Ratchet()
+        self.counters = CounterHistory()
         self.scrapes = 0
         self.unanswered = 0
-        self.quiet = 0
-        """Scrapes that saw the triggers told not to notify."""
+        self.polling_scrapes = 0
+        """Scrapes at which the triggers did not notify and the exporter polled."""
         self.slowest_seconds = 0.0
-        """Of the answered scrapes since it was last set to 0."""
+        """Slowest answered scrape since this was last set to 0."""
         self._port = port
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"watch {port}")
@@ -114,15 +114,15 @@ class Watch:
                     connection.request("GET", "/metrics", headers={"Accept-Encoding": "identity"})
                     page = connection.getresponse().read().decode()
                 except (OSError, http.client.HTTPException):
-                    # Nobody is there at the moment: it was killed, or is stopped.
+                    # No exporter answers at the moment: it was killed or is stopped.
                     self.unanswered += 1
                     connection.close()
                     continue
                 self.scrapes += 1
                 self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - started)
-                self.quiet += "\nmfg_notify_polling 1" in page
-                self.ratchet.look(page)
-        except BaseException as crash:  # noqa: BLE001 - raised where the block ends
+                self.polling_scrapes += "\nmfg_notify_polling 1" in page
+                self.counters.record(page)
+        except BaseException as crash:  # noqa: BLE001 - raised when the block ends
             self._crash = crash
         finally:
             with suppress(OSError):
@@ -130,7 +130,7 @@ class Watch:
 
 
 def names_that_rise(lines: Iterable[str]) -> frozenset[str]:
-    """Return the names of the game's samples on a page that must never fall, by the page's own word."""
+    """Return the names of the game's samples that must never fall, according to the page's TYPE lines."""
     names: set[str] = set()
     for line in lines:
         if (found := re.fullmatch(rf"# TYPE ({PREFIX}\w+) (counter|histogram)", line)) is None:
@@ -140,7 +140,7 @@ def names_that_rise(lines: Iterable[str]) -> frozenset[str]:
     return frozenset(names - {MAY_FALL})
 
 
-def _series(place: str) -> Series:
-    [family] = text_string_to_metric_families(place + " 0\n")
+def _series(written: str) -> Series:
+    [family] = text_string_to_metric_families(written + " 0\n")
     [sample] = family.samples
     return sample.name, frozenset(sample.labels.items())

@@ -1,7 +1,7 @@
-"""A writer: plays the simulated game until SIGTERM, and says in one line of JSON how it went.
+"""A writer: plays the simulated game until SIGTERM, and reports in one line of JSON.
 
-When the connection is lost it connects again, or ends in peace where it is told `once`: a game that believes what a
-crash has lost cannot go on. Any other error ends it with exit code 1: the game must see none.
+It reconnects if it loses its connection. With `once` it ends without an error instead, because a game cannot continue
+after a crash that lost commits it relies on. Any other error ends it with exit code 1, because the game must see none.
 """
 
 import json
@@ -26,7 +26,7 @@ async def _play(dsn: str, options: GameOptions, *, once: bool) -> tuple[GameProg
 
     async def end(scope: anyio.CancelScope) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM) as signals:
-            print("receiving", flush=True)  # noqa: T201 - from here on SIGTERM ends in a report
+            print("receiving", flush=True)  # noqa: T201 - from here on SIGTERM leads to a report
             async for _ in signals:
                 scope.cancel()
 
@@ -34,17 +34,17 @@ async def _play(dsn: str, options: GameOptions, *, once: bool) -> tuple[GameProg
         tasks.start_soon(end, tasks.cancel_scope)
         try:
             progress = await play(dsn, options, on_progress=remember, reconnect=not once)
-        except psycopg.Error as refused:
-            if not (once and is_lost(refused)):
-                error = f"{type(refused).__name__}: {refused}"
+        except psycopg.Error as raised:
+            if not (once and is_lost(raised)):
+                error = f"{type(raised).__name__}: {raised}"
         tasks.cancel_scope.cancel()
     return progress, error
 
 
-def main(dsn: str, seed: str, players: str, rate: str, patience: str) -> int:
-    """Play; exit code 1 if the database refused anything."""
+def main(dsn: str, seed: str, players: str, rate: str, connections: str) -> int:
+    """Play; return exit code 1 if the database raised an error."""
     options = GameOptions(seed=int(seed), players=int(players), rate=float(rate))
-    progress, error = anyio.run(partial(_play, dsn, options, once=patience == "once"))
+    progress, error = anyio.run(partial(_play, dsn, options, once=connections == "once"))
     print(  # noqa: T201 - its only output
         json.dumps(
             {
