@@ -92,7 +92,7 @@ class Stage:
             return connection.execute(query).fetchall()[0][0]
 
     def make_game(self, database: str, *, triggers: bool) -> None:
-        """Create a database anew, with the game's tables, 2,000 tasks, and our triggers if asked for."""
+        """Drop and create a database with the game's tables and 2,000 tasks, and our triggers if asked for."""
         with self.connect("postgres") as connection:
             for text in ("DROP DATABASE IF EXISTS {} WITH (FORCE)", "CREATE DATABASE {}"):
                 connection.execute(sql.SQL(text).format(sql.Identifier(database)))
