@@ -49,10 +49,11 @@ async def read_snapshot(connection: Connection, schema: str) -> tuple[Snapshot, 
     }
     with translated_errors():
         ships_query = await _find_ships(connection, schema)
-        queries = [sql.SQL(QUERY[f"live_{table}"]).format(**game) for table in game]
-        found = await fetch_without_locks(
-            connection, *queries, sql.SQL(QUERY["visible"]), *([ships_query] if ships_query is not None else [])
-        )
+        live = [QUERY["live_pipelines"], QUERY["live_tasks"], QUERY["live_factories"]]
+        queries = [*(sql.SQL(query).format(**game) for query in live), sql.SQL(QUERY["visible"])]
+        if ships_query is not None:
+            queries.append(ships_query)
+        found = await fetch_without_locks(connection, *queries)
     pipelines, tasks, factories, ((next_xid, in_progress),), *ships = found
     rows = LiveRows(
         {key: events.decode_pipeline(image) for key, image in pipelines},
