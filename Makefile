@@ -6,16 +6,26 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak bench check format docs dashboards clean
+.PHONY: help demo test test-fast test-matrix coverage soak bench check format docs dashboards clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 demo: $(VENV)/demo ## see it run: PostgreSQL, the game's tables, a simulated game, the exporter
 	@exec $(BIN)/mfg-notify demo
 
 test: $(VENV)/dev ## run the whole test suite
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(PYTEST)
+
+test-fast: $(VENV)/dev ## unit and integration tests, in about a minute and a half
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not soak and not slow" tests/unit tests/integration $(PYTEST)
+
+# VERSIONS="14 16" chooses versions, PYTEST="tests/truth" chooses tests.
+test-matrix: $(VENV)/dev ## everything that needs a database, on PostgreSQL 14 to 18; VERSIONS="14 16" chooses
+	$(BIN)/python -m tests.matrix $(VERSIONS) $(PYTEST)
+
+coverage: $(VENV)/dev ## branches of the core that the unit tests take
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing tests/unit
 
 soak: $(VENV)/dev ## run all faults in random order for MFG_NOTIFY_SOAK_MINUTES (30)
 	$(BIN)/python -m pytest -m soak tests/faults
@@ -42,7 +52,7 @@ dashboards: $(VENV)/dev ## write grafana/dashboards/*.json from their builders
 	$(BIN)/python grafana/generate.py
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) .postgres .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
 
 $(VENV)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -36,7 +36,7 @@ def patch(text: str, hunk: str) -> str:
 def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a copy of the sources with all patches of the page applied."""
     copy = tmp_path_factory.mktemp("followed") / "mfg-notify"
-    left_behind = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "dist")
+    left_behind = (".git", ".venv", ".postgres", ".*_cache", ".hypothesis", "__pycache__", "dist")
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*left_behind))
     for block in re.findall(r"^```diff\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
         place, _, hunks = block.removeprefix("--- ").partition("\n")

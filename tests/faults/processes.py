@@ -137,7 +137,11 @@ def backend_hangs(rig: Rig) -> None:
 
 
 # By TCP, where the server itself notices a client that no longer reads. The queue has 8 MB, so it fills visibly.
-@fault("long pause under a flood", settings={"listen_addresses": "127.0.0.1", "max_notify_queue_pages": "1024"})
+@fault(
+    "long pause under a flood",
+    settings={"listen_addresses": "127.0.0.1", "max_notify_queue_pages": "1024"},
+    version=17,
+)
 def long_pause(rig: Rig) -> None:
     with rig.exporter(dsn=through(rig.dsn, "127.0.0.1", rig.server.port)) as exporter:
         exporter.wait_ready()

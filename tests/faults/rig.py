@@ -20,7 +20,7 @@ from typing import Any, LiteralString
 import httpx
 import psycopg
 from tests import truth
-from tests.conftest import Server, create_game_tables
+from tests.conftest import Postgres, Server, create_game_tables
 from tests.faults.watch import Watch
 from tests.support import PATIENCE, ROOT, ExporterProcess, applied, eventually, free_port, number, settled_page
 
@@ -302,30 +302,34 @@ class Fault:
     """One kind of harm.
 
     With `settings` it has its own server with these settings. `needs` lists what the machine must have: `root`, or the
-    name of a program.
+    name of a program. `version` is the oldest PostgreSQL that knows the settings.
     """
 
     name: str
     do: Callable[[Rig], None]
     settings: Mapping[str, str] | None
     needs: tuple[str, ...]
+    version: int
 
-    def lacks(self) -> str:
-        """Name what this machine lacks for the fault; '' if nothing."""
-        return ", ".join(need for need in self.needs if not (os.geteuid() == 0 if need == "root" else _has(need)))
+    def lacks(self, postgres: Postgres) -> str:
+        """Name what the machine or the PostgreSQL under test lacks for the fault; '' if nothing."""
+        missing = [need for need in self.needs if not (os.geteuid() == 0 if need == "root" else _has(need))]
+        if postgres.version < self.version:
+            missing.append(f"PostgreSQL {self.version}")
+        return ", ".join(missing)
 
-    def run(self, server: Server | None, seed: int, *, long: bool = False) -> Report:
-        """Run the fault once. An assertion that fails on the way counts as a violation."""
+    def run(self, server: Server | None, postgres: Postgres, seed: int, *, long: bool = False) -> Report:
+        """Run the fault once, on `server` or on its own. An assertion that fails on the way counts as a violation."""
         report = Report(self.name, seed)
         started = time.monotonic()
         with ExitStack() as stack:
-            if self.settings is None and server is not None:
+            if self.settings is None:
                 rig = Rig(
                     stack.enter_context(contextmanager(server.clone)(server.installed)).dsn, None, report, long=long
                 )
             else:
                 port = {"port": str(free_port())}
-                own = stack.enter_context(EmbeddedPostgres(settings={**SERVER, **port, **(self.settings or {})}))
+                own = stack.enter_context(postgres.make({**SERVER, **port, **self.settings}))
                 _install(own.dsn())
                 rig = Rig(own.dsn(), own, report, long=long)
             stack.callback(rig.close)
@@ -342,13 +346,13 @@ FAULTS: dict[str, Fault] = {}
 
 
 def fault(
-    name: str, settings: Mapping[str, str] | None = None, needs: Sequence[str] = ()
+    name: str, settings: Mapping[str, str] | None = None, needs: Sequence[str] = (), version: int = 14
 ) -> Callable[[Callable[[Rig], None]], Callable[[Rig], None]]:
     """Register a function as a fault."""
 
     def register(do: Callable[[Rig], None]) -> Callable[[Rig], None]:
         assert name not in FAULTS
-        FAULTS[name] = Fault(name, do, settings, tuple(needs))
+        FAULTS[name] = Fault(name, do, settings, tuple(needs), version)
         return do
 
     return register

@@ -90,7 +90,7 @@ def one_statement_many_rows(rig: Rig) -> None:
         rig.report.figure("growth of the exporter's memory in MiB", peak_memory(exporter) - before)
 
 
-@fault("notification queue full", settings={"max_notify_queue_pages": "64"})
+@fault("notification queue full", settings={"max_notify_queue_pages": "64"}, version=17)
 def notification_queue_full(rig: Rig) -> None:
     with rig.exporter("--notify", "always") as exporter:
         exporter.wait_ready()

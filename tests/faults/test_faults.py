@@ -3,19 +3,19 @@
 import os
 
 import pytest
-from tests.conftest import TEST_DSN, Server
+from tests.conftest import TEST_DSN, Postgres, Server
 from tests.faults.all_faults import FAULTS
 from tests.faults.rig import Fault
 
 SEED = 4
-# Faults with their own server always use the embedded one, so they are left out if the tests use another server.
+# A fault with its own server does nothing to a server that the environment names.
 SELECTED = [fault for fault in FAULTS.values() if fault.settings is None or TEST_DSN not in os.environ]
 
 
 @pytest.mark.parametrize("fault", SELECTED, ids=[fault.name for fault in SELECTED])
-def test_fault(fault: Fault, server: Server) -> None:
-    if lacking := fault.lacks():
+def test_fault(fault: Fault, server: Server, postgres: Postgres) -> None:
+    if lacking := fault.lacks(postgres):
         pytest.skip(f"needs {lacking}")
-    report = fault.run(server, SEED)
+    report = fault.run(server, postgres, SEED)
     print(report)  # noqa: T201 - shown if the test fails, and by pytest -rP
     assert not report.violations, "\n".join(report.violations)

@@ -13,13 +13,14 @@ from random import Random
 import pytest
 from rich.console import Console
 from rich.table import Table
-from tests.conftest import Server
+from tests.conftest import Postgres, Server
 from tests.faults.all_faults import FAULTS
 from tests.faults.rig import Report
 
 
 @pytest.mark.soak
-def test_soak(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.timeout(0)
+def test_soak(server: Server, postgres: Postgres, capsys: pytest.CaptureFixture[str]) -> None:
     seed = int(os.environ.get("MFG_NOTIFY_SOAK_SEED") or secrets.randbelow(1_000_000))
     deadline = time.monotonic() + 60 * float(os.environ.get("MFG_NOTIFY_SOAK_MINUTES") or 30)
     console = Console(highlight=False, soft_wrap=True)
@@ -33,10 +34,10 @@ def test_soak(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
                 seed_of_fault = random.randrange(1 << 30)
                 if time.monotonic() >= deadline:
                     break
-                if lacking := FAULTS[name].lacks():
+                if lacking := FAULTS[name].lacks(postgres):
                     console.print(f"{name}: left out, needs {lacking}", markup=False)
                     continue
-                report = FAULTS[name].run(server, seed_of_fault, long=True)
+                report = FAULTS[name].run(server, postgres, seed_of_fault, long=True)
                 reports.append(report)
                 console.print(str(report), markup=False)
                 for violation in report.violations:

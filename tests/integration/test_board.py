@@ -13,10 +13,9 @@ import httpx
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
-from tests.conftest import Database, create_game_tables
+from tests.conftest import Database, Postgres, create_game_tables
 from tests.support import PATIENCE, ExporterProcess, eventually, stop_backend
 
-from mfg_notify.demo.embedded import EmbeddedPostgres
 from mfg_notify.postgres import migrations
 from mfg_notify.web.board import VIEWERS_MAXIMUM
 
@@ -137,8 +136,8 @@ def test_a_forged_change_goes_again(installed: Database) -> None:
         viewer.until(lambda picture: [line["key"] for line in picture["changes"]] == ["real"])
 
 
-def test_it_says_when_the_numbers_were_last_known() -> None:
-    with EmbeddedPostgres() as server:
+def test_it_says_when_the_numbers_were_last_known(postgres: Postgres) -> None:
+    with postgres.make() as server:
         create_game_tables(server.dsn())
         began = time.time()
         with psycopg.connect(server.dsn(), autocommit=True) as game:

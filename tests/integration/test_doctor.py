@@ -16,11 +16,10 @@ import pytest
 from click.testing import CliRunner
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from tests.conftest import Database, Roles, create_game_tables
+from tests.conftest import Database, Postgres, Roles, create_game_tables
 from tests.support import PATIENCE, ROOT, ExporterProcess, eventually, free_port
 
 from mfg_notify.cli import main
-from mfg_notify.demo.embedded import EmbeddedPostgres
 from mfg_notify.diagnosis.doctor import DEFAULT_LIMITS, Finding, Limits, examine
 from mfg_notify.postgres.connection import complete_conninfo
 from mfg_notify.postgres.inspection import connect
@@ -119,8 +118,8 @@ def test_no_such_database(installed: Database) -> None:
     assert "psql --list" in str(findings["connection"].remedy)
 
 
-def test_wrong_password() -> None:
-    with EmbeddedPostgres() as server:
+def test_wrong_password(postgres: Postgres) -> None:
+    with postgres.make() as server:
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE ROLE mfg_exporter LOGIN PASSWORD {}").format(RIGHT))
             (server.folder / "data" / "pg_hba.conf").write_text(
@@ -173,8 +172,8 @@ def test_one_connection_too_few(roles: Roles, installed: Database) -> None:
 # ------------------------------------------------------------------------------------------------ server --
 
 
-def test_standby() -> None:
-    with EmbeddedPostgres() as server:
+def test_standby(postgres: Postgres) -> None:
+    with postgres.make() as server:
         create_game_tables(server.dsn())
         migrate_up(server.dsn())
         assert examined(server.dsn())["primary"].verdict == "ok"
@@ -252,8 +251,9 @@ def test_pooler_in_session_mode(installed: Database, tmp_path: Path) -> None:
         assert "through a pooler in session mode" in findings["delivery"].message
 
 
-def test_queue_filling() -> None:
-    with EmbeddedPostgres(settings={"max_notify_queue_pages": "64"}) as server:
+def test_queue_filling(postgres: Postgres) -> None:
+    postgres.skip_before(17, "older ones cannot have so small a queue")
+    with postgres.make({"max_notify_queue_pages": "64"}) as server:
         create_game_tables(server.dsn())
         migrate_up(server.dsn())
         with psycopg.connect(server.dsn()) as lazy, psycopg.connect(server.dsn(), autocommit=True) as loud:
@@ -427,8 +427,8 @@ def test_what_is_installed_is_damaged(
     assert wrong(examined(installed.dsn)) == set()
 
 
-def test_prepared_transactions() -> None:
-    with EmbeddedPostgres(settings={"max_prepared_transactions": "2"}) as server:
+def test_prepared_transactions(postgres: Postgres) -> None:
+    with postgres.make({"max_prepared_transactions": "2"}) as server:
         create_game_tables(server.dsn())
         migrate_up(server.dsn())
         finding = examined(server.dsn())["notify"]

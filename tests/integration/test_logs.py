@@ -8,11 +8,10 @@ from typing import Any, LiteralString
 
 import psycopg
 import pytest
-from tests.conftest import Database, create_game_tables
+from tests.conftest import Database, Postgres, create_game_tables
 from tests.support import ROOT, ExporterProcess, eventually, free_port, number
 
 from mfg_notify import __version__
-from mfg_notify.demo.embedded import EmbeddedPostgres
 from mfg_notify.postgres import migrations
 
 ATTEMPTS = 5
@@ -40,9 +39,9 @@ def reconcile(exporter: ExporterProcess, times: int = 3) -> None:
     eventually(exporter.page, lambda page: number(page, RECONCILED) > before + times)
 
 
-def test_the_database_goes_and_comes() -> None:
+def test_the_database_goes_and_comes(postgres: Postgres) -> None:
     port = free_port()
-    with EmbeddedPostgres(settings={"listen_addresses": "127.0.0.1", "port": str(port)}) as server:
+    with postgres.make({"listen_addresses": "127.0.0.1", "port": str(port)}) as server:
         create_game_tables(server.dsn())
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             migrations.up(connection, "public", print)

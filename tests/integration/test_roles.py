@@ -11,11 +11,10 @@ from click.testing import CliRunner
 from psycopg import errors, sql
 from psycopg.conninfo import make_conninfo
 from tests import truth
-from tests.conftest import Database, Roles
+from tests.conftest import Database, Postgres, Roles
 from tests.support import ExporterProcess, eventually, simulated_game, value
 
 from mfg_notify.cli import main
-from mfg_notify.demo.embedded import EmbeddedPostgres
 from mfg_notify.demo.game import create_tables, play
 from mfg_notify.demo.world import GameOptions
 from mfg_notify.postgres import migrations
@@ -472,10 +471,9 @@ async def test_installing(roles: Roles, database: Database, kind: Installer) -> 
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("version", [16, 18])
-async def test_installing_first_in_a_cluster_with_createrole(version: Literal[16, 18]) -> None:
+async def test_installing_first_in_a_cluster_with_createrole(postgres: Postgres) -> None:
     """Nothing of ours is in the cluster: the roles are made, shared by two databases, and gone with the last one."""
-    with EmbeddedPostgres(version, settings={"fsync": "off"}) as server:
+    with postgres.make({"fsync": "off"}) as server:
         superuser = server.dsn()
         with psycopg.connect(superuser, autocommit=True) as connection:
             connection.execute("CREATE ROLE game LOGIN CREATEROLE")
@@ -507,9 +505,9 @@ async def test_installing_first_in_a_cluster_with_createrole(version: Literal[16
 
 
 @pytest.mark.anyio
-async def test_installing_without_the_right_to_share_it() -> None:
+async def test_installing_without_the_right_to_share_it(postgres: Postgres) -> None:
     """What the installer may not grant to the role of the triggers, they do with the installer's own rights."""
-    with EmbeddedPostgres(settings={"fsync": "off"}) as server:
+    with postgres.make({"fsync": "off"}) as server:
         superuser = server.dsn()
         async with await psycopg.AsyncConnection.connect(superuser, autocommit=True) as making:
             await create_tables(making)

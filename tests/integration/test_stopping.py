@@ -5,7 +5,7 @@ import signal
 
 import psycopg
 import pytest
-from tests.conftest import Database, create_game_tables
+from tests.conftest import Database, Postgres, create_game_tables
 from tests.support import (
     ExporterProcess,
     applied,
@@ -17,7 +17,6 @@ from tests.support import (
     stop_backend,
 )
 
-from mfg_notify.demo.embedded import EmbeddedPostgres
 from mfg_notify.postgres import migrations
 
 
@@ -41,8 +40,8 @@ def test_signals_while_there_is_no_database(number: signal.Signals) -> None:
         assert exporter.process.wait(10) == 0
 
 
-def test_database_comes_up_later() -> None:
-    with EmbeddedPostgres() as server:
+def test_database_comes_up_later(postgres: Postgres) -> None:
+    with postgres.make() as server:
         create_game_tables(server.dsn())
         server.stop("fast")
         with ExporterProcess(server.dsn()) as exporter:

@@ -17,7 +17,7 @@ from typing import Any, LiteralString
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from tests.conftest import Database, create_game_tables
+from tests.conftest import Database, Postgres, create_game_tables
 from tests.support import PATIENCE, ROOT, ExporterProcess, eventually, simulated_game
 
 from mfg_notify.core.events import (
@@ -29,7 +29,6 @@ from mfg_notify.core.events import (
     TaskChange,
     TaskImage,
 )
-from mfg_notify.demo.embedded import EmbeddedPostgres
 from mfg_notify.diagnosis.tail.gaps import Gap, ShownEvents
 from mfg_notify.diagnosis.tail.output import format_json, format_line
 from mfg_notify.postgres import migrations
@@ -317,8 +316,8 @@ def waiting_in(pipe: int) -> int:
     return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4), sys.byteorder)
 
 
-def test_the_database_goes_away_and_comes_back() -> None:
-    with EmbeddedPostgres() as server:
+def test_the_database_goes_away_and_comes_back(postgres: Postgres) -> None:
+    with postgres.make() as server:
         create_game_tables(server.dsn())
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             migrations.up(connection, "public", print)

