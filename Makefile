@@ -20,9 +20,8 @@ test: $(VENV)/dev ## run the whole test suite
 test-fast: $(VENV)/dev ## unit and integration tests, in about a minute and a half
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not soak and not slow" tests/unit tests/integration $(PYTEST)
 
-# VERSIONS="14 16" chooses versions, PYTEST="tests/truth" chooses tests.
-test-matrix: $(VENV)/dev ## everything that needs a database, on PostgreSQL 14 to 18; VERSIONS="14 16" chooses
-	$(BIN)/python -m tests.matrix $(VERSIONS) $(PYTEST)
+test-matrix: $(VENV)/dev ## what needs a database, on PostgreSQL 14 to 18 or on VERSIONS="14 16"
+	$(BIN)/python -m tests.matrix $(if $(VERSIONS),--versions "$(VERSIONS)") $(PYTEST)
 
 coverage: $(VENV)/dev ## branches of the core that the unit tests take
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing tests/unit

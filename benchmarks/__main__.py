@@ -32,6 +32,7 @@ def plan(*, quick: bool) -> dict[str, Measure]:
 
     return {
         "writers": of(measures.writers, rounds=1 if quick else 5, seconds=second),
+        "factories": of(measures.factories, rounds=1 if quick else 5, seconds=second),
         "latency": of(measures.latency, rounds=few, seconds=3 * second),
         "wal": of(measures.wal, changes=500 if quick else 5_000),
         "large update": of(measures.large_update, rounds=1 if quick else 9, rows=1_000 if quick else 100_000),
@@ -68,13 +69,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"only these: {', '.join(plan(quick=True))}")
     parser.add_argument("--quick", action="store_true", help="short runs whose figures are printed but not written")
+    parser.add_argument(
+        "--postgres",
+        metavar="DIR",
+        type=Path,
+        help="measure the PostgreSQL whose initdb, pg_ctl and postgres are in this folder, not the embedded one; its "
+        "results go to results-VERSION.json and into no document",
+    )
     options = parser.parse_args()
     measurements = plan(quick=options.quick)
     if unknown := set(options.names) - measurements.keys():
         parser.error(f"there is no measurement {', '.join(sorted(unknown))}")
-    results: dict[str, Any] = json.loads(report.RESULTS.read_text()) if report.RESULTS.exists() else {}
     started = time.monotonic()
-    with Stage() as stage:
+    with Stage(options.postgres) as stage:
+        file = report.RESULTS
+        if options.postgres is not None:
+            file = file.with_name(f"results-{stage.version.split('.')[0]}.json")
+        results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         results["machine"] = machine(stage)
         # Several measurements use these two databases, whichever of them run.
         for name in ("bare", "ours"):
@@ -90,9 +101,9 @@ def main() -> int:
                 return 1
             say(json.dumps(results[name], indent=1))
             if not options.quick:
-                report.RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+                file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     say(f"{(time.monotonic() - started) / 60:.0f} minutes")
-    if not options.quick:
+    if not options.quick and options.postgres is None:
         report.plot(results)
         return subprocess.run([sys.executable, "docs/generate.py"], check=False).returncode
     return 0

@@ -78,6 +78,39 @@ def writers(stage: Stage, say: Say, *, rounds: int, seconds: float) -> Figures:
     return found
 
 
+def factories(stage: Stage, say: Say, *, rounds: int, seconds: float) -> Figures:
+    """Throughput of writers that change a factory's supply, with 50 live pipelines and 15,000 stale factory rows.
+
+    The keys are those of `writers`, with the script `supply`.
+    """
+    stage.make_game("bare factories", triggers=False, more="factories.sql")
+    stage.make_game("our factories", triggers=True, more="factories.sql")
+    rates: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
+
+    def play(name: str, database: str) -> None:
+        for clients in (1, 8):
+            stage.settle(database)
+            rates[name, clients].append(stage.write(database, "supply.sql", clients, seconds).rate)
+
+    for number in range(rounds):
+        say(f"factories: round {number + 1} of {rounds}")
+        play("none", "bare factories")
+        with stage.exporter("our factories"):
+            pass  # an exporter that leaves disables NOTIFY
+        play("triggers", "our factories")
+        with stage.exporter("our factories"):
+            play("exporter", "our factories")
+        with stage.exporter("our factories", "--notify", "always"):
+            play("always", "our factories")
+    return {
+        f"supply {name} {clients}": {
+            "rate": median(measured),
+            "ratio": median(ours / bare for ours, bare in zip(measured, rates["none", clients], strict=True)),
+        }
+        for (name, clients), measured in rates.items()
+    }
+
+
 def latency(stage: Stage, say: Say, *, rounds: int, seconds: float) -> Figures:
     """Measure the latency of a game transaction at 200 changes a second, with triggers and exporter, and without."""
     found: defaultdict[str, list[float]] = defaultdict(list)

@@ -62,13 +62,17 @@ class Writing:
 
 @dataclass
 class Stage:
-    """The server and the programs that run beside it. A context manager."""
+    """The server and the programs that run beside it. A context manager.
 
+    `binaries` is a folder with initdb, pg_ctl and postgres, None for the embedded PostgreSQL.
+    """
+
+    binaries: Path | None = None
     version: str = ""
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Self:
-        self.server = self._stack.enter_context(EmbeddedPostgres(18, SETTINGS))
+        self.server = self._stack.enter_context(EmbeddedPostgres(settings=SETTINGS, binaries=self.binaries))
         self.scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         self.scratch.chmod(0o755)
         with self.connect("postgres") as connection:
@@ -91,8 +95,11 @@ class Stage:
         with self.connect(database) as connection:
             return connection.execute(query).fetchall()[0][0]
 
-    def make_game(self, database: str, *, triggers: bool) -> None:
-        """Drop and create a database with the game's tables and 2,000 tasks, and our triggers if asked for."""
+    def make_game(self, database: str, *, triggers: bool, more: str | None = None) -> None:
+        """Drop and create a database with the game's tables and 2,000 tasks, and our triggers if asked for.
+
+        `more` names a script of this folder that adds rows before the triggers are installed.
+        """
         with self.connect("postgres") as connection:
             for text in ("DROP DATABASE IF EXISTS {} WITH (FORCE)", "CREATE DATABASE {}"):
                 connection.execute(sql.SQL(text).format(sql.Identifier(database)))
@@ -104,6 +111,8 @@ class Stage:
         anyio.run(make)
         with self.connect(database) as connection:
             connection.execute((HERE / "game.sql").read_bytes().replace(b":tasks", str(TASKS).encode()))
+            if more is not None:
+                connection.execute((HERE / more).read_bytes())
             if triggers:
                 migrations.up(connection, "public", print)
             connection.execute("VACUUM ANALYZE")
@@ -112,6 +121,7 @@ class Stage:
         """Vacuum and checkpoint, so that earlier writes do not affect the next measurement."""
         with self.connect(database) as connection:
             connection.execute("VACUUM ANALYZE manufacturing_tasks")
+            connection.execute("VACUUM ANALYZE manufacturing_factory_states")
             connection.execute("CHECKPOINT")
 
     def write(self, database: str, script: str, clients: int, seconds: float, rate: float | None = None) -> Writing:

