@@ -318,7 +318,7 @@ class Fault:
             missing.append(f"PostgreSQL {self.version}")
         return ", ".join(missing)
 
-    def run(self, server: Server | None, postgres: Postgres, seed: int, *, long: bool = False) -> Report:
+    def run(self, server: Server, postgres: Postgres, seed: int, *, long: bool = False) -> Report:
         """Run the fault once, on `server` or on its own. An assertion that fails on the way counts as a violation."""
         report = Report(self.name, seed)
         started = time.monotonic()
