@@ -1,7 +1,6 @@
 """Journal → totals, in one transaction → ledger.
 
-Owns the scan horizon: which part of the journal's index holds only dead rows and need not be read again. What a fold
-means is decided in `core.ledger`.
+What a fold means is decided in `core.ledger`, and which part of the journal it need not read in `core.scan_horizon`.
 """
 
 from collections.abc import Callable
@@ -10,8 +9,8 @@ import structlog
 
 from mfg_notify.core.ledger import Fold, Ledger, Outcome
 from mfg_notify.core.notify_mode import NotifyMode
+from mfg_notify.core.scan_horizon import ScanHorizon
 from mfg_notify.core.tuning import Tuning
-from mfg_notify.core.xmin_horizon import XminHorizon
 from mfg_notify.exporter.deadline import in_time
 from mfg_notify.exporter.health import HealthReporter
 from mfg_notify.exporter.metering import EventMeter
@@ -48,11 +47,7 @@ class Folding:
         self._telemetry = telemetry
         self._clock = clock
         self._tuning = tuning
-        self._horizon = XminHorizon()
-        self._folded_up_to = -1
-        """No event with this id or a lower one will ever be in the journal again."""
-        self._next_folded_up_to = -1
-        """Candidate for `folded_up_to`; promoted when every transaction older than it has ended."""
+        self._horizon = ScanHorizon()
 
     async def fold(self) -> Fold | None:
         """Fold one chunk and switch the triggers' notify mode if need be. Return None if the lease is lost.
@@ -64,7 +59,7 @@ class Folding:
         fold = await in_time(self._tuning.answer_timeout, self._fold_and_set_notify_mode())
         if fold is not None:
             self._notify_mode.folded(fold.xid, fold.xmin)
-            self._advance_horizon(fold)
+            self._horizon.folded(fold.xid, fold.xmin, drained=fold.drained, last_id=fold.last_id)
         return fold
 
     async def settle(self, fold: Fold) -> Outcome:
@@ -92,7 +87,7 @@ class Folding:
             await journal.enable_notify(self._connection)
             mode.record_applied(polling=False)
         # A full scan during reconciliation is the safety net for the scan horizon.
-        after = -1 if self._ledger.reconciling else self._folded_up_to
+        after = -1 if self._ledger.reconciling else self._horizon.folded_up_to
         fold = await journal.fold(
             self._connection,
             self._instance_id,
@@ -107,19 +102,10 @@ class Folding:
         self._telemetry.polling.set(mode.polling)
         return fold
 
-    def _advance_horizon(self, fold: Fold) -> None:
-        # A transaction that was given an event id had a transaction id by then.
-        if self._horizon.folded(fold.xid, fold.xmin) and fold.drained:
-            self._folded_up_to = self._next_folded_up_to
-            self._next_folded_up_to = fold.last_id
-            self._horizon.mark()
-
     def _handle_rewind(self) -> None:
         log.error(
             "the database was set back: an older copy was restored, a failover lost commits, or the triggers were "
             "installed anew; counters stand still until the truth has caught up"
         )
         self._telemetry.rewinds.inc()
-        # Ids may be reused after a rewind, so reset the scan horizon.
-        self._folded_up_to = self._next_folded_up_to = -1
-        self._horizon.mark()
+        self._horizon.reset()
