@@ -699,3 +699,64 @@ def test_what_is_exposed_is_a_copy(script: _Script) -> None:
     script.one.deliver_all()
     script.one.fold()
     assert (exposed, script.revenue()) == ({}, 5)
+
+
+# ------------------------------------------------------------------------------ live rows, when folds are missed --
+
+
+def reconciled(script: _Script, rows: LiveRows) -> None:
+    """Read a snapshot that shows these rows, and swap it in."""
+    ledger = script.one.ledger
+    ledger.begin_reconciliation()
+    ledger.reconcile(Snapshot(rows, 0, frozenset()))
+    script.one.fold()
+    script.one.deliver_all()
+    assert not ledger.reconciling
+    assert not ledger.needs_snapshot
+
+
+def test_a_rewind_asks_for_another_snapshot(script: _Script) -> None:
+    for _ in range(5):
+        script.one.fold()
+    reconciled(script, LiveRows())
+    script.database.generation = 0
+    script.one.fold()
+    assert script.one.ledger.needs_snapshot
+
+
+@pytest.mark.parametrize("barrier_known", [False, True])
+def test_a_snapshot_from_before_a_rewind_is_dropped(script: _Script, *, barrier_known: bool) -> None:
+    for _ in range(5):
+        script.one.fold()
+    ledger = script.one.ledger
+    ledger.begin_reconciliation()
+    ledger.reconcile(Snapshot(LiveRows(tasks={"gone": task()}), 0, frozenset()))
+    if barrier_known:
+        script.one.fold()
+    script.database.generation = 0
+    script.one.fold()
+    assert (ledger.reconciling, ledger.needs_snapshot) == (False, True)
+    script.one.fold()
+    script.one.deliver_all()
+    assert ledger._live._tasks == {}
+
+
+def test_folds_of_another_exporter_ask_for_another_snapshot(script: _Script) -> None:
+    """Their events may never have been announced, so the live rows lack them."""
+    reconciled(script, LiveRows())
+    script.earn(5, announced=False)
+    script.two.step_in()
+    script.two.fold()
+    script.database.holder = "one"
+    script.one.fold()
+    assert script.one.ledger.needs_snapshot
+    assert script.revenue() == 5
+
+
+def test_an_exporter_that_steps_down_forgets_the_last_changes(script: _Script) -> None:
+    """Those that follow are folded by another, and some of these may be lost in a failover meanwhile."""
+    script.earn(5)
+    script.one.fold()
+    assert [change.id for change in script.one.ledger.last_changes()] == [1]
+    script.one.ledger.step_down()
+    assert script.one.ledger.last_changes() == []

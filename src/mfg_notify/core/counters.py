@@ -110,7 +110,7 @@ class Counters:
         if self.is_rewind(generation):
             # Barriers carry generation numbers: those received so far prove nothing about the numbers to come.
             self._barrier = -1
-        if generation == self._latest + 1:
+        if not self.has_gap(generation):
             for event in folded:
                 self._pending.pop(event.id, None)
         else:
@@ -121,6 +121,10 @@ class Counters:
     def is_rewind(self, generation: int) -> bool:
         """Tell whether a fold of this generation shows that the database was rewound: generations only rise."""
         return generation <= self._latest
+
+    def has_gap(self, generation: int) -> bool:
+        """Tell whether there may be folds between the last known one and this one."""
+        return generation != self._latest + 1
 
     def follows(self, generation: int) -> bool:
         """Tell whether a fold of this generation can be confirmed in memory; otherwise the totals must be read."""

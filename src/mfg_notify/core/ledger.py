@@ -151,6 +151,7 @@ class Ledger:
         """Stop leading because another exporter does. Nothing is shown until this one leads again."""
         self.disconnect()
         self._live = LiveState()
+        self._changes.clear()
         self._presentable = self._drained = False
 
     def _forget_work_under_way(self) -> None:
@@ -195,16 +196,18 @@ class Ledger:
         if fold is None:
             raise ValueError("no fold is waiting for totals")
         self._awaiting_totals = None
+        if self._counters.has_gap(totals.generation):
+            # Events that another exporter has folded may never have been announced: the live rows lack them.
+            self._live.request_resync()
         self._counters.resync(totals.counters, totals.generation, fold.events)
         self._activity = totals.activity
         return self._complete(fold, fold.events, followed=False)
 
     def _rewind(self) -> None:
         self._changes.clear()
-        if self._snapshot_barrier is not None:
-            # The barrier that the snapshot waits for may never come: take another snapshot.
-            self._snapshot = self._snapshot_barrier = None
-            self._live.request_resync()
+        # The live rows are of a state that is no more, and a snapshot that waits may be, too: take another one.
+        self._snapshot = self._snapshot_barrier = None
+        self._live.request_resync()
 
     def _complete(self, fold: Fold, news: Sequence[Event], *, followed: bool) -> Outcome:
         if self._drained:  # before that, the first snapshot is still to come
