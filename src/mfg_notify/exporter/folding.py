@@ -49,6 +49,15 @@ class Folding:
         self._tuning = tuning
         self._horizon = ScanHorizon()
 
+    def lead(self) -> None:
+        """Forget what was known of the triggers' mode and of the journal: another exporter may have led meanwhile.
+
+        It may have disabled and enabled NOTIFY, so that a writer from before is still silent; and the database may have
+        been rewound under it, so that ids are handed out a second time.
+        """
+        self._notify_mode.invalidate()
+        self._horizon.reset()
+
     async def fold(self) -> Fold | None:
         """Fold one chunk and switch the triggers' notify mode if need be. Return None if the lease is lost.
 

@@ -195,6 +195,7 @@ class Session:
         self._schedule.heartbeat_begins(self._clock())
         if await self._leadership.acquire():
             self._schedule.lead(self._clock())
+            self._folding.lead()
         await self._leadership.heartbeat()
         if self._services.status.state.standby:
             self._report_working()

@@ -1,0 +1,85 @@
+"""What an exporter that leads again must not take for granted: another has led meanwhile, and its session goes on."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import psycopg
+import pytest
+from tests.conftest import Database
+from tests.support import PATIENCE, exporting, page_of, value
+
+from mfg_notify.exporter import Exporter
+
+pytestmark = pytest.mark.anyio
+NEVER_AGAIN = 3600.0
+"""Seconds between reconciliations: none comes to help."""
+
+
+@asynccontextmanager
+async def another_leads(exporter: Exporter, other: psycopg.Connection) -> AsyncIterator[None]:
+    """Take the lease from the exporter for the duration of the block."""
+    other.execute(
+        """UPDATE mfg_notify.lease
+           SET holder = 'another', backend_pid = pg_backend_pid(), renewed_at = clock_timestamp()"""
+    )
+    with anyio.fail_after(PATIENCE):
+        await exporter.wait_until(lambda state: state.standby)
+    other.execute("UPDATE mfg_notify.lease SET renewed_at = clock_timestamp()")
+    yield
+    other.execute("UPDATE mfg_notify.lease SET holder = NULL")
+    with anyio.fail_after(PATIENCE):
+        await exporter.wait_until(lambda state: state.leader and state.reconciled)
+
+
+def insert_task(connection: psycopg.Connection, key: str) -> None:
+    connection.execute(
+        "INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good) VALUES (%s, 1, 'SELL', 'READY', 'G')",
+        (key,),
+    )
+
+
+async def empty_journal(exporter: Exporter, connection: psycopg.Connection) -> None:
+    """Wait until everything that was committed is folded."""
+    with anyio.fail_after(PATIENCE):
+        while connection.execute("SELECT EXISTS (SELECT FROM mfg_notify.event)").fetchone() != (False,):
+            await exporter.wait_until(lambda state, before=exporter.state.folds: state.folds > before)  # type: ignore[misc]
+
+
+async def test_a_writer_that_another_leader_has_silenced_is_awaited(installed: Database) -> None:
+    with installed.connect() as other, installed.connect() as game:
+        other.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
+        async with exporting(installed.dsn, NEVER_AGAIN) as exporter:
+            session = exporter._session
+            with anyio.fail_after(PATIENCE):
+                await exporter.wait_until(lambda _: session is not None and session._notify_mode.may_sleep)
+            async with another_leads(exporter, other):
+                other.execute("SELECT setval('mfg_notify.notify_disabled', 1)")
+                game.execute("BEGIN")
+                insert_task(game, "silent")
+                other.execute("SELECT setval('mfg_notify.notify_disabled', 0)")
+            game.execute("COMMIT")
+            await empty_journal(exporter, other)
+            assert exporter._session is session
+
+
+async def test_ids_that_are_handed_out_again_under_another_leader_are_folded(installed: Database) -> None:
+    with installed.connect() as other:
+        other.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
+        async with exporting(installed.dsn, NEVER_AGAIN) as exporter:
+            session = exporter._session
+            assert session is not None
+            for number in range(50):
+                insert_task(other, f"before {number}")
+                await empty_journal(exporter, other)
+                if session._folding._horizon.folded_up_to > 0:
+                    break
+            assert session._folding._horizon.folded_up_to > 0
+            async with another_leads(exporter, other):
+                other.execute("SELECT setval('mfg_notify.event_id_seq', 1, false)")
+                other.execute("UPDATE mfg_notify.lease SET generation = generation + 100")
+            insert_task(other, "again")
+            await empty_journal(exporter, other)
+            # A fold that does not see the event would take its payload for forged.
+            assert not value(page_of(exporter), "mfg_notify_events_rejected_total", reason="unconfirmed")
+            assert exporter._session is session
