@@ -1,4 +1,4 @@
-"""What tests share: an exporter as a process, an exporter in the test's own loop, and moves of the game in SQL."""
+"""Runs what tests look at: programs as processes, and an exporter in the test's own loop; and waits for them."""
 
 import os
 import re
@@ -11,17 +11,16 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Self, TypeVar
 
 import anyio
 import httpx
 import psycopg
-from prometheus_client.parser import text_string_to_metric_families
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 from tests import truth
+from tests.samples import number
 
-from mfg_notify.core.catalogue import PREFIX
 from mfg_notify.core.notify_mode import Policy
 from mfg_notify.core.tuning import Tuning
 from mfg_notify.exporter import Exporter, Settings
@@ -56,22 +55,95 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def samples(page: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Return every sample of a text page by name and labels."""
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(page)
-        for sample in family.samples
-    }
+def clean_environment(*also: str) -> dict[str, str]:
+    """Return the environment without variables of libpq, of mfg-notify, and those that begin like one of `also`."""
+    return {name: text for name, text in os.environ.items() if not name.startswith(("PG", "MFG_NOTIFY_", *also))}
 
 
-def value(page: str, name: str, **labels: str) -> float | None:
-    """Return one sample of a page, None where it is absent. Names of the game may leave the prefix out."""
-    full = PREFIX + name if name.startswith("manufacturing_") else name
-    return samples(page).get((full, frozenset(labels.items())))
+def run_command(*arguments: str, environment: Mapping[str, str] = MappingProxyType({})) -> tuple[int, str]:
+    """Run mfg-notify to its end, in a clean environment with these variables; return exit code and all it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mfg_notify", *arguments],
+        env=clean_environment() | dict(environment), cwd=ROOT, capture_output=True, text=True, check=False,
+        timeout=2 * PATIENCE,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
 
 
-class ExporterProcess:
+class Process:
+    """A program that runs beside the test. What it prints is read as it arrives; it is killed when the block ends."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        folder: Path = ROOT,
+        stdout: int | None = None,
+        user: str | None = None,
+    ) -> None:
+        """Start it, in a clean environment by default. If `stdout` is given, only standard error is read here."""
+        self._printed = b""
+        self._output, writer = os.pipe()
+        self.process = subprocess.Popen(
+            command,
+            stdout=writer if stdout is None else stdout,
+            stderr=writer,
+            env=clean_environment() if environment is None else environment,
+            cwd=folder,
+            user=user,
+        )
+        os.close(writer)
+        os.set_blocking(self._output, False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill it if it still runs, and stop reading."""
+        self.kill()
+        os.close(self._output)
+
+    def read_log(self) -> str:
+        """Return everything that it has printed so far."""
+        try:
+            while chunk := os.read(self._output, 65536):
+                self._printed += chunk
+        except BlockingIOError:
+            pass
+        return self._printed.decode(errors="replace")
+
+    def find(self, pattern: str) -> re.Match[str]:
+        """Wait until it has printed something that matches; return the first match. Fail if it ends without that."""
+
+        def look() -> re.Match[str] | bool | None:
+            ended = self.process.poll() is not None
+            return re.search(pattern, self.read_log()) or ended
+
+        found = eventually(look)
+        assert isinstance(found, re.Match), self.read_log()
+        return found
+
+    def wait_for(self, text: str) -> str:
+        """Wait until it has printed this; return everything that it has printed."""
+        return self.find(re.escape(text)).string
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def terminate(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to end; return its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+
+class ExporterProcess(Process):
     """`mfg-notify run` as a process of its own, as a user would start it."""
 
     def __init__(
@@ -82,50 +154,19 @@ class ExporterProcess:
         program: Sequence[str] = ("mfg_notify",),
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Start it: `program` is the module that takes the place of `mfg_notify`, with what comes before `run`."""
-        self.log = ""
-        inherited = {key: text for key, text in os.environ.items() if not key.startswith(("PG", "MFG_NOTIFY_"))}
-        self._output, self._writer = os.pipe()
-        self.process = subprocess.Popen(
+        """Start it with these variables. `program` is the module in place of `mfg_notify`, and what precedes `run`."""
+        super().__init__(
             [
                 *(sys.executable, "-m", *program, "run", "--dsn", dsn, "--log.format", "logfmt"),
                 *("--web.listen-address", f"127.0.0.1:{port}", *options),
             ],
-            stdout=self._writer,
-            stderr=self._writer,
-            env=inherited | dict(environment),
-            cwd=ROOT,
+            environment=clean_environment() | dict(environment),
         )
-        os.close(self._writer)
-        os.set_blocking(self._output, False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
-        os.close(self._output)
-
-    def read_log(self) -> str:
-        """Return everything that it has printed so far."""
-        try:
-            while chunk := os.read(self._output, 65536):
-                self.log += chunk.decode()
-        except BlockingIOError:
-            pass
-        return self.log
 
     @property
     def address(self) -> str:
         """Where it serves, from its own log."""
-        assert self.process.poll() is None or "serving" in self.read_log(), self.read_log()
-        found = eventually(
-            lambda: re.search(r'address"?[=:] ?"?([^\s",}]+)', self.read_log()), lambda match: match is not None
-        )
-        assert found is not None
-        return found.group(1)
+        return self.find(r'address"?[=:] ?"?([^\s",}]+)').group(1)
 
     def get(self, path: str, accept: str = "*/*") -> httpx.Response:
         """Ask for a page."""
@@ -138,34 +179,6 @@ class ExporterProcess:
     def wait_ready(self) -> None:
         """Wait until it is ready."""
         eventually(lambda: self.get("/-/ready"), lambda answer: answer.status_code == 200)
-
-    def kill(self) -> None:
-        """End it as a crash would."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def terminate(self) -> int:
-        """Ask it to end; return its exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(PATIENCE)
-
-
-def number(page: str, name: str, **labels: str) -> float:
-    """Return one of the exporter's own numbers, 0 where it is absent."""
-    given = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
-    found = re.search(rf"^{re.escape(name + (f'{{{given}}}' if given else ''))} (\S+)$", page, re.MULTILINE)
-    return float(found.group(1)) if found else 0.0
-
-
-def applied(page: str) -> float:
-    """Return how many events an exporter has counted since it started."""
-    return sum(map(float, re.findall(r"^mfg_notify_events_applied_total\S+ (\S+)$", page, re.MULTILINE)))
-
-
-def reconnects(page: str) -> float:
-    """Return how many connections an exporter has given up since it started."""
-    return sum(map(float, re.findall(r"^mfg_notify_reconnects_total\S+ (\S+)$", page, re.MULTILINE)))
 
 
 def leads(exporter: ExporterProcess) -> bool:
@@ -257,7 +270,7 @@ def check_with_promtool(page: str) -> list[str]:
 def simulated_game(dsn: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """Play the simulated game from a process of its own until the block ends."""
     command = [sys.executable, "-m", "mfg_notify", "simulate", "--force", "--dsn", dsn, *options]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=clean_environment()) as process:
         try:
             yield process
         finally:

@@ -1,17 +1,14 @@
 """A real Prometheus with the shipped configuration and rules, and questions to it."""
 
 import copy
-import os
-import re
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
 import yaml
-from tests.support import ROOT, eventually
+from tests.samples import Labels
+from tests.support import ROOT, Process, eventually
 
 SHIPPED = ROOT / "prometheus"
 JOB = "mfg-notify"
@@ -19,7 +16,6 @@ SCRAPE_INTERVAL = 0.5
 EVALUATION_INTERVAL = 1.0
 """Seconds; the shipped ones are of the length that people wait."""
 
-Labels = frozenset[tuple[str, str]]
 Json = dict[str, Any]
 
 
@@ -74,41 +70,21 @@ class Prometheus:
 
     def __init__(self, configuration: Path) -> None:
         """Start it."""
-        self._output, writer = os.pipe()
-        self._log = ""
-        self.process = subprocess.Popen(
+        self._server = Process(
             [
                 *("prometheus", f"--config.file={configuration}", "--web.listen-address=127.0.0.1:0"),
                 f"--storage.tsdb.path={configuration.parent / 'data'}",
-            ],
-            stdout=writer,
-            stderr=writer,
+            ]
         )
-        os.close(writer)
-        os.set_blocking(self._output, False)
-        eventually(lambda: self._address() or self.process.poll() is not None)
-        assert self.process.poll() is None, self._log
-        self._client = httpx.Client(base_url=f"http://{self._address()}/api/v1", timeout=30)
+        address = self._server.find(r'msg="Listening on" address=(\S+)').group(1)
+        self._client = httpx.Client(base_url=f"http://{address}/api/v1", timeout=30)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._client.close()
-        self.process.kill()
-        self.process.wait()
-        os.close(self._output)
-
-    def _address(self) -> str:
-        try:
-            while chunk := os.read(self._output, 65536):
-                self._log += chunk.decode()
-        except BlockingIOError:
-            pass
-        found = re.search(r'msg="Listening on" address=(\S+)', self._log)
-        return found.group(1) if found else ""
+        self._server.close()
 
     def ask(self, path: str, **parameters: str) -> Any:  # noqa: ANN401
         """Ask the API; an error of a query fails the test with its words."""

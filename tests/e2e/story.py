@@ -13,13 +13,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, LiteralString
+from uuid import uuid4
 
 import psycopg
 import yaml
 from tests import truth
 from tests.conftest import Database, Server
 from tests.e2e import daemon
-from tests.e2e.prometheus import JOB, Labels, Prometheus, write_configuration
+from tests.e2e.prometheus import JOB, Prometheus, write_configuration
+from tests.game_rows import NOW, add_pipeline, add_player, add_task, ago
+from tests.samples import Labels, Series
 from tests.support import ExporterProcess, eventually, simulated_game
 
 from mfg_notify.core.catalogue import PREFIX
@@ -47,7 +50,7 @@ class Story:
     """When the game stood still, everything had been counted and Prometheus knew it."""
     interval: float = 0.0
     """When it stood still again, many changes and a restart later."""
-    truth_at: dict[float, dict[tuple[str, Labels], float]] = field(default_factory=dict)
+    truth_at: dict[float, dict[Series, float]] = field(default_factory=dict)
     """The recount of the audit at these two moments."""
     differences: list[str] = field(default_factory=list)
     """Between what Prometheus knew at the second one, gauges included, and the truth."""
@@ -113,8 +116,8 @@ def told(server: Server, folder: Path) -> Iterator[Story]:
         def exporter(*options: str) -> ExporterProcess:
             return stack.enter_context(ExporterProcess(database.dsn, "--collect-market", *options, port=port))
 
-        guest = connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('GUEST', 'x') RETURNING id")
-        story = Story(database, connection, prometheus, exporter(), guest.fetchall()[0][0], time.time())
+        guest = add_player(connection, "GUEST")
+        story = Story(database, connection, prometheus, exporter(), guest, time.time())
         story.exporter.wait_ready()
         prometheus.wait_for_scrape(time.time())
 
@@ -196,11 +199,7 @@ def _gone(story: Story, by: signal.Signals) -> Iterator[None]:
 
 def waiting_task(story: Story) -> None:
     """Insert a task that waits: a gauge, and no counter, moves."""
-    story.execute(
-        """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
-           VALUES (gen_random_uuid()::text, %s, 'LIQUIDATE', 'PENDING', 'IRON')""",
-        story.guest,
-    )
+    add_task(story.connection, str(uuid4()), player_id=story.guest, task_type="LIQUIDATE", good="IRON")
 
 
 def broken_trigger(story: Story) -> None:
@@ -269,24 +268,15 @@ def event_of_tomorrow(story: Story) -> None:
 
 def bad_luck(story: Story) -> None:
     """Let a player lose money, fail again and again, and wait for ever."""
-    [(player,)] = story.execute("INSERT INTO players (agent_symbol, token) VALUES ('UNLUCKY', 'x') RETURNING id")
+    player = add_player(story.connection, "UNLUCKY")
+    run: dict[str, object] = {"player_id": player, "product_good": "FOOD", "started_at": ago("60 s")}
+    loss = {"total_cost": 900, "total_revenue": 100, "net_profit": -800}
     with story.connection.transaction():
-        story.execute(
-            """INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price, status,
-                                                    total_cost, total_revenue, net_profit, started_at, completed_at)
-               SELECT id, %s, 'FOOD', 'M', 1, status, cost, revenue, revenue - cost, now() - interval '60 s', ended
-               FROM (VALUES ('loss', 'COMPLETED', 900, 100, now()), ('endless', 'EXECUTING', 0, 0, NULL))
-                   AS p (id, status, cost, revenue, ended)""",
-            player,
-        )
+        add_pipeline(story.connection, "loss", status="COMPLETED", completed_at=NOW, **run, **loss)
+        add_pipeline(story.connection, "endless", status="EXECUTING", **run)
         for name, kind in (("one", "ACQUIRE"), ("two", "SELL")):
-            story.execute(
-                """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good, ready_at)
-                   VALUES (%s, %s, %s, 'READY', 'FOOD', now() - interval '2 hours')""",
-                name,
-                player,
-                kind,
-            )
+            waiting: dict[str, object] = {"status": "READY", "ready_at": ago("2 hours")}
+            add_task(story.connection, name, player_id=player, task_type=kind, good="FOOD", **waiting)
     assignments = f'{PREFIX}manufacturing_task_assignments_total{{player_id="{player}", task_type="ACQUIRE"}}'
     story.prometheus.wait_for(f"{assignments} == 0")
     story.execute(

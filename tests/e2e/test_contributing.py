@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import TEST_DSN, Database, Server
-from tests.support import ROOT, ExporterProcess, eventually, value
+from tests.game_rows import add_pipeline, add_player
+from tests.samples import value
+from tests.support import ROOT, ExporterProcess, clean_environment, eventually
 
 STARTS = "manufacturing_pipeline_starts_total"
 PAGE = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
@@ -49,10 +51,9 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(copy: Path, *arguments: str, **variables: str) -> str:
     """Run Python in the copy, with the copy's sources; return what it printed. Fail if it failed."""
-    inherited = {key: text for key, text in os.environ.items() if not key.startswith(("PYTEST", "PG", "MFG_NOTIFY_"))}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=copy, capture_output=True, text=True, check=False,
-        env=inherited | {"PYTHONPATH": str(copy / "src")} | variables,
+        env=clean_environment("PYTEST") | {"PYTHONPATH": str(copy / "src")} | variables,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -81,11 +82,8 @@ def test_the_new_metric_is_checked_documented_and_shown(followed: Path, server: 
         ExporterProcess(installed.dsn, environment={"PYTHONPATH": str(followed / "src")}) as exporter,
     ):
         exporter.wait_ready()
-        game.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', '')")
-        game.execute(
-            """INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price, status)
-               VALUES ('p', 1, 'RIFLES', 'M', 1, 'PLANNING')"""
-        )
+        add_player(game)
+        add_pipeline(game, product_good="RIFLES")
         eventually(lambda: value(exporter.page(), STARTS, player_id="1", product_good="RIFLES") == 0)
         game.execute("UPDATE manufacturing_pipelines SET status = 'EXECUTING'")
         eventually(lambda: value(exporter.page(), STARTS, player_id="1", product_good="RIFLES") == 1)

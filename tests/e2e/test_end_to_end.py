@@ -17,8 +17,10 @@ import pytest
 from tests import truth
 from tests.conftest import Server
 from tests.e2e import daemon
-from tests.e2e.prometheus import JOB, SCRAPE_INTERVAL, Labels, read_shipped, undo_the_hurry
+from tests.e2e.prometheus import JOB, SCRAPE_INTERVAL, read_shipped, undo_the_hurry
 from tests.e2e.story import Story, told, waiting_task, written_configuration
+from tests.game_rows import add_factory, add_pipeline, add_ship, add_task
+from tests.samples import Labels, Series
 from tests.support import eventually
 
 from mfg_notify.core.catalogue import (
@@ -208,7 +210,7 @@ def test_what_prometheus_knows_is_what_happened(story: Story) -> None:
     print(f"{len(expected)} counters and parts of histograms are exact")  # noqa: T201
 
 
-def bare(labels: Labels) -> tuple[str, Labels]:
+def bare(labels: Labels) -> Series:
     """Return a series as the truth names it: without what Prometheus has added."""
     given = dict(labels)
     name = given.pop("__name__", "")
@@ -314,11 +316,7 @@ def test_2_the_manufacturing_dashboard_shows_the_status_of_pipelines_as_it_chang
     def shown() -> dict[str, float]:
         return {dict(labels)["status"]: _last(values) for labels, values in grafana.ask(now_by_status).items()}
 
-    story.execute(
-        """INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price)
-           VALUES ('ice', %s, 'ICE', 'M', 1)""",
-        story.guest,
-    )
+    add_pipeline(story.connection, "ice", player_id=story.guest, product_good="ICE")
     eventually(shown, lambda status: status == {"PLANNING": 1, "EXECUTING": 0})
     story.execute("UPDATE manufacturing_pipelines SET status = 'EXECUTING', started_at = now() WHERE id = 'ice'")
     eventually(shown, lambda status: status == {"PLANNING": 0, "EXECUTING": 1})
@@ -349,11 +347,8 @@ def test_3_the_task_queue_shows_pending_ready_and_executing(story: Story) -> Non
 
 
 def test_4_supply_is_visible_within_thirty_seconds(story: Story) -> None:
-    story.execute(
-        """INSERT INTO manufacturing_factory_states (player_id, factory_symbol, output_good, required_inputs,
-                                                     current_supply)
-           VALUES (%s, 'X1-F', 'LIQUID_HYDROGEN', '[]', 'LIMITED')""",
-        story.guest,
+    factory = add_factory(
+        story.connection, player_id=story.guest, output_good="LIQUID_HYDROGEN", current_supply="LIMITED"
     )
     grafana = Grafana(story, player_id=str(story.guest), good="LIQUID_HYDROGEN")
     level, *_ = panel("Factory Supply Status")
@@ -363,7 +358,7 @@ def test_4_supply_is_visible_within_thirty_seconds(story: Story) -> None:
 
     eventually(shown, lambda levels: levels == {"LIMITED"})
     changed = time.monotonic()
-    story.execute("UPDATE manufacturing_factory_states SET current_supply = 'HIGH' WHERE factory_symbol = 'X1-F'")
+    story.execute("UPDATE manufacturing_factory_states SET current_supply = 'HIGH' WHERE id = %s", factory)
     # Gives up after 30 s.
     eventually(shown, lambda levels: levels == {"HIGH"})
     took = time.monotonic() - changed
@@ -373,12 +368,8 @@ def test_4_supply_is_visible_within_thirty_seconds(story: Story) -> None:
 def test_5_ship_utilization_is_accurate(story: Story) -> None:
     with story.connection.transaction():
         for number in range(4):
-            story.execute("INSERT INTO ships (ship_symbol, player_id) VALUES (%s, %s)", f"GUEST-{number}", story.guest)
-        story.execute(
-            """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good, assigned_ship)
-               VALUES ('ship', %s, 'SELL', 'ASSIGNED', 'ICE', 'GUEST-0')""",
-            story.guest,
-        )
+            add_ship(story.connection, f"GUEST-{number}", player_id=story.guest)
+        add_task(story.connection, "ship", player_id=story.guest, status="ASSIGNED", assigned_ship="GUEST-0")
     story.settle()
     [utilization] = panel("Ship Utilization")
     grafana = Grafana(story, player_id=str(story.guest))

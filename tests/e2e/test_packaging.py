@@ -3,9 +3,7 @@
 The build uses the build tools of this environment; only the installation asks the package index.
 """
 
-import os
 import platform
-import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 from click.testing import CliRunner
-from tests.support import PATIENCE, ROOT, eventually, samples
+from tests.samples import samples
+from tests.support import ROOT, Process, clean_environment, eventually
 
 from mfg_notify import __version__
 from mfg_notify.cli import main
@@ -36,7 +35,7 @@ CARRIED = {
 }
 """Folders of the repository, and where they are in the wheel; a folder that is not there carries nothing."""
 # What was built from this very checkout, not what somebody's variables point at.
-ENVIRONMENT = {key: text for key, text in os.environ.items() if not key.startswith(("PYTHON", "PG", "MFG_NOTIFY_"))}
+ENVIRONMENT = clean_environment("PYTHON")
 
 
 KEEP_OUT = 0o077
@@ -156,21 +155,13 @@ def test_the_demo_works_from_the_wheel(installed: Installed, wheel: Path) -> Non
     assert (code, "pip install 'mfg-notify[demo]'" in text) == (1, True), text
     installed.pip("install", "--quiet", f"{wheel}[demo]")
     command = ["mfg-notify", "demo", "--web.listen-address", "127.0.0.1:0"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=installed.environment, cwd=installed.folder,
-    ) as demo:  # fmt: skip
+    with Process(command, environment=installed.environment, folder=installed.folder) as demo:
         try:
-            assert demo.stdout is not None
-            printed = ""
-            while (url := re.search(r"http://\S+\n", printed)) is None:
-                line = demo.stdout.readline()
-                assert line, printed
-                printed += line
+            url = demo.find(r"(http://\S+)\n").group(1)
             expected = {metric.full_name + ("_count" if metric.buckets else "") for metric in SPECIFIED}
 
             def missing() -> set[str]:
-                page = httpx.get(url[0].strip()).raise_for_status().text
+                page = httpx.get(url).raise_for_status().text
                 assert (
                     f'mfg_notify_build_info{{python_version="{platform.python_version()}",version="{__version__}"}} 1'
                     in page
@@ -178,12 +169,10 @@ def test_the_demo_works_from_the_wheel(installed: Installed, wheel: Path) -> Non
                 return expected - {name for name, _ in samples(page)}
 
             eventually(missing, lambda names: not names)
-            demo.send_signal(signal.SIGINT)
-            assert demo.wait(PATIENCE) == 0
+            assert demo.terminate(signal.SIGINT) == 0
         finally:
-            # Not killed: its server would stay behind.
+            # Do not kill it: its server would stay behind.
             demo.terminate()
-            demo.wait(PATIENCE)
 
 
 SHELL_SCRIPT = """

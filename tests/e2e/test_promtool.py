@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 from tests.conftest import Database
+from tests.game_rows import add_pipeline
 from tests.support import ROOT, check_with_promtool, exporting, page_of, settled
 
 from mfg_notify.core import catalogue
@@ -34,12 +35,7 @@ async def test_promtool_objects_to_the_prescribed_names_only(installed: Database
         async with exporting(installed.dsn, reconcile_interval=0.2) as exporter:
             await play(installed.dsn, GameOptions(seed=4, rate=0), statements=1500)
             hostile = 'a "quoted"\nline\\ of ‮דגל‬ ' + "🚀" * 20
-            connection.execute(
-                """INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price,
-                                                       status)
-                   VALUES ('hostile', 1, left(%s, 64), 'M', 1, 'EXECUTING')""",
-                (hostile,),
-            )
+            add_pipeline(connection, "hostile", product_good=hostile[:64], status="EXECUTING")
             await settled(exporter, connection)
             page = page_of(exporter)
     assert {line.split()[0] for line in check_with_promtool(page)} == NAMED_BY_THE_SPECIFICATION

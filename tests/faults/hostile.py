@@ -10,7 +10,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from psycopg import sql
 from tests import truth
 from tests.faults.rig import Rig, fault
-from tests.support import check_with_promtool, eventually, number, samples, settled_page
+from tests.game_rows import add_player
+from tests.samples import number, samples
+from tests.support import check_with_promtool, eventually, settled_page
 
 from mfg_notify.core import catalogue
 
@@ -126,12 +128,10 @@ def hostile_labels(rig: Rig) -> None:
             game.execute(f"ALTER TABLE manufacturing_{table} ALTER COLUMN {column} TYPE text".encode())
         # An index entry cannot hold a megabyte.
         game.execute("DROP INDEX manufacturing_pipelines_by_product")
-        [(player,)] = game.execute(
-            "INSERT INTO players (agent_symbol, token) VALUES ('ODD', 'x') RETURNING id"
-        ).fetchall()
-        for number_of_name, name in enumerate(STRANGE):
-            insert(game, player, f"odd {number_of_name} ", name, 1)
-            insert(game, player, f"odder {number_of_name} ", name + "2", 2)
+        player = add_player(game, "ODD")
+        for number_of_it, word in enumerate(STRANGE):
+            insert(game, player, f"odd {number_of_it} ", word, 1)
+            insert(game, player, f"odder {number_of_it} ", word + "2", 2)
             rig.harm("strange names")
         products = rig.rounds(1_000, 10_000)
         insert(game, player, "many ", "GOOD_", products)

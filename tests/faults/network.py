@@ -10,7 +10,8 @@ from functools import partial
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.faults.proxy import Proxy
 from tests.faults.rig import Rig, fault
-from tests.support import ROOT, ExporterProcess, eventually, number, reconnects
+from tests.samples import number, reconnects
+from tests.support import ROOT, ExporterProcess, eventually
 
 
 def socket_of(dsn: str) -> str:

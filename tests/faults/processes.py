@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from tests.faults.dying import STEPS
 from tests.faults.network import through
 from tests.faults.rig import Rig, fault
-from tests.support import eventually, leads, reconnects, stands_by, stop_backend
+from tests.samples import reconnects
+from tests.support import eventually, leads, stands_by, stop_backend
 
 SIGTERM_SHARE = 0.2
 """Share of the exporters that get SIGTERM instead of SIGKILL."""

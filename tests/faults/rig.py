@@ -22,7 +22,8 @@ import psycopg
 from tests import truth
 from tests.conftest import Postgres, Server, create_game_tables
 from tests.faults.watch import Watch
-from tests.support import PATIENCE, ROOT, ExporterProcess, applied, eventually, free_port, number, settled_page
+from tests.samples import applied, number
+from tests.support import PATIENCE, ROOT, ExporterProcess, eventually, free_port, settled_page
 
 from mfg_notify.core.tuning import Tuning
 from mfg_notify.demo.embedded import EmbeddedPostgres

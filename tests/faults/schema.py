@@ -13,7 +13,8 @@ import psycopg
 from psycopg import errors, sql
 from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 from tests.faults.rig import Rig, fault
-from tests.support import ExporterProcess, eventually, number
+from tests.samples import number
+from tests.support import ExporterProcess, eventually
 
 from mfg_notify.postgres import migrations
 

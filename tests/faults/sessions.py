@@ -9,6 +9,7 @@ from typing import LiteralString
 import psycopg
 from psycopg import errors
 from tests.faults.rig import Rig, fault
+from tests.game_rows import add_task
 
 WORKERS = 4
 LONG = 300
@@ -119,8 +120,7 @@ def unusual_sessions(rig: Rig) -> None:
         # The event of the long transaction has a low id, and is committed long after thousands of others were folded.
         opened = time.monotonic()
         long.execute("BEGIN")
-        long.execute("INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)"
-                     " VALUES ('long', 901, 'SELL', 'FAILED', 'G')")  # fmt: skip
+        add_task(long, "long", player_id=901, status="FAILED")
         with rig.game(rate=50):
             for kind in KINDS:
                 for sqlstate, n in work_together(rig, kind, transactions).items():

@@ -7,9 +7,10 @@ from pathlib import Path
 import psycopg
 from psycopg import errors, sql
 from tests.faults.rig import Rig, fault
-from tests.support import ExporterProcess, eventually, number
+from tests.game_rows import add_player
+from tests.samples import number
+from tests.support import ExporterProcess, eventually
 
-PLAYER = "INSERT INTO players (agent_symbol, token) VALUES ('MANY', 'x') RETURNING id"
 PIPELINES = """INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price, status,
                                                     started_at)
                SELECT 'many-' || i, %(player)s, 'GOOD_' || i %% 40, 'M', 1, 'EXECUTING', now()
@@ -77,7 +78,7 @@ def one_statement_many_rows(rig: Rig) -> None:
     with rig.exporter("--notify", "always") as exporter, listening_session(rig) as listening, rig.connect() as game:
         exporter.wait_ready()
         before = peak_memory(exporter)
-        [(player,)] = game.execute(PLAYER).fetchall()
+        player = add_player(game, "MANY")
         merges = (MERGE,) if game.info.server_version >= 150000 else ()
         for statement in (*STATEMENTS, *merges, DELETE, TRUNCATE):
             game.execute(statement, {"rows": rows, "pipelines": rows // 100, "player": player})
@@ -95,7 +96,7 @@ def notification_queue_full(rig: Rig) -> None:
     with rig.exporter("--notify", "always") as exporter:
         exporter.wait_ready()
         with rig.game(), rig.connect() as game:
-            [(player,)] = game.execute(PLAYER).fetchall()
+            player = add_player(game, "MANY")
             parameters = {"rows": 400, "pipelines": 40, "player": player}
             for statement in (PIPELINES, TASKS):
                 game.execute(statement, parameters)

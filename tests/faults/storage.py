@@ -6,7 +6,8 @@ import subprocess
 from tests import truth
 from tests.faults.rig import Rig, fault
 from tests.faults.watch import names_that_rise
-from tests.support import ExporterProcess, eventually, number, samples, settled_page
+from tests.samples import number, samples
+from tests.support import ExporterProcess, eventually, settled_page
 
 
 def crash(rig: Rig, exporter: ExporterProcess) -> None:

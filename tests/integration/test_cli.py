@@ -2,7 +2,6 @@
 
 import re
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import httpx
 import pytest
 from click.testing import CliRunner
 from tests.conftest import Database
-from tests.support import PATIENCE, ExporterProcess, eventually, samples
+from tests.samples import samples
+from tests.support import ExporterProcess, Process, eventually, run_command
 
 from mfg_notify import __version__
 from mfg_notify.cli import main
@@ -20,15 +20,8 @@ from mfg_notify.postgres.connection import complete_conninfo, describe
 SECRET = "s3cr3t-w0rd"  # noqa: S105
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    """Run the command as a process; return its exit code and everything it printed."""
-    command = [sys.executable, "-m", "mfg_notify", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    return done.returncode, done.stdout + done.stderr
-
-
 def test_help_and_version() -> None:
-    assert run("--version") == (0, f"mfg-notify, version {__version__}\n")
+    assert run_command("--version") == (0, f"mfg-notify, version {__version__}\n")
     for command in (
         "run", "migrate up", "migrate down", "migrate status", "migrate sql", "doctor", "tail", "demo", "simulate",
         "dashboards write", "dashboards merge",
@@ -36,7 +29,7 @@ def test_help_and_version() -> None:
         result = CliRunner().invoke(main, [*command.split(), "--help"])
         assert result.exit_code == 0
         assert len(result.output.splitlines()) > 5
-    code, text = run("run", "--help")
+    code, text = run_command("run", "--help")
     assert code == 0
     for option in re.findall(r"^  (--[\w.-]+)", text, flags=re.MULTILINE):
         name = option.removeprefix("--").replace(".", "_").replace("-", "_").upper()
@@ -59,7 +52,7 @@ def test_help_and_version() -> None:
     ],
 )
 def test_no_password_in_any_error(dsn: str) -> None:
-    code, text = run("migrate", "up", "--dsn", dsn)
+    code, text = run_command("migrate", "up", "--dsn", dsn)
     assert code == 1
     assert text.startswith("Error: ")
     assert "Traceback" not in text
@@ -85,9 +78,9 @@ def test_what_the_dsn_says_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_errors_say_what_to_do(database: Database) -> None:
-    code, text = run("migrate", "up", "--dsn", database.dsn, "--game-schema", "nowhere")
+    code, text = run_command("migrate", "up", "--dsn", database.dsn, "--game-schema", "nowhere")
     assert (code, "nowhere.manufacturing_tasks (the table is missing)" in text) == (1, True)
-    code, text = run("migrate", "status", "--dsn", database.dsn, "--game-schema", "nowhere")
+    code, text = run_command("migrate", "status", "--dsn", database.dsn, "--game-schema", "nowhere")
     assert (code, "see --game-schema" in text) == (1, True)
     with ExporterProcess(database.dsn) as exporter:
         eventually(lambda: "run `mfg-notify migrate up`" in exporter.get("/-/ready").text)
@@ -98,11 +91,11 @@ def test_errors_say_what_to_do(database: Database) -> None:
             "DO $$ BEGIN CREATE ROLE mfg_test_ordinary LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
         )
     ordinary = database.dsn + " user=mfg_test_ordinary"
-    code, text = run("migrate", "up", "--dsn", ordinary)
+    code, text = run_command("migrate", "up", "--dsn", ordinary)
     assert (code, "permission denied" in text, "use the role that owns the game's tables" in text) == (1, True, True)
-    code, text = run("migrate", "up", "--dsn", "host=/nowhere dbname=d")
+    code, text = run_command("migrate", "up", "--dsn", "host=/nowhere dbname=d")
     assert (code, "for another server give --dsn, MFG_NOTIFY_DSN or PGHOST" in text) == (1, True)
-    assert run("migrate", "up", "--dsn", database.dsn)[0] == 0
+    assert run_command("migrate", "up", "--dsn", database.dsn)[0] == 0
     with ExporterProcess(ordinary) as exporter:
         eventually(lambda: "permission denied for schema mfg_notify" in exporter.get("/-/ready").text)
 
@@ -120,7 +113,7 @@ def test_errors_say_what_to_do(database: Database) -> None:
     ],
 )
 def test_wrong_options(option: str, wrong: str, said: str) -> None:
-    code, text = run("run", option, wrong)
+    code, text = run_command("run", option, wrong)
     assert code != 0
     assert said in text
     assert "Traceback" not in text
@@ -133,7 +126,7 @@ def test_the_notify_policy_is_lower_case(word: str) -> None:
 
 def test_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        code, text = run("run", "--web.listen-address", f"127.0.0.1:{taken.getsockname()[1]}")
+        code, text = run_command("run", "--web.listen-address", f"127.0.0.1:{taken.getsockname()[1]}")
     assert code == 1
     assert "Address already in use" in text
 
@@ -154,7 +147,7 @@ def test_a_dropped_table_is_named_and_restored(installed: Database) -> None:
     with ExporterProcess(installed.dsn) as exporter:
         said = eventually(lambda: exporter.get("/-/ready").text, lambda text: "mfg_notify.recent" in text)
         assert "run `mfg-notify migrate up`" in said
-        assert run("migrate", "up", "--dsn", installed.dsn)[0] == 0
+        assert run_command("migrate", "up", "--dsn", installed.dsn)[0] == 0
         exporter.wait_ready()
 
 
@@ -180,27 +173,24 @@ def test_http(installed: Database) -> None:
 
 
 def test_simulate_refuses_a_game_that_it_did_not_create(installed: Database, database: Database) -> None:
-    code, text = run("simulate", "--dsn", installed.dsn, "--duration", "1s")
+    code, text = run_command("simulate", "--dsn", installed.dsn, "--duration", "1s")
     assert code == 1
     assert "holds a game that is not simulated" in text
     with database.connect() as connection:
         connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     for _ in range(2):
-        code, text = run("simulate", "--dsn", database.dsn, "--duration", "500ms", "--rate", "100", "--players", "1")
+        code, text = run_command(
+            "simulate", "--dsn", database.dsn, "--duration", "500ms", "--rate", "100", "--players", "1"
+        )
         assert code == 0, text
         assert re.search(r"played [1-9]\d* changes", text)
 
 
 def test_demo_shows_every_specified_metric_and_cleans_up() -> None:
     command = [sys.executable, "-m", "mfg_notify", "demo", "--web.listen-address", "127.0.0.1:0", "--speed", "60"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as demo:
+    with Process(command) as demo:
         try:
-            assert demo.stdout is not None
-            printed = ""
-            while "Ctrl-C ends it" not in printed:
-                line = demo.stdout.readline()
-                assert line, printed
-                printed += line
+            printed = demo.wait_for("Ctrl-C ends it")
             url = re.search(r"http://\S+", printed)
             folder = re.search(r"host=(\S+)", printed)
             assert url is not None
@@ -213,10 +203,8 @@ def test_demo_shows_every_specified_metric_and_cleans_up() -> None:
                 return still
 
             eventually(look, lambda missing: not missing)
-            demo.terminate()
-            assert demo.wait(10) == 0
+            assert demo.terminate() == 0
             assert not Path(folder[1]).exists()
         finally:
             # Do not kill it: its server would stay behind.
             demo.terminate()
-            demo.wait(PATIENCE)

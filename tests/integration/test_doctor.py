@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +15,8 @@ from click.testing import CliRunner
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.conftest import Database, Postgres, Roles, create_game_tables
-from tests.support import PATIENCE, ROOT, ExporterProcess, eventually, free_port
+from tests.game_rows import add_player, add_task, add_tasks
+from tests.support import ExporterProcess, Process, eventually, free_port, run_command
 
 from mfg_notify.cli import main
 from mfg_notify.diagnosis.doctor import DEFAULT_LIMITS, Finding, Limits, examine
@@ -216,17 +215,9 @@ def pgbouncer(dsn: str, mode: str, folder: Path) -> Iterator[str]:
         shutil.chown(file, user)
         for parent in (folder, *folder.parents[:-2]):
             parent.chmod(parent.stat().st_mode | 0o011)
-    with subprocess.Popen([program, file], user=user, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            said = ""
-            while "process up" not in said:
-                line = process.stderr.readline()
-                assert line, said
-                said += line
-            yield make_conninfo(dsn, host="127.0.0.1", port=port)
-        finally:
-            process.terminate()
+    with Process([program, str(file)], user=user) as bouncer:
+        bouncer.wait_for("process up")
+        yield make_conninfo(dsn, host="127.0.0.1", port=port)
 
 
 def test_pooler_in_transaction_mode(installed: Database, tmp_path: Path) -> None:
@@ -236,12 +227,9 @@ def test_pooler_in_transaction_mode(installed: Database, tmp_path: Path) -> None
         assert "a pooler in transaction mode (PgBouncer) is in the way" in findings["delivery"].message
         assert "pool_mode=session" in str(findings["delivery"].remedy)
         # tail cannot work either, and says why.
-        tail = subprocess.run(
-            [sys.executable, "-m", "mfg_notify", "tail", "--dsn", dsn],
-            capture_output=True, text=True, check=False, timeout=PATIENCE, cwd=ROOT,
-        )  # fmt: skip
-        assert tail.returncode == 1
-        assert "a pooler in transaction mode (PgBouncer) is in the way" in tail.stderr
+        code, text = run_command("tail", "--dsn", dsn)
+        assert code == 1
+        assert "a pooler in transaction mode (PgBouncer) is in the way" in text
 
 
 def test_pooler_in_session_mode(installed: Database, tmp_path: Path) -> None:
@@ -523,11 +511,8 @@ def test_losses(installed: Database) -> None:
     # The game writes while another session locks the journal.
     with installed.connect() as connection, installed.connect() as other, other.transaction():
         other.execute("LOCK TABLE mfg_notify.event IN ACCESS EXCLUSIVE MODE")
-        connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
-        connection.execute(
-            """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
-               VALUES ('t', 1, 'SELL', 'READY', 'G')"""
-        )
+        add_player(connection)
+        add_task(connection)
     finding = examined(installed.dsn)["losses"]
     assert finding.verdict == "warning"
     assert "1 change was lost" in finding.message
@@ -537,11 +522,8 @@ def test_losses(installed: Database) -> None:
 def test_idle_columns(installed: Database) -> None:
     assert "too few to tell" in examined(installed.dsn)["idle"].message
     with installed.connect() as connection:
-        connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
-        connection.execute(
-            """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
-               SELECT 't' || n, 1, 'SELL', 'PENDING', 'G' FROM generate_series(1, 1000) n"""
-        )
+        add_player(connection)
+        add_tasks(connection, 1000)
         connection.execute("UPDATE manufacturing_tasks SET assigned_ship = 'S-1', status = 'ASSIGNED' WHERE id = 't1'")
         with ExporterProcess(installed.dsn) as exporter:
             exporter.wait_ready()

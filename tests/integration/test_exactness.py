@@ -3,7 +3,9 @@
 import anyio
 import pytest
 from tests.conftest import Database
-from tests.support import assert_exact, exporting, page_of, samples, settled, value
+from tests.game_rows import add_factory, add_pipeline, add_player, add_ship, add_task
+from tests.samples import samples, value
+from tests.support import assert_exact, exporting, page_of, settled
 
 from mfg_notify.core import catalogue
 from mfg_notify.demo.game import play
@@ -34,16 +36,10 @@ async def test_every_metric_moves(installed: Database) -> None:
 
 async def test_idle_database_with_one_of_each_shows_all_specified_names(installed: Database) -> None:
     with installed.connect() as connection:
-        connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'secret')")
-        connection.execute(
-            """INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price, status)
-               VALUES ('p', 1, 'LASER_RIFLES', 'M', 1, 'PLANNING');
-               INSERT INTO manufacturing_tasks (id, pipeline_id, player_id, task_type, status, good)
-               VALUES ('t', 'p', 1, 'ACQUIRE_DELIVER', 'PENDING', 'G');
-               INSERT INTO manufacturing_factory_states (factory_symbol, output_good, player_id, pipeline_id,
-                                                         required_inputs)
-               VALUES ('F', 'LASER_RIFLES', 1, 'p', '[]')"""
-        )
+        add_player(connection, token="secret")  # noqa: S106 - of nobody
+        add_pipeline(connection, "p")
+        add_task(connection, pipeline_id="p")
+        add_factory(connection, pipeline_id="p")
         async with exporting(installed.dsn) as exporter:
             shown = {name for name, _ in samples(page_of(exporter))}
             page, content_type = exporter.page.render("application/openmetrics-text; version=1.0.0")
@@ -74,7 +70,7 @@ async def test_a_standby_with_an_old_state_looks_at_nothing(installed: Database)
     looks = "mfg_notify_reconcile_duration_seconds_count"
     pings = "mfg_notify_listener_roundtrip_seconds_count"
     with installed.connect() as other:
-        other.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
+        add_player(other)
         async with exporting(installed.dsn, reconcile_interval=0.1) as exporter:
             other.execute(
                 """WITH taken AS (
@@ -113,12 +109,10 @@ async def test_disabled_triggers_show_as_corrections(installed: Database) -> Non
 async def test_ships_do_not_wait_for_the_reconciliation(installed: Database) -> None:
     async with exporting(installed.dsn) as exporter:
         with installed.connect() as connection:
-            connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
-            connection.execute("INSERT INTO ships (ship_symbol, player_id) VALUES ('A-1', 1), ('A-2', 1)")
-            connection.execute(
-                """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good, assigned_ship)
-                   VALUES ('t', 1, 'SELL', 'EXECUTING', 'G', 'A-1')"""
-            )
+            add_player(connection)
+            add_ship(connection, "A-1")
+            add_ship(connection, "A-2")
+            add_task(connection, status="EXECUTING", assigned_ship="A-1")
         await exporter.wait_until(
             lambda _: value(page_of(exporter), "manufacturing_ship_utilization_percent", player_id="1") == 50
         )

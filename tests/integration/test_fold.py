@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import Database, Server
+from tests.game_rows import add_player, add_task
 
 from mfg_notify.core.events import Event, decode_change
 from mfg_notify.core.ledger import Fold, Ledger
@@ -173,12 +174,14 @@ def test_pending_commit_rows_of_ended_transactions_are_deleted(installed: Databa
             await journal.prune(connection)
 
     with installed.connect() as connection, installed.connect() as other:
-        connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
-        insert = "INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good) VALUES %s"
-        two = "('{0}', 1, 'SELL', 'PENDING', 'G'), ('{0}{0}', 1, 'SELL', 'PENDING', 'G')"
-        connection.execute((insert % two.format("a")).encode())
+        add_player(connection)
+        # The second event of a transaction is buffered.
+        with connection.transaction():
+            add_task(connection, "a")
+            add_task(connection, "aa")
         with other.transaction():
-            other.execute((insert % two.format("b")).encode())
+            add_task(other, "b")
+            add_task(other, "bb")
             anyio.run(prune)
             assert connection.execute("SELECT count(*) FROM mfg_notify.pending_commit").fetchone() == (0,)
         # One that was under way has kept its own, and what it was for.

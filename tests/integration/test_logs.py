@@ -9,7 +9,8 @@ from typing import Any, LiteralString
 import psycopg
 import pytest
 from tests.conftest import Database, Postgres, create_game_tables
-from tests.support import ROOT, ExporterProcess, eventually, free_port, number
+from tests.samples import number
+from tests.support import ROOT, ExporterProcess, eventually, free_port
 
 from mfg_notify import __version__
 from mfg_notify.postgres import migrations

@@ -6,7 +6,9 @@ import psycopg
 import pytest
 from psycopg import sql
 from tests.conftest import Database
-from tests.support import ExporterProcess, eventually, exporting, page_of, samples
+from tests.game_rows import add_ship, add_tasks
+from tests.samples import samples
+from tests.support import ExporterProcess, eventually, exporting, page_of
 
 from mfg_notify.core import catalogue
 from mfg_notify.demo.game import play
@@ -86,7 +88,8 @@ async def test_without_player_id_every_player_has_all_markets(installed: Databas
     with installed.connect() as game:
         game.execute(ROWS)
         game.execute("DELETE FROM market_data WHERE player_id = 2; ALTER TABLE market_data DROP COLUMN player_id")
-        game.execute("INSERT INTO ships (ship_symbol, player_id) VALUES ('S-1', 1), ('S-2', 2)")
+        add_ship(game, "S-1", player_id=1)
+        add_ship(game, "S-2", player_id=2)
         async with watching(installed.dsn) as exporter:
             shown = await look(exporter)
     of_the_first = {key: n for key, n in OF_EACH.items() if key[1] == "1"}
@@ -143,10 +146,7 @@ async def test_a_reading_that_waits_delays_neither_folds_nor_pings(installed: Da
                 locking.execute("LOCK TABLE market_data")
                 looks = exporter.state.market_reads
                 for _ in range(3):
-                    game.execute(
-                        """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
-                           SELECT gen_random_uuid()::text, 1, 'SELL', 'READY', 'G' FROM generate_series(1, 200)"""
-                    )
+                    add_tasks(game, 200, status="READY", id=sql.SQL("gen_random_uuid()"))
                     before = exporter.state
                     await exporter.wait_until(
                         lambda state, before=before: (

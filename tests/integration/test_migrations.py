@@ -10,9 +10,11 @@ import anyio
 import psycopg
 import pytest
 from click.testing import CliRunner
-from psycopg import pq, sql
+from psycopg import pq
 from tests.conftest import Database
-from tests.support import PATIENCE, ROOT, exporting, page_of, settled, value
+from tests.game_rows import add_pipeline, add_player, ago
+from tests.samples import value
+from tests.support import PATIENCE, ROOT, exporting, page_of, settled
 
 from mfg_notify.cli import main
 from mfg_notify.core.catalogue import PIPELINE_COST, PIPELINE_REVENUE
@@ -286,15 +288,11 @@ async def test_another_game_schema(database: Database) -> None:
 @pytest.mark.anyio
 async def test_history_before_the_installation_is_seeded(database: Database) -> None:
     with database.connect() as connection:
-        connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
-        insert = sql.SQL(
-            """INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price, status,
-                   total_cost, total_revenue, net_profit, completed_at)
-               VALUES ({id}, 1, 'LASER_RIFLES', 'M', 1, {status}, {cost}, {revenue}, 0, now() - {ago}::interval)"""
-        )
+        add_player(connection)
 
-        def pipeline(name: str, status: str, cost: int, revenue: int, ago: str) -> None:
-            connection.execute(insert.format(id=name, status=status, cost=cost, revenue=revenue, ago=ago))
+        def pipeline(name: str, status: str, cost: int, revenue: int, since: str) -> None:
+            sums = {"total_cost": cost, "total_revenue": revenue}
+            add_pipeline(connection, name, status=status, completed_at=ago(since), **sums)
 
         pipeline("old", "COMPLETED", 100, 1000, "3 days")
         pipeline("new", "COMPLETED", 50, 500, "10 minutes")
@@ -308,7 +306,7 @@ async def test_history_before_the_installation_is_seeded(database: Database) -> 
         connection.execute("DELETE FROM manufacturing_pipelines WHERE id = 'old'")
         async with exporting(database.dsn, reconcile_interval=0.2) as exporter:
             page = await settled(exporter, connection)
-        product = {"player_id": "1", "product_good": "LASER_RIFLES"}
+        product = {"player_id": "1", "product_good": "IRON"}
         assert value(page, PIPELINE_REVENUE.name, **product) == 1510
         assert value(page, PIPELINE_COST.name, **product) == 151
         assert value(page, "manufacturing_margin_percent", **product) == pytest.approx(90)

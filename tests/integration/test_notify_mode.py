@@ -4,9 +4,9 @@ At a high rate NOTIFY is disabled, and no event is left behind when it is enable
 fold is under way are counted at once.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import anyio
 import anyio.lowlevel
@@ -16,7 +16,9 @@ from psycopg import sql
 from tenacity import AsyncRetrying, retry_if_result, stop_after_delay, wait_fixed
 from tests import support
 from tests.conftest import Database
-from tests.support import PATIENCE, applied, assert_exact, number, page_of, settled
+from tests.game_rows import add_player, add_task
+from tests.samples import applied, number
+from tests.support import PATIENCE, assert_exact, page_of, settled
 
 from mfg_notify.core.notify_mode import NotifyMode, Policy
 from mfg_notify.core.tuning import Tuning
@@ -29,16 +31,7 @@ NEVER_AGAIN = 3600.0
 """Seconds between reconciliations: none comes to help."""
 
 
-@asynccontextmanager
-async def exporting(
-    database: Database,
-    notify: Policy = Policy.ADAPTIVE,
-    reconcile_interval: float = NEVER_AGAIN,
-    **tuning: float,
-) -> AsyncIterator[Exporter]:
-    tuned = replace(Tuning(), **tuning)  # type: ignore[arg-type]  # the fields that tests change are numbers
-    async with support.exporting(database.dsn, reconcile_interval, notify=notify, tuning=tuned) as exporter:
-        yield exporter
+exporting = partial(support.exporting, reconcile_interval=NEVER_AGAIN)
 
 
 async def reached(exporter: Exporter, condition: Callable[[str], bool]) -> None:
@@ -84,23 +77,19 @@ def overhearing(database: Database) -> Iterator[Callable[[], list[str]]]:
 
 
 def insert(connection: psycopg.Connection, number: int) -> None:
-    connection.execute(
-        """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
-           VALUES (%s, 1, 'COLLECT_SELL', 'READY', 'G')""",
-        (f"t{number}",),
-    )
+    add_task(connection, f"t{number}", status="READY")
 
 
 @pytest.fixture
 def game(installed: Database) -> Iterator[psycopg.Connection]:
     with installed.connect() as connection:
-        connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
+        add_player(connection)
         yield connection
 
 
 async def test_polls_while_changes_come_fast(installed: Database, game: psycopg.Connection) -> None:
     with overhearing(installed) as heard:
-        async with exporting(installed, high_water_rate=20.0) as exporter:
+        async with exporting(installed.dsn, tuning=Tuning(high_water_rate=20.0)) as exporter:
             assert not polls(page_of(exporter))
             inserted = 0
             with anyio.fail_after(PATIENCE):
@@ -124,7 +113,7 @@ async def test_a_writer_that_did_not_notify_and_commits_late(
 ) -> None:
     if not rule:
         monkeypatch.setattr(NotifyMode, "may_sleep", property(lambda self: not self.polling))
-    async with exporting(installed, high_water_rate=20.0) as exporter:
+    async with exporting(installed.dsn, tuning=Tuning(high_water_rate=20.0)) as exporter:
         inserted = 0
         with anyio.fail_after(PATIENCE):
             while not polls(page_of(exporter)):
@@ -145,7 +134,7 @@ async def test_a_writer_that_did_not_notify_and_commits_late(
 
 
 async def test_it_sleeps_once_all_silent_writers_have_ended(installed: Database, game: psycopg.Connection) -> None:
-    async with exporting(installed) as exporter:
+    async with exporting(installed.dsn) as exporter:
         insert(game, 1)
         await reached(exporter, lambda page: applied(page) == 1)
         # The fold that settles it is the last: nothing happens, so nothing is folded.
@@ -158,7 +147,7 @@ async def test_it_sleeps_once_all_silent_writers_have_ended(installed: Database,
 
 async def test_first_event_of_all_after_many_empty_folds(installed: Database, game: psycopg.Connection) -> None:
     """An id that a new sequence names as its last, and has not given out yet, is still to come."""
-    async with exporting(installed, Policy.NEVER, poll_interval_maximum=0.015) as exporter:
+    async with exporting(installed.dsn, notify=Policy.NEVER, tuning=Tuning(poll_interval_maximum=0.015)) as exporter:
         empty = exporter.state.folds + 5
         await exporter.wait_until(lambda state: state.folds >= empty)
         insert(game, 1)
@@ -167,7 +156,7 @@ async def test_first_event_of_all_after_many_empty_folds(installed: Database, ga
 
 async def test_never_means_never(installed: Database, game: psycopg.Connection) -> None:
     with overhearing(installed) as heard:
-        async with exporting(installed, Policy.NEVER) as exporter:
+        async with exporting(installed.dsn, notify=Policy.NEVER) as exporter:
             await reached(exporter, polls)
             insert(game, 1)
             await reached(exporter, lambda page: applied(page) == 1)
@@ -176,7 +165,7 @@ async def test_never_means_never(installed: Database, game: psycopg.Connection) 
 
 async def test_always_means_always(installed: Database, game: psycopg.Connection) -> None:
     with overhearing(installed) as heard:
-        async with exporting(installed, Policy.ALWAYS, high_water_rate=0.0) as exporter:
+        async with exporting(installed.dsn, notify=Policy.ALWAYS, tuning=Tuning(high_water_rate=0.0)) as exporter:
             for one in range(50):
                 insert(game, one)
             await reached(exporter, lambda page: applied(page) == 50)
@@ -186,11 +175,11 @@ async def test_always_means_always(installed: Database, game: psycopg.Connection
 
 
 async def test_stopping_disables_notify_and_starting_enables_it(installed: Database, game: psycopg.Connection) -> None:
-    async with exporting(installed):
+    async with exporting(installed.dsn):
         assert not notify_is_disabled(installed)
     assert notify_is_disabled(installed)
     insert(game, 1)
-    async with exporting(installed) as exporter:
+    async with exporting(installed.dsn) as exporter:
         assert not notify_is_disabled(installed)
         await reached(exporter, lambda page: applied(page) == 1)
         insert(game, 2)
@@ -201,7 +190,7 @@ async def test_stopping_disables_notify_and_starting_enables_it(installed: Datab
 async def test_a_notify_mode_set_by_someone_else_is_corrected(
     installed: Database, game: psycopg.Connection, notify: Policy
 ) -> None:
-    async with exporting(installed, notify) as exporter:
+    async with exporting(installed.dsn, notify=notify) as exporter:
         await reached(exporter, lambda page: polls(page) is (notify is Policy.NEVER))
         wrong = int(notify is not Policy.NEVER)
         game.execute("SELECT setval('mfg_notify.notify_disabled', %s)", (wrong,))
@@ -213,7 +202,7 @@ async def test_a_notify_mode_set_by_someone_else_is_corrected(
 
 
 async def test_a_standby_does_not_switch_the_triggers(installed: Database) -> None:
-    async with exporting(installed), exporting(installed, Policy.NEVER) as second:
+    async with exporting(installed.dsn), exporting(installed.dsn, notify=Policy.NEVER) as second:
         assert second.state.standby
         await two_pings(second)
         assert not notify_is_disabled(installed)
@@ -222,7 +211,9 @@ async def test_a_standby_does_not_switch_the_triggers(installed: Database) -> No
 async def test_exact_while_the_notify_mode_changes(installed: Database) -> None:
     modes: list[bool] = []
     with installed.connect() as connection:
-        async with exporting(installed, reconcile_interval=1, high_water_rate=300.0, quiet_exit_windows=1) as exporter:
+        async with exporting(
+            installed.dsn, reconcile_interval=1, tuning=Tuning(high_water_rate=300.0, quiet_exit_windows=1)
+        ) as exporter:
             for rate in (0.0, 100.0, 0.0, 100.0):
                 await play(
                     installed.dsn,
@@ -243,7 +234,7 @@ async def test_what_comes_while_a_fold_is_under_way_is_counted_at_once(
         waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'mfg_notify.total'::regclass AND NOT granted)"
         return game.execute(waits).fetchone() == (True,)
 
-    async with exporting(installed, Policy.ALWAYS, confirming_fold_delay=0.0) as exporter:
+    async with exporting(installed.dsn, notify=Policy.ALWAYS, tuning=Tuning(confirming_fold_delay=0.0)) as exporter:
         with installed.connect() as locking, locking.transaction():
             locking.execute("LOCK TABLE mfg_notify.total IN EXCLUSIVE MODE")
             insert(game, 1)
@@ -257,7 +248,9 @@ async def test_what_comes_while_a_fold_is_under_way_is_counted_at_once(
 
 
 async def test_many_counted_payloads_do_not_wait_for_their_fold(installed: Database, game: psycopg.Connection) -> None:
-    async with exporting(installed, Policy.ALWAYS, confirming_fold_delay=NEVER_AGAIN, announced_maximum=10) as exporter:
+    async with exporting(
+        installed.dsn, notify=Policy.ALWAYS, tuning=Tuning(confirming_fold_delay=NEVER_AGAIN, announced_maximum=10)
+    ) as exporter:
         # At first it also folds by itself, until every transaction that may not notify has ended.
         for number in range(30):
             insert(game, number)

@@ -10,7 +10,9 @@ import psycopg
 import pytest
 from psycopg import sql
 from tests.conftest import Database
-from tests.support import PATIENCE, exporting, page_of, samples, settled, value
+from tests.game_rows import add_player, add_tasks
+from tests.samples import samples, value
+from tests.support import PATIENCE, exporting, page_of, settled
 from tests.web_configuration import Setting
 
 from mfg_notify.core.catalogue import EXPORTER_METRICS, SELF_PREFIX
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 
 @dataclass
-class Gauges:
+class Bench:
     """An exporter, and a game that it watches."""
 
     exporter: Exporter
@@ -48,152 +50,148 @@ class Gauges:
 
     def insert(self, rows: int = 1) -> None:
         """Add tasks."""
-        self.game.execute(
-            """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
-               SELECT gen_random_uuid()::text, 1, 'COLLECT_SELL', 'READY', 'G' FROM generate_series(1, %s)""",
-            (rows,),
-        )
+        add_tasks(self.game, rows, status="READY", id=sql.SQL("gen_random_uuid()"))
 
 
 @pytest.fixture
-async def floor(installed: Database) -> AsyncIterator[Gauges]:
+async def bench(installed: Database) -> AsyncIterator[Bench]:
     with installed.connect() as game:
-        game.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
+        add_player(game)
         channel = game.execute("SELECT channel FROM mfg_notify.settings").fetchall()[0][0]
         async with exporting(installed.dsn, reconcile_interval=0.1) as exporter:
             await exporter.wait_until(lambda state: state.folds > 2)
-            yield Gauges(exporter, game, installed, channel)
+            yield Bench(exporter, game, installed, channel)
 
 
-async def test_how_it_is(floor: Gauges) -> None:
-    before = Exporter(Settings(floor.database.dsn))
+async def test_how_it_is(bench: Bench) -> None:
+    before = Exporter(Settings(bench.database.dsn))
     page = page_of(before)
     for name in ("connected", "leader", "ready"):
         assert value(page, SELF_PREFIX + name) == 0
-        assert floor.of(name) == 1
-    assert floor.of("standby") == 0
-    assert floor.of("polling") == 0  # test_quiet.py makes it move
-    async with exporting(floor.database.dsn) as second:
+        assert bench.of(name) == 1
+    assert bench.of("standby") == 0
+    assert bench.of("polling") == 0  # test_quiet.py makes it move
+    async with exporting(bench.database.dsn) as second:
         assert value(page_of(second), "mfg_notify_standby") == 1
     assert [n for (name, _), n in samples(page).items() if name == "mfg_notify_build_info"] == [1]
 
 
-async def test_events_by_payload(floor: Gauges) -> None:
-    floor.insert()
-    await floor.until("events_applied_total", lambda n: n == 1, table="task", op="I")
-    assert floor.of("notifications_received_total") == 1
-    assert floor.of("event_delay_seconds") == 1
-    assert floor.of("events_replayed_total") == 0
-    assert floor.of("series") > 0
+async def test_events_by_payload(bench: Bench) -> None:
+    bench.insert()
+    await bench.until("events_applied_total", lambda n: n == 1, table="task", op="I")
+    assert bench.of("notifications_received_total") == 1
+    assert bench.of("event_delay_seconds") == 1
+    assert bench.of("events_replayed_total") == 0
+    assert bench.of("series") > 0
 
 
-async def test_events_by_the_journal_alone(floor: Gauges) -> None:
+async def test_events_by_the_journal_alone(bench: Bench) -> None:
     # The first of them is announced before anyone knows that there are so many; then one notification says `fold`.
-    floor.insert(102)
-    await floor.until("events_replayed_total", lambda n: n == 101)
-    assert floor.of("events_applied_total", table="task", op="I") == 102
-    assert floor.of("notifications_received_total") == 2
+    bench.insert(102)
+    await bench.until("events_replayed_total", lambda n: n == 101)
+    assert bench.of("events_applied_total", table="task", op="I") == 102
+    assert bench.of("notifications_received_total") == 2
 
 
-async def test_repeated_and_forged_payloads(floor: Gauges) -> None:
-    with floor.database.connect() as listening:
-        listening.execute(sql.SQL("LISTEN {}").format(sql.Identifier(floor.channel)))
-        floor.insert()
+async def test_repeated_and_forged_payloads(bench: Bench) -> None:
+    with bench.database.connect() as listening:
+        listening.execute(sql.SQL("LISTEN {}").format(sql.Identifier(bench.channel)))
+        bench.insert()
         [payload] = [n.payload for n in listening.notifies(timeout=PATIENCE, stop_after=1) if "task" in n.payload]
     version, _, rest = payload.split(",", 2)
-    floor.notify(payload)
-    floor.notify(f"{version},999999,{rest}")
-    floor.notify("junk")
-    floor.notify("barrier 999999")
-    floor.notify("ping 999999")
-    await floor.until("events_rejected_total", lambda n: n == 1, reason="malformed")
-    await floor.until("events_rejected_total", lambda n: n >= 1, reason="unconfirmed")
-    await floor.until("events_applied_total", lambda n: n >= 1, table="task", op="I")
-    page = await settled(floor.exporter, floor.game)
-    assert value(page, "manufacturing_tasks_ready_total", player_id="1", task_type="COLLECT_SELL") == 1
-    assert floor.of("events_duplicate_total") + floor.of("events_rejected_total", reason="unconfirmed") == 2
+    bench.notify(payload)
+    bench.notify(f"{version},999999,{rest}")
+    bench.notify("junk")
+    bench.notify("barrier 999999")
+    bench.notify("ping 999999")
+    await bench.until("events_rejected_total", lambda n: n == 1, reason="malformed")
+    await bench.until("events_rejected_total", lambda n: n >= 1, reason="unconfirmed")
+    await bench.until("events_applied_total", lambda n: n >= 1, table="task", op="I")
+    page = await settled(bench.exporter, bench.game)
+    assert value(page, "manufacturing_tasks_ready_total", player_id="1", task_type="SELL") == 1
+    assert bench.of("events_duplicate_total") + bench.of("events_rejected_total", reason="unconfirmed") == 2
 
 
-async def test_duplicates(floor: Gauges) -> None:
-    with floor.database.connect() as listening:
-        listening.execute(sql.SQL("LISTEN {}").format(sql.Identifier(floor.channel)))
-        with floor.game.transaction():
-            floor.insert()
+async def test_duplicates(bench: Bench) -> None:
+    with bench.database.connect() as listening:
+        listening.execute(sql.SQL("LISTEN {}").format(sql.Identifier(bench.channel)))
+        with bench.game.transaction():
+            bench.insert()
             # The same payload once more in the same commit: different text, same event.
-            body = floor.game.execute(
+            body = bench.game.execute(
                 """SELECT '[' || version || ', ' || id || ',' || xid::text || ',' || mfg_notify.microseconds(at) || ','
                           || body || ']' FROM mfg_notify.event ORDER BY id DESC LIMIT 1"""
             ).fetchall()[0][0]
-            floor.notify(body)
-    await floor.until("events_duplicate_total", lambda n: n == 1)
+            bench.notify(body)
+    await bench.until("events_duplicate_total", lambda n: n == 1)
 
 
-async def test_ping_fold_and_reconciliation(floor: Gauges) -> None:
-    await floor.until("listener_roundtrip_seconds", lambda n: n > 0)
-    await floor.until("fold_duration_seconds", lambda n: n > 3)
-    await floor.until("reconcile_duration_seconds", lambda n: n > 3)
+async def test_ping_fold_and_reconciliation(bench: Bench) -> None:
+    await bench.until("listener_roundtrip_seconds", lambda n: n > 0)
+    await bench.until("fold_duration_seconds", lambda n: n > 3)
+    await bench.until("reconcile_duration_seconds", lambda n: n > 3)
     for name in ("fold_last_success_timestamp_seconds", "reconcile_last_success_timestamp_seconds"):
-        before = floor.of(name)
-        await floor.until(name, lambda n, before=before: n > before)  # type: ignore[misc]
+        before = bench.of(name)
+        await bench.until(name, lambda n, before=before: n > before)  # type: ignore[misc]
 
 
-async def test_reconnects(floor: Gauges) -> None:
-    floor.game.execute(
+async def test_reconnects(bench: Bench) -> None:
+    bench.game.execute(
         """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
            WHERE datname = current_database() AND application_name = 'mfg-notify'"""
     )
-    await floor.until("reconnects_total", lambda n: n == 1, reason="unavailable")
-    await floor.until("connected", lambda n: n == 1)
+    await bench.until("reconnects_total", lambda n: n == 1, reason="unavailable")
+    await bench.until("connected", lambda n: n == 1)
 
 
-async def test_corrections_and_triggers(floor: Gauges) -> None:
-    floor.game.execute("ALTER TABLE manufacturing_tasks DISABLE TRIGGER mfg_notify_insert")
-    floor.insert()
+async def test_corrections_and_triggers(bench: Bench) -> None:
+    bench.game.execute("ALTER TABLE manufacturing_tasks DISABLE TRIGGER mfg_notify_insert")
+    bench.insert()
     metric = "manufacturing_tasks_ready_total"
-    await floor.until("reconcile_corrections_total", lambda n: n == 1, metric=metric)
-    assert floor.of("triggers_installed", table="manufacturing_tasks") == 3
-    assert floor.of("triggers_installed", table="manufacturing_pipelines") == 4
+    await bench.until("reconcile_corrections_total", lambda n: n == 1, metric=metric)
+    assert bench.of("triggers_installed", table="manufacturing_tasks") == 3
+    assert bench.of("triggers_installed", table="manufacturing_pipelines") == 4
 
 
-async def test_journal_and_lost_statements(floor: Gauges) -> None:
-    floor.game.execute("INSERT INTO mfg_notify.event (version, body) VALUES (99, 'of tomorrow')")
-    await floor.until("journal_rows", lambda n: n == 1)
-    await floor.until("journal_oldest_age_seconds", lambda n: n > 0)
-    await floor.until("ready", lambda n: n == 0)
-    assert "upgrade mfg-notify" in floor.exporter.readiness()[1]
-    floor.game.execute("DELETE FROM mfg_notify.event")
-    await floor.until("ready", lambda n: n == 1)
-    floor.game.execute("ALTER TABLE mfg_notify.event ADD CONSTRAINT broken CHECK (version = 99) NOT VALID")
-    floor.insert()
-    floor.game.execute("ALTER TABLE mfg_notify.event DROP CONSTRAINT broken")
-    await floor.until("lost_changes_total", lambda n: n == 1)
+async def test_journal_and_lost_statements(bench: Bench) -> None:
+    bench.game.execute("INSERT INTO mfg_notify.event (version, body) VALUES (99, 'of tomorrow')")
+    await bench.until("journal_rows", lambda n: n == 1)
+    await bench.until("journal_oldest_age_seconds", lambda n: n > 0)
+    await bench.until("ready", lambda n: n == 0)
+    assert "upgrade mfg-notify" in bench.exporter.readiness()[1]
+    bench.game.execute("DELETE FROM mfg_notify.event")
+    await bench.until("ready", lambda n: n == 1)
+    bench.game.execute("ALTER TABLE mfg_notify.event ADD CONSTRAINT broken CHECK (version = 99) NOT VALID")
+    bench.insert()
+    bench.game.execute("ALTER TABLE mfg_notify.event DROP CONSTRAINT broken")
+    await bench.until("lost_changes_total", lambda n: n == 1)
 
 
-async def test_notification_queue(floor: Gauges) -> None:
-    with floor.database.connect() as sleepy:
+async def test_notification_queue(bench: Bench) -> None:
+    with bench.database.connect() as sleepy:
         sleepy.execute("LISTEN something")
         with sleepy.transaction():
             sleepy.execute("SELECT 1")
             for _ in range(20):
-                floor.game.execute(
+                bench.game.execute(
                     "SELECT count(pg_notify('something', i || repeat('x', 7000))) FROM generate_series(1, 99) i"
                 )
-            await floor.until("notification_queue_usage_ratio", lambda n: n > 0)
+            await bench.until("notification_queue_usage_ratio", lambda n: n > 0)
 
 
-async def test_series_dropped(floor: Gauges) -> None:
-    floor.insert()
-    await settled(floor.exporter, floor.game)
-    exporter = floor.exporter
+async def test_series_dropped(bench: Bench) -> None:
+    bench.insert()
+    await settled(bench.exporter, bench.game)
+    exporter = bench.exporter
     small = Page(exporter.view, exporter.ledger.now, series_maximum=20)
     found = samples(small.render()[0].decode())
     assert found["mfg_notify_series_dropped", frozenset()] > 0
     assert found["mfg_notify_series", frozenset()] <= 20
 
 
-async def test_a_database_that_was_set_back(floor: Gauges) -> None:
-    floor.game.execute("UPDATE mfg_notify.lease SET generation = 0")
-    await floor.until("rewinds_total", lambda n: n == 1)
+async def test_a_database_that_was_set_back(bench: Bench) -> None:
+    bench.game.execute("UPDATE mfg_notify.lease SET generation = 0")
+    await bench.until("rewinds_total", lambda n: n == 1)
 
 
 def test_a_web_configuration_that_becomes_wrong(tmp_path: Path) -> None:

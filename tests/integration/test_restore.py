@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from psycopg import sql
 from tests.conftest import Database, Server
-from tests.support import assert_exact, exporting, samples, settled
+from tests.samples import samples
+from tests.support import assert_exact, exporting, settled
 
 from mfg_notify.core.catalogue import CATALOGUE, Kind
 from mfg_notify.demo import embedded

@@ -12,7 +12,9 @@ from psycopg import errors, sql
 from psycopg.conninfo import make_conninfo
 from tests import truth
 from tests.conftest import Database, Postgres, Roles
-from tests.support import ExporterProcess, eventually, simulated_game, value
+from tests.game_rows import add_player, add_ship, add_task, insert
+from tests.samples import value
+from tests.support import ExporterProcess, eventually, simulated_game
 
 from mfg_notify.cli import main
 from mfg_notify.demo.game import create_tables, play
@@ -105,7 +107,7 @@ async def test_exporter_with_exactly_its_rights_is_exact(exporter_role: str, ins
     ):
         exporter.wait_ready()
         await play(installed.dsn, GameOptions(seed=11, rate=0), statements=3000)
-        connection.execute("INSERT INTO ships (ship_symbol, player_id) VALUES ('SPARE-1', 1)")
+        add_ship(connection, "SPARE-1")
         page = wait_exact(exporter, connection)
         # The recount knows the game's table of ships; without a right on it the numbers would be others.
         idle = connection.execute(
@@ -150,11 +152,8 @@ def denied_statements(connection: Connection) -> list[str]:
 
 def test_its_rights_suffice_for_every_statement_and_none_is_idle(exporter_role: str, installed: Database) -> None:
     with installed.connect() as connection:
-        connection.execute(
-            """INSERT INTO players (agent_symbol, token) VALUES ('A', 'x');
-               INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
-               VALUES ('t', 1, 'SELL', 'PENDING', 'G')"""
-        )
+        add_player(connection)
+        add_task(connection)
         granted = [
             (kind, thing, right) for kind, thing, grantee, right in rights(connection) if grantee == exporter_role
         ]
@@ -283,11 +282,8 @@ def test_missing_right_is_named_and_granted_again(
     exporter_role: str, installed: Database, missing: LiteralString, named: str
 ) -> None:
     with installed.connect() as connection:
-        connection.execute(
-            """INSERT INTO players (agent_symbol, token) VALUES ('A', 'x');
-               INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
-               VALUES ('t', 1, 'SELL', 'PENDING', 'G')"""
-        )
+        add_player(connection)
+        add_task(connection)
         execute(connection, "REVOKE " + missing + " FROM PUBLIC, {role}", role=exporter_role, database=installed.name)
         with ExporterProcess(as_role(installed.dsn, exporter_role), *OFTEN) as exporter:
             log = eventually(exporter.read_log, lambda text: "access_denied" in text)
@@ -307,8 +303,9 @@ def test_ships_without_the_right_are_those_of_the_tasks(roles: Roles, installed:
                 "ALTER TABLE ship_assignments RENAME assignment_status TO status"
             )
         migrations.create_role(connection, "public", role, print)
-        connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
-        execute(connection, "INSERT INTO {ships} (player_id, ship_symbol) VALUES (1, 'S-1'), (1, 'S-2')", ships=table)
+        add_player(connection)
+        for ship in ("S-1", "S-2"):
+            insert(connection, table, player_id=1, ship_symbol=ship)
 
         def idle_ships() -> float | None:
             with ExporterProcess(as_role(installed.dsn, role), *OFTEN) as exporter:

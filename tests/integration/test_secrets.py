@@ -1,8 +1,5 @@
 """A password never shows: not in logs, errors and pages, nor in the titles of processes."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from itertools import cycle
 from pathlib import Path
@@ -11,7 +8,7 @@ from urllib.parse import quote
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 from tests.conftest import Database
-from tests.support import ROOT, ExporterProcess, eventually
+from tests.support import ExporterProcess, eventually, run_command
 
 SECRET = "Tr0ub4dor&3 'is' @home/secret"  # noqa: S105 - of nobody
 FORMS = {SECRET, quote(SECRET, safe=""), SECRET.replace("'", "\\'"), "Tr0ub4dor", "@home", "secret"}
@@ -93,11 +90,6 @@ def assert_hidden(text: str) -> None:
     assert not found, f"{found} in {text[:2000]}"
 
 
-def environment(more: Mapping[str, str]) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "MFG_NOTIFY_"))}
-    return kept | dict(more)
-
-
 def title(process: int) -> str:
     return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
 
@@ -128,12 +120,9 @@ def test_migrate_simulate_and_doctor(way: str, database: Database, tmp_path: Pat
         ["doctor"], ["migrate", "up"], ["doctor", "--json"], ["migrate", "status"], ["simulate"],
         ["migrate", "down"], ["tail"],
     ):  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, "-m", "mfg_notify", *command, "--dsn", dsn],
-            env=environment(more), cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        codes.append(done.returncode)
-        assert_hidden(done.stdout + done.stderr)
+        code, text = run_command(*command, "--dsn", dsn, environment=more)
+        codes.append(code)
+        assert_hidden(text)
     # What refuses does so in words, too: not installed yet, not a simulated game, not installed any more.
     assert codes == [1, 0, 0, 0, 1, 0, 1]
 
@@ -142,24 +131,18 @@ def test_migrate_simulate_and_doctor(way: str, database: Database, tmp_path: Pat
 @pytest.mark.parametrize("by", ["option", "variable"])
 def test_a_dsn_that_cannot_work(dsn: str, by: str) -> None:
     options, more = (["--dsn", dsn], {}) if by == "option" else ([], {"MFG_NOTIFY_DSN": dsn})
-    done = subprocess.run(
-        [sys.executable, "-m", "mfg_notify", "migrate", "status", *options],
-        env=environment(more), cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "Error: " in done.stderr
-    assert_hidden(done.stdout + done.stderr)
+    code, text = run_command("migrate", "status", *options, environment=more)
+    assert code == 1
+    assert "Error: " in text
+    assert_hidden(text)
 
 
 def test_a_dsn_that_nobody_asked_for() -> None:
     dsn = f"postgresql://game:{quote(SECRET, safe='')}@db/game"
-    done = subprocess.run(
-        [sys.executable, "-m", "mfg_notify", "migrate", "status", dsn],
-        env=environment({}), cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "--dsn" in done.stderr
-    assert_hidden(done.stdout + done.stderr)
+    code, text = run_command("migrate", "status", dsn)
+    assert code == 2
+    assert "--dsn" in text
+    assert_hidden(text)
 
 
 def test_the_title_of_an_exporter_that_waits() -> None:

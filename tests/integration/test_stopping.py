@@ -6,16 +6,8 @@ import signal
 import psycopg
 import pytest
 from tests.conftest import Database, Postgres, create_game_tables
-from tests.support import (
-    ExporterProcess,
-    applied,
-    assert_exact,
-    eventually,
-    samples,
-    settled_page,
-    simulated_game,
-    stop_backend,
-)
+from tests.samples import applied, samples
+from tests.support import ExporterProcess, assert_exact, eventually, settled_page, simulated_game, stop_backend
 
 from mfg_notify.postgres import migrations
 

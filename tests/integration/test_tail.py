@@ -10,15 +10,16 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from tests.conftest import Database, Postgres, create_game_tables
-from tests.support import PATIENCE, ROOT, ExporterProcess, eventually, simulated_game
+from tests.game_rows import add_pipeline, add_player, add_task, add_tasks
+from tests.support import PATIENCE, ExporterProcess, Process, eventually, run_command, simulated_game
 
 from mfg_notify.core.events import (
     Event,
@@ -34,74 +35,16 @@ from mfg_notify.diagnosis.tail.output import format_json, format_line
 from mfg_notify.postgres import migrations
 
 PIPE_SIZE = 65536
-PLAYER: LiteralString = "INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')"
-TASK: LiteralString = (
-    "INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good) VALUES (%s, 1, 'SELL', 'READY', 'G')"
-)
-
-PIPELINE: LiteralString = (
-    "INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price)"
-    " VALUES (%s, 1, %s, 'M', 1)"
-)
-
-
-class Tail:
-    """`mfg-notify tail` as a process; its output is read as it arrives."""
-
-    def __init__(self, dsn: str, *options: str, stdout: int | None = None) -> None:
-        """Start it. Standard error and standard output are read together, unless `stdout` is given."""
-        kept = {name: text for name, text in os.environ.items() if not name.startswith(("PG", "MFG_NOTIFY_"))}
-        self.printed = b""
-        self._reading, writing = os.pipe()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mfg_notify", "tail", "--dsn", dsn, *options],
-            stdout=writing if stdout is None else stdout, stderr=writing, cwd=ROOT, env=kept,
-        )  # fmt: skip
-        os.close(writing)
-        os.set_blocking(self._reading, False)
-
-    def read(self) -> str:
-        """Return everything that it has printed so far."""
-        try:
-            while chunk := os.read(self._reading, 65536):
-                self.printed += chunk
-        except BlockingIOError:
-            pass
-        return self.printed.decode()
-
-    def wait_for(self, text: str) -> str:
-        """Wait until it has printed this; return everything."""
-        return eventually(self.read, lambda printed: text in printed)
-
-    def interrupt(self, number: signal.Signals = signal.SIGINT) -> int:
-        """End it as Ctrl-C does; return its exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
-
-    def close(self) -> None:
-        """End it, whatever it does."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        os.close(self._reading)
 
 
 @contextmanager
-def tailing(dsn: str, *options: str) -> Iterator[Tail]:
-    """Run tail; it listens by the time the block begins."""
-    tail = Tail(dsn, *options)
-    try:
+def tailing(dsn: str, *options: str, stdout: int | None = None) -> Iterator[Process]:
+    """Run tail; it listens by the time the block begins. `stdout` is for the process alone, and closed here."""
+    with Process([sys.executable, "-m", "mfg_notify", "tail", "--dsn", dsn, *options], stdout=stdout) as tail:
+        if stdout is not None:
+            os.close(stdout)
         tail.wait_for("following")
         yield tail
-    finally:
-        tail.close()
-
-
-def play(dsn: str, *statements: tuple[LiteralString, Sequence[object]]) -> None:
-    """Execute statements of the game in one transaction."""
-    with psycopg.connect(dsn) as connection:
-        for statement, values in statements:
-            connection.execute(statement, values)
 
 
 def objects(printed: str) -> list[dict[str, Any]]:
@@ -115,12 +58,12 @@ def objects(printed: str) -> list[dict[str, Any]]:
 def test_events_beside_an_exporter(exporter_dsn: str, installed: Database) -> None:
     with ExporterProcess(exporter_dsn) as exporter, tailing(exporter_dsn) as tail:
         exporter.wait_ready()
-        play(installed.dsn, (PLAYER, ()), (TASK, ("t-1",)))
-        play(
-            installed.dsn,
-            ("UPDATE manufacturing_tasks SET status = 'ASSIGNED', assigned_ship = 'SHIP-1'", ()),
-            ("UPDATE manufacturing_tasks SET status = 'COMPLETED', total_revenue = 12000", ()),
-        )
+        with installed.connect() as game:
+            add_player(game)
+            add_task(game, "t-1", status="READY")
+            with game.transaction():
+                game.execute("UPDATE manufacturing_tasks SET status = 'ASSIGNED', assigned_ship = 'SHIP-1'")
+                game.execute("UPDATE manufacturing_tasks SET status = 'COMPLETED', total_revenue = 12000")
         printed = tail.wait_for("COMPLETED")
         events = [line for line in printed.splitlines() if "player" in line]
         assert [re.sub(r"^\d\d:\d\d:\d\d\.\d{3}  ", "", line) for line in events] == [
@@ -128,7 +71,7 @@ def test_events_beside_an_exporter(exporter_dsn: str, installed: Database) -> No
             "player 1  task      t-1  SELL  READY → ASSIGNED  ship SHIP-1",
             "player 1  task      t-1  SELL  ASSIGNED → COMPLETED  ship SHIP-1  earned 12,000",
         ]
-        assert tail.interrupt() == 0
+        assert tail.terminate(signal.SIGINT) == 0
         # The exporter has received the three notifications of the game, and nothing from tail.
         eventually(exporter.page, lambda page: "mfg_notify_notifications_received_total 3.0" in page)
         assert "level=warning" not in exporter.read_log()
@@ -137,21 +80,21 @@ def test_events_beside_an_exporter(exporter_dsn: str, installed: Database) -> No
 def test_every_event_once_and_the_rest_counted(installed: Database) -> None:
     with installed.connect() as connection, tailing(installed.dsn, "--json") as tail:
         with simulated_game(installed.dsn, "--rate", "600", "--seed", "3"):
-            eventually(lambda: len(objects(tail.read())) > 500)
+            eventually(lambda: len(objects(tail.read_log())) > 500)
         [(last,)] = connection.execute("SELECT last_value FROM mfg_notify.event_id_seq").fetchall()
         journal: dict[int, str] = dict(
             connection.execute("SELECT id, body::json ->> 2 FROM mfg_notify.event").fetchall()
         )
 
         def accounted() -> int:
-            found = objects(tail.read())
+            found = objects(tail.read_log())
             return sum(item["not_shown"]["events"] if "not_shown" in item else 1 for item in found)
 
         eventually(accounted, lambda events: events >= last)
         # Without an exporter, the journal contains every committed event. Exactly these are shown, each once; the
         # missing ones were rolled back.
         assert accounted() == last
-        shown = [(item["id"], item["key"]) for item in objects(tail.read()) if "not_shown" not in item]
+        shown = [(item["id"], item["key"]) for item in objects(tail.read_log()) if "not_shown" not in item]
         assert dict(shown) == journal
         assert len(shown) == len(journal)
 
@@ -159,16 +102,14 @@ def test_every_event_once_and_the_rest_counted(installed: Database) -> None:
 def test_events_without_a_payload_are_read_in_the_journal(installed: Database) -> None:
     rows = 300
     with tailing(installed.dsn, "--json") as tail:
-        play(installed.dsn, (PLAYER, ()))
-        play(
-            installed.dsn,
-            ("INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)"
-             " SELECT 't' || n, 1, 'SELL', 'READY', 'G' FROM generate_series(1, %s) n", (rows,)),
-            (PIPELINE, ("p", "EISENTRÄGER")),
-        )  # fmt: skip
+        with installed.connect() as game:
+            add_player(game)
+            with game.transaction():
+                add_tasks(game, rows)
+                add_pipeline(game, product_good="EISENTRÄGER")
         # Without an exporter, all of them stay in the journal.
-        eventually(lambda: len(objects(tail.read())) > rows)
-        shown = objects(tail.read())
+        eventually(lambda: len(objects(tail.read_log())) > rows)
+        shown = objects(tail.read_log())
         assert [item["id"] for item in shown] == list(range(1, rows + 2))
         assert shown[-1]["new"]["product_good"] == "EISENTRÄGER"
 
@@ -177,11 +118,8 @@ def test_events_that_are_folded_first_are_counted(installed: Database) -> None:
     with installed.connect() as folder, tailing(installed.dsn) as tail:
         # Like a fast exporter: the events are gone before tail can read them.
         with folder.transaction():
-            folder.execute(PLAYER)
-            folder.execute(
-                "INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)"
-                " SELECT 't' || n, 1, 'SELL', 'READY', 'G' FROM generate_series(1, 150) n"
-            )
+            add_player(folder)
+            add_tasks(folder, 150, status="READY")
             folder.execute("SET CONSTRAINTS ALL IMMEDIATE")  # write the buffered events now, to delete them below
             folder.execute("DELETE FROM mfg_notify.event")
         tail.wait_for("t1  SELL  new → READY")
@@ -200,34 +138,34 @@ def test_events_that_are_folded_first_are_counted(installed: Database) -> None:
 
 def test_notify_disabled_under_load(installed: Database) -> None:
     with installed.connect() as connection, tailing(installed.dsn) as tail:
-        connection.execute(PLAYER)
+        add_player(connection)
         connection.execute("SELECT setval('mfg_notify.notify_disabled', 1)")
-        connection.execute(TASK, ("t-1",))
+        add_task(connection, "t-1", status="READY")
         tail.wait_for("t-1  SELL  new → READY")
         with connection.transaction():
-            connection.execute(TASK, ("t-2",))
+            add_task(connection, "t-2", status="READY")
             connection.execute("DELETE FROM mfg_notify.event")
         printed = tail.wait_for("… 1 event is not shown (number 2): ")
         assert "NOTIFY is disabled while changes come fast, and an exporter folded them first" in printed
         connection.execute("SELECT setval('mfg_notify.notify_disabled', 0)")
-        connection.execute(TASK, ("t-3",))
+        add_task(connection, "t-3", status="READY")
         tail.wait_for("t-3  SELL  new → READY")
-        assert tail.read().count("t-1") == 1
+        assert tail.read_log().count("t-1") == 1
 
 
 def test_an_event_of_an_open_transaction_is_not_missing(installed: Database) -> None:
     with installed.connect() as slow, installed.connect() as quick, tailing(installed.dsn) as tail:
-        slow.execute(PLAYER)
+        add_player(slow)
         with slow.transaction():
-            slow.execute(TASK, ("slow",))
-            quick.execute(TASK, ("quick",))
+            add_task(slow, "slow", status="READY")
+            add_task(quick, "quick", status="READY")
             tail.wait_for("quick")
             # It has polled since then, and knows event 1 only by its id.
             wait_for_polls(quick)
-            assert "not shown" not in tail.read()
+            assert "not shown" not in tail.read_log()
         assert "not shown" not in tail.wait_for("slow")
         with slow.transaction(force_rollback=True):
-            slow.execute(TASK, ("never",))
+            add_task(slow, "never", status="READY")
         assert "rolled back" in tail.wait_for("not shown (number")
 
 
@@ -251,15 +189,15 @@ def wait_for_polls(connection: psycopg.Connection) -> None:
 def test_notify_switched_off(installed: Database) -> None:
     with installed.connect() as connection:
         connection.execute("UPDATE mfg_notify.settings SET notify = false")
-        connection.execute(PLAYER)
+        add_player(connection)
         with tailing(installed.dsn) as tail:
-            assert "NOTIFY is switched off in this database" in tail.read()
-            connection.execute(TASK, ("t-1",))
+            assert "NOTIFY is switched off in this database" in tail.read_log()
+            add_task(connection, "t-1", status="READY")
             tail.wait_for("t-1  SELL  new → READY")
             # When NOTIFY is switched on, tail connects again and goes on.
             connection.execute("UPDATE mfg_notify.settings SET notify = true")
             tail.wait_for("connected again")
-            connection.execute(TASK, ("t-2",))
+            add_task(connection, "t-2", status="READY")
             tail.wait_for("t-2  SELL  new → READY")
 
 
@@ -269,46 +207,35 @@ def test_notify_switched_off(installed: Database) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(installed: Database, number: signal.Signals) -> None:
     with tailing(installed.dsn) as tail:
-        assert tail.interrupt(number) == 0
-        assert "Traceback" not in tail.read()
+        assert tail.terminate(number) == 0
+        assert "Traceback" not in tail.read_log()
 
 
 def test_the_pipe_closes(installed: Database) -> None:
     reading, writing = os.pipe()
-    tail = Tail(installed.dsn, stdout=writing)
-    os.close(writing)
-    try:
-        tail.wait_for("following")
+    with tailing(installed.dsn, stdout=writing) as tail:
         with subprocess.Popen(["head", "-1"], stdin=reading, stdout=subprocess.PIPE, text=True) as head:
             os.close(reading)
-            play(installed.dsn, (PLAYER, ()), (TASK, ("t-1",)))
+            with installed.connect() as game:
+                add_player(game)
+                add_task(game, "t-1")
             output, _ = head.communicate(timeout=PATIENCE)
         assert "t-1" in output
         # It ends although the game changes nothing more.
         assert tail.process.wait(PATIENCE) == 0
-        assert len(tail.read().splitlines()) == 1
-    finally:
-        tail.close()
+        assert len(tail.read_log().splitlines()) == 1
 
 
-def test_a_reader_who_does_not_read(installed: Database) -> None:
+def test_a_reader_that_does_not_read(installed: Database) -> None:
     reading, writing = os.pipe()
-    tail = Tail(installed.dsn, "--json", stdout=writing)
-    os.close(writing)
-    try:
-        tail.wait_for("following")
-        play(
-            installed.dsn, (PLAYER, ()),
-            ("INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)"
-             " SELECT 't' || n, 1, 'SELL', 'READY', 'G' FROM generate_series(1, 1000) n", ()),
-        )  # fmt: skip
+    with os.fdopen(reading), tailing(installed.dsn, "--json", stdout=writing) as tail:
+        with installed.connect() as game:
+            add_player(game)
+            add_tasks(game, 1000)
         # The pipe is full, except for parts of its pages. A signal still ends the process while it waits to write.
         eventually(lambda: waiting_in(reading), lambda size: size > PIPE_SIZE - select.PIPE_BUF)
-        assert tail.interrupt() == 0
-        assert "Traceback" not in tail.read()
-    finally:
-        os.close(reading)
-        tail.close()
+        assert tail.terminate(signal.SIGINT) == 0
+        assert "Traceback" not in tail.read_log()
 
 
 def waiting_in(pipe: int) -> int:
@@ -321,19 +248,22 @@ def test_the_database_goes_away_and_comes_back(postgres: Postgres) -> None:
         create_game_tables(server.dsn())
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             migrations.up(connection, "public", print)
-            connection.execute(PLAYER)
+            add_player(connection)
         with tailing(server.dsn()) as tail:
-            play(server.dsn(), (TASK, ("before",)))
+            with psycopg.connect(server.dsn()) as game:
+                add_task(game, "before")
             tail.wait_for("before")
             server.restart("fast")
             # It may not have connected again yet; then it finds this event in the journal.
-            play(server.dsn(), (TASK, ("meanwhile",)))
+            with psycopg.connect(server.dsn()) as game:
+                add_task(game, "meanwhile")
             tail.wait_for("connected again")
             tail.wait_for("meanwhile")
-            play(server.dsn(), (TASK, ("after",)))
+            with psycopg.connect(server.dsn()) as game:
+                add_task(game, "after")
             tail.wait_for("after")
-            assert tail.read().count("trying again") == 1
-            assert tail.interrupt() == 0
+            assert tail.read_log().count("trying again") == 1
+            assert tail.terminate(signal.SIGINT) == 0
 
 
 def test_no_first_connection(database: Database) -> None:
@@ -342,14 +272,11 @@ def test_no_first_connection(database: Database) -> None:
         (database.dsn, "mfg-notify migrate up"),
         (make_conninfo(database.dsn, user="nobody here"), "does not exist"),
     ):
-        tail = Tail(dsn)
-        try:
-            assert tail.process.wait(PATIENCE) == 1
-            assert tail.read().startswith("Error: ")
-            assert said in tail.read()
-            assert "Traceback" not in tail.read()
-        finally:
-            tail.close()
+        code, text = run_command("tail", "--dsn", dsn)
+        assert code == 1
+        assert text.startswith("Error: ")
+        assert said in text
+        assert "Traceback" not in text
 
 
 # ------------------------------------------------------------------------------------------------- looks --
@@ -357,24 +284,18 @@ def test_no_first_connection(database: Database) -> None:
 
 def test_colours_on_a_terminal(installed: Database) -> None:
     ours, theirs = pty.openpty()
-    tail = Tail(installed.dsn, stdout=theirs)
-    os.close(theirs)
-    try:
-        tail.wait_for("following")
-        play(
-            installed.dsn, (PLAYER, ()), (PIPELINE, ("p", "\x1b[2J\x07IRON")),
-            ("UPDATE manufacturing_pipelines SET status = 'FAILED'", ()),
-        )  # fmt: skip
+    with os.fdopen(ours, "rb", buffering=0) as terminal, tailing(installed.dsn, stdout=theirs):
+        with installed.connect() as game:
+            add_player(game)
+            add_pipeline(game, product_good="\x1b[2J\x07IRON")
+            game.execute("UPDATE manufacturing_pipelines SET status = 'FAILED'")
         printed = b""
         while b"FAILED" not in printed:
-            printed += os.read(ours, 65536)
+            printed += terminal.read(65536) or b""
         assert b"\x1b[31m" in printed
         # Control characters that the game wrote do not reach the terminal.
         assert b"\x1b[2J" not in printed
         assert "\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}IRON".encode() in printed
-    finally:
-        os.close(ours)
-        tail.close()
 
 
 AT = 1_700_000_000_000_000

@@ -6,21 +6,21 @@ exporter and never imports it, so that a mistake made there is not repeated here
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, LiteralString
 
 import psycopg
-from prometheus_client.parser import text_string_to_metric_families
+from tests.samples import PREFIX as PREFIX
+from tests.samples import Labels as Labels
+from tests.samples import Series as Series
+from tests.samples import read as read_samples
 
-PREFIX = "spacetraders_daemon_"
 WAIT = "manufacturing_task_wait_seconds"
 
 FED_BY_EVENTS = frozenset({"manufacturing_profit_rate", "manufacturing_margin_percent"})
 """Gauges that no look at the live rows can mend."""
 
-Labels = frozenset[tuple[str, str]]
-Series = tuple[str, Labels]
 Connection = psycopg.Connection[Any]
 
 
@@ -184,7 +184,7 @@ def compare(page_text: str, connection: Connection) -> list[str]:
 
     differences: list[str] = []
     page: dict[Series, float] = {}
-    for series, value in _page_samples(page_text):
+    for series, value in read_samples(page_text):
         if series in page:
             differences.append(f"{_written(series)} is on the page twice")
         page[series] = value
@@ -234,12 +234,6 @@ def _counter_samples(kinds: Mapping[str, str]) -> Iterator[str]:
             if name != WAIT:
                 yield f"{PREFIX}{name}_bucket"
                 yield f"{PREFIX}{name}_sum"
-
-
-def _page_samples(page_text: str) -> Iterable[tuple[Series, float]]:
-    for family in text_string_to_metric_families(page_text):
-        for sample in family.samples:
-            yield (sample.name, frozenset(sample.labels.items())), sample.value
 
 
 def _difference(series: Series, must: float, found: float | None, *, exact: bool) -> list[str]:
