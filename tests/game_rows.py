@@ -51,13 +51,13 @@ def add_player(connection: Connection, agent_symbol: str = "A", **columns: objec
 
 
 def add_pipeline(connection: Connection, key: str = "p", **columns: object) -> None:
-    """Insert a pipeline, of player 1 and PLANNING unless told otherwise."""
+    """Insert a pipeline, of player 1 and PLANNING by default."""
     given = {"player_id": 1, "product_good": "IRON", "sell_market": "M", "expected_price": 1} | columns
     insert(connection, "manufacturing_pipelines", id=key, **given)
 
 
 def add_task(connection: Connection, key: str = "t", **columns: object) -> None:
-    """Insert a task, of player 1 and PENDING unless told otherwise."""
+    """Insert a task, of player 1 and PENDING by default."""
     insert(connection, "manufacturing_tasks", id=key, **(TASK | columns))
 
 
@@ -68,7 +68,7 @@ def add_tasks(connection: Connection, count: int, **columns: object) -> None:
 
 
 def add_factory(connection: Connection, factory_symbol: str = "F", **columns: object) -> int:
-    """Insert the state of a factory, of player 1 unless told otherwise; return its id."""
+    """Insert the state of a factory, of player 1 by default; return its id."""
     given = {"player_id": 1, "output_good": "IRON", "required_inputs": "[]"} | columns
     row = insert(connection, "manufacturing_factory_states", factory_symbol=factory_symbol, **given)
     [(factory, *_)] = row.fetchall()
@@ -76,5 +76,5 @@ def add_factory(connection: Connection, factory_symbol: str = "F", **columns: ob
 
 
 def add_ship(connection: Connection, ship_symbol: str = "S-1", **columns: object) -> None:
-    """Insert an idle ship, of player 1 unless told otherwise."""
+    """Insert an idle ship, of player 1 by default."""
     insert(connection, "ships", ship_symbol=ship_symbol, **({"player_id": 1} | columns))

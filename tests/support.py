@@ -1,4 +1,4 @@
-"""Runs what tests look at: programs as processes, and an exporter in the test's own loop; and waits for them."""
+"""Runs programs as processes and exporters in the test's own event loop, and waits for what they do."""
 
 import os
 import re
@@ -27,9 +27,9 @@ from mfg_notify.exporter import Exporter, Settings
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 30.0
-"""Seconds until a test gives up on something that should happen soon; no assertion is about time."""
+"""Seconds that a test waits for something that should happen soon. No assertion is about time."""
 _NO_TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""Given to httpx, which otherwise reads all the machine's certificates for every page: 45 ms."""
+"""For httpx, which otherwise spends 45 ms on reading the machine's certificates for every page."""
 
 Answer = TypeVar("Answer")
 
@@ -37,7 +37,7 @@ Answer = TypeVar("Answer")
 def eventually(
     ask: Callable[[], Answer], satisfied: Callable[[Answer], bool] = bool, patience: float = PATIENCE
 ) -> Answer:
-    """Ask again and again until the answer satisfies; fail with the last answer after `patience` seconds."""
+    """Call `ask` until its answer satisfies; fail with the last answer after `patience` seconds."""
     asking = retry(
         retry=retry_if_result(lambda answer: not satisfied(answer)),
         wait=wait_fixed(0.02),
@@ -50,7 +50,7 @@ def eventually(
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody has at the moment."""
+    """Return a TCP port that is free at the moment."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
@@ -144,7 +144,7 @@ class Process:
 
 
 class ExporterProcess(Process):
-    """`mfg-notify run` as a process of its own, as a user would start it."""
+    """`mfg-notify run` as a process, as a user would start it."""
 
     def __init__(
         self,
@@ -182,21 +182,21 @@ class ExporterProcess(Process):
 
 
 def leads(exporter: ExporterProcess) -> bool:
-    """Tell whether this exporter is the active one, by its own word."""
+    """Tell whether this exporter is the active one, by its own metric."""
     return number(exporter.page(), "mfg_notify_leader") == 1
 
 
 def stands_by(exporter: ExporterProcess) -> bool:
-    """Tell whether this exporter stands by, by its own word."""
+    """Tell whether this exporter stands by, by its own metric."""
     return number(exporter.page(), "mfg_notify_standby") == 1
 
 
 def settled_page(exporter: ExporterProcess) -> str:
-    """Wait until the gauges have been read anew, and return the page."""
+    """Wait until the gauges have been read again, and return the page."""
     exporter.wait_ready()
     read = "mfg_notify_reconcile_duration_seconds_count"
     before = number(exporter.page(), read)
-    # The reading that is under way may have begun too early.
+    # The reconciliation that is under way may have begun too early.
     return eventually(exporter.page, lambda page: number(page, read) > before + 1)
 
 
@@ -208,7 +208,7 @@ def stop_backend(connection: psycopg.Connection) -> int:
         try:
             os.kill(pid, signal.SIGSTOP)
         except ProcessLookupError:
-            return 0  # it has just gone: the exporter connects anew
+            return 0  # it has just gone: the exporter reconnects
         states = connection.execute("SELECT state FROM pg_stat_activity WHERE pid = %s", (pid,)).fetchall()
         if states == [("idle",)]:
             return int(pid)
@@ -259,7 +259,7 @@ def assert_exact(page: str, connection: psycopg.Connection) -> None:
 
 
 def check_with_promtool(page: str) -> list[str]:
-    """Return what promtool objects to, a line each; nothing where there is no promtool."""
+    """Return the objections of promtool, one per line; none if promtool is not installed."""
     if (promtool := shutil.which("promtool")) is None:
         return []
     done = subprocess.run([promtool, "check", "metrics"], input=page, capture_output=True, text=True, check=False)
@@ -268,7 +268,7 @@ def check_with_promtool(page: str) -> list[str]:
 
 @contextmanager
 def simulated_game(dsn: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Play the simulated game from a process of its own until the block ends."""
+    """Play the simulated game in another process until the block ends."""
     command = [sys.executable, "-m", "mfg_notify", "simulate", "--force", "--dsn", dsn, *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=clean_environment()) as process:
         try:

@@ -66,7 +66,7 @@ def undo_the_hurry(configuration: Json, rules: Mapping[str, Json]) -> tuple[Json
 
 
 class Prometheus:
-    """The server as a process of its own, with its data in the folder of its configuration."""
+    """A Prometheus process, with its data in the folder of its configuration."""
 
     def __init__(self, configuration: Path) -> None:
         """Start it."""

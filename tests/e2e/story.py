@@ -29,7 +29,7 @@ from mfg_notify.core.catalogue import PREFIX
 
 GAME = ("--players", "3", "--rate", "250")
 ACT = 600
-"""Changes of the game that an act waits for."""
+"""Changes that each act of the story waits for."""
 EAGER = ("--reconcile-interval", "500ms")
 GONE = f'absent_over_time({PREFIX}manufacturing_revenue_total{{job="{JOB}"}}[1s])'
 """1 while the game's metrics have not been seen for a second."""
@@ -37,25 +37,25 @@ GONE = f'absent_over_time({PREFIX}manufacturing_revenue_total{{job="{JOB}"}}[1s]
 
 @dataclass
 class Story:
-    """What came of it, and who can still be asked."""
+    """The outcome, and the servers that the tests can still ask."""
 
     database: Database
     connection: psycopg.Connection
     prometheus: Prometheus
     exporter: ExporterProcess
     guest: int
-    """Id of the player whose moves the tests make themselves; the game's own players know nothing of it."""
+    """Id of a player for the rows that the tests write themselves."""
     began: float
     pause: float = 0.0
-    """When the game stood still, everything had been counted and Prometheus knew it."""
+    """When the game was paused, and everything had been counted and scraped."""
     interval: float = 0.0
-    """When it stood still again, many changes and a restart later."""
+    """When it was paused again, many changes and a restart later."""
     truth_at: dict[float, dict[Series, float]] = field(default_factory=dict)
     """The recount of the audit at these two moments."""
     differences: list[str] = field(default_factory=list)
-    """Between what Prometheus knew at the second one, gauges included, and the truth."""
+    """Between Prometheus at `interval`, gauges included, and the truth."""
     gaps: list[tuple[float, float]] = field(default_factory=list)
-    """From when to when there was no exporter with numbers to show."""
+    """Start and end of each time without a ready exporter."""
 
     def execute(self, query: LiteralString, *values: object) -> list[tuple[Any, ...]]:
         """Execute a statement, as the game would; return its rows."""
@@ -81,12 +81,12 @@ class Story:
         return now
 
     def page(self) -> str:
-        """Return what Prometheus knows of the game now, as a page."""
+        """Return the game's metrics in Prometheus now, as a page."""
         known = self.prometheus.at(f'{{__name__=~"{PREFIX}.*", job="{JOB}"}}')
         return "".join(f"{_written(labels)} {value!r}\n" for labels, value in sorted(known.items(), key=str))
 
     def some_more(self, events: int = ACT) -> None:
-        """Wait until Prometheus has heard of so many more events."""
+        """Wait until Prometheus has scraped this many more events."""
         applied = f'sum(mfg_notify_events_applied_total{{job="{JOB}"}})'
         before = self.prometheus.number(applied) or 0.0
         eventually(lambda: self.prometheus.number(applied) or 0.0, lambda n: n >= before + events)
@@ -102,8 +102,8 @@ def _written(labels: Labels) -> str:
 
 
 @contextmanager
-def told(server: Server, folder: Path) -> Iterator[Story]:
-    """Tell the story; the block begins at its end, with an exporter as shipped that goes on."""
+def played(server: Server, folder: Path) -> Iterator[Story]:
+    """Play the story; the block begins at its end, with an exporter that runs with the default options."""
     with ExitStack() as stack:
         database = stack.enter_context(contextmanager(server.clone)(server.installed))
         connection = stack.enter_context(database.connect())
@@ -161,7 +161,7 @@ def _configure(folder: Path, port: int, beside: str) -> Path:
                 "static_configs": [{"targets": [beside]}],
             },
             {
-                # Only to see how Prometheus reads it: twice the same series would be in nobody's interest.
+                # Only to see that Prometheus can read it: all samples are dropped, because they would be duplicates.
                 "job_name": daemon.OLDER_FORMAT_JOB,
                 "metrics_path": daemon.OLDER_FORMAT_PATH,
                 "static_configs": [{"targets": [beside]}],
@@ -194,7 +194,7 @@ def _gone(story: Story, by: signal.Signals) -> Iterator[None]:
 
 
 # ------------------------------------------------------------------------------------------ what goes wrong --
-# None of it changes what has to be counted: rows that nobody counts are enough.
+# No incident changes a counter: rows that move only a gauge are enough.
 
 
 def waiting_task(story: Story) -> None:
@@ -209,7 +209,7 @@ def broken_trigger(story: Story) -> None:
     story.prometheus.wait_for("mfg_notify_triggers_installed == 3")
     corrections = 'mfg_notify_reconcile_corrections_total{metric="manufacturing_tasks_pending_total"}'
     story.prometheus.wait_for(corrections)
-    # A series that begins at 1 has not risen for Prometheus; the second time it has.
+    # Prometheus sees no increase in a series that begins at 1, so do it again.
     waiting_task(story)
     story.prometheus.wait_for(f"{corrections} >= 2")
     story.execute("ALTER TABLE manufacturing_tasks ENABLE TRIGGER mfg_notify_insert")
@@ -217,7 +217,7 @@ def broken_trigger(story: Story) -> None:
 
 
 def locked_journal(story: Story) -> None:
-    """Lose a statement."""
+    """Lose a change."""
     with story.database.connect() as other, other.transaction():
         other.execute("LOCK TABLE mfg_notify.event IN ACCESS EXCLUSIVE MODE")
         waiting_task(story)
@@ -225,14 +225,14 @@ def locked_journal(story: Story) -> None:
 
 
 def forgery(story: Story) -> None:
-    """Notify what is no event, twice: a series that begins at 1 has not risen for Prometheus."""
+    """Send a payload that is no event, twice: Prometheus sees no increase in a series that begins at 1."""
     for number in (1, 2):
         story.execute("SELECT pg_notify((SELECT channel FROM mfg_notify.settings), 'nonsense')")
         story.prometheus.wait_for(f'mfg_notify_events_rejected_total{{reason="malformed"}} >= {number}')
 
 
 def no_database(story: Story) -> None:
-    """Let nobody in for a while, twice."""
+    """Refuse all connections for a while, twice."""
     name = psycopg.sql.Identifier(story.database.name)
     allow = psycopg.sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS {}")
     for _ in range(2):
@@ -251,7 +251,7 @@ def no_database(story: Story) -> None:
 
 
 def rewind(story: Story) -> None:
-    """Make the database look older than what was counted; the totals are the same."""
+    """Make the database look older than what was counted, with the same totals."""
     story.execute("UPDATE mfg_notify.lease SET generation = 0")
     story.prometheus.wait_for("mfg_notify_rewinds_total > 0")
 
@@ -267,7 +267,7 @@ def event_of_tomorrow(story: Story) -> None:
 
 
 def bad_luck(story: Story) -> None:
-    """Let a player lose money, fail again and again, and wait for ever."""
+    """Let a player lose money, retry often, and wait for ever."""
     player = add_player(story.connection, "UNLUCKY")
     run: dict[str, object] = {"player_id": player, "product_good": "FOOD", "started_at": ago("60 s")}
     loss = {"total_cost": 900, "total_revenue": 100, "net_profit": -800}
@@ -287,6 +287,6 @@ def bad_luck(story: Story) -> None:
 
 
 def written_configuration(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Return what the test's Prometheus was given."""
+    """Return the configuration and the rules of the test's Prometheus."""
     rules = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in folder.glob("rules/*.yml")}
     return yaml.safe_load((folder / "prometheus.yml").read_text(encoding="utf-8")), rules

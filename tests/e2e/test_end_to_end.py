@@ -1,6 +1,6 @@
 """End to end: the game's moves, PostgreSQL, the exporter, a real Prometheus, and every query of the dashboards.
 
-One story is told for all tests (see story.py), and each test asks about it. Run by several workers, each worker that
+One story is played for all tests (see story.py), and each test asks about it. Run by several workers, each worker that
 has one of these tests tells its own story; as they are among the first tests of all, it is one worker in practice.
 
 Needs prometheus (Debian: apt-get install prometheus).
@@ -18,7 +18,7 @@ from tests import truth
 from tests.conftest import Server
 from tests.e2e import daemon
 from tests.e2e.prometheus import JOB, SCRAPE_INTERVAL, read_shipped, undo_the_hurry
-from tests.e2e.story import Story, told, waiting_task, written_configuration
+from tests.e2e.story import Story, played, waiting_task, written_configuration
 from tests.game_rows import add_factory, add_pipeline, add_ship, add_task
 from tests.samples import Labels, Series
 from tests.support import eventually
@@ -43,7 +43,7 @@ SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 NEVER_TRUE_HERE = {
     "MfgNotifyReconcileStale": "needs ten minutes without a reading; is true for a moment at a start",
-    "MfgNotifyQueueFilling": "needs 50 MB of notifications that nobody fetches; the faults do that",
+    "MfgNotifyQueueFilling": "needs 50 MB of unread notifications; the faults do that",
     "ManufacturingShipsIdleWhileTasksWait": "needs a quarter of an hour without an assignment, after one",
 }
 """Alerts that find nothing in this story, and why; that they fire is for promtool to test. All others find it."""
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def story(server: Server, folder: Path) -> Iterator[Story]:
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed")
-    with told(server, folder / "configuration") as story:
+    with played(server, folder / "configuration") as story:
         yield story
 
 
@@ -137,7 +137,7 @@ def numbers(found: Mapping[Labels, Mapping[float, float]]) -> list[float]:
 # ------------------------------------------------------------------------------------------- what was shipped --
 
 
-def test_the_configuration_is_the_shipped_one_but_for_target_and_intervals(story: Story, folder: Path) -> None:
+def test_it_runs_the_shipped_configuration(story: Story, folder: Path) -> None:
     assert undo_the_hurry(*written_configuration(folder / "configuration")) == read_shipped()
     targets = {target["scrapePool"]: target["lastError"] for target in story.prometheus.ask("targets")["activeTargets"]}
     assert targets == {JOB: "", daemon.JOB: "", daemon.OLDER_FORMAT_JOB: ""}
@@ -219,7 +219,7 @@ def bare(labels: Labels) -> Series:
     )
 
 
-def test_increase_is_what_happened_within_the_extrapolation_of_prometheus(story: Story) -> None:
+def test_increase_is_right_within_extrapolation(story: Story) -> None:
     """From one moment at which the game stood still to another, with a crash of the exporter between.
 
     increase() is last minus first sample of the window, stretched by its distance from either end of the window as far
@@ -265,7 +265,7 @@ def test_a_restart_of_the_exporter_is_no_reset(story: Story) -> None:
         resets = story.prometheus.at(f'resets({name}{{job="{JOB}"}}[{seconds}])', now)
         assert resets, name
         assert set(resets.values()) == {0.0}, name
-    # It has happened: the exporter's own counters began anew.
+    # There was a restart: the exporter's own counters began at 0 again.
     [starts] = story.prometheus.at(f'changes(process_start_time_seconds{{job="{JOB}"}}[{seconds}])', now).values()
     assert starts == 2
 
@@ -309,7 +309,7 @@ def test_1_all_metrics_are_registered_and_visible_in_prometheus(story: Story) ->
     assert len(visible) >= 25
 
 
-def test_2_the_manufacturing_dashboard_shows_the_status_of_pipelines_as_it_changes(story: Story) -> None:
+def test_2_the_dashboard_follows_the_status_of_pipelines(story: Story) -> None:
     grafana = Grafana(story, player_id=str(story.guest), product="ICE")
     [active], [now_by_status, _] = panel("Active Pipelines"), panel("Pipeline Status Over Time")
 
@@ -394,7 +394,7 @@ def test_6_economic_metrics_track_costs_revenue_and_profit_rate(story: Story) ->
     )
 
 
-def test_7_supply_transitions_appear_on_the_market_dynamics_dashboard(story: Story) -> None:
+def test_7_supply_transitions_are_on_the_market_dashboard(story: Story) -> None:
     grafana = Grafana(story, manufacturing_job=JOB)
     [transitions] = panel("Supply Level Transitions", "market-dynamics.json")
     shown = {dict(labels)["good_symbol"] for labels in grafana.ask(transitions)}
@@ -408,13 +408,13 @@ def test_7_supply_transitions_appear_on_the_market_dynamics_dashboard(story: Sto
     print(f"{len(shown)} of {len(happened)} goods whose supply changed are shown")  # noqa: T201
 
 
-def test_8_nothing_is_polled_more_often_than_every_thirty_seconds(story: Story) -> None:
-    """What the exporter reads of the game's tables, it reads every 30 s; a scrape reads nothing at all."""
+def test_8_nothing_is_polled_more_than_every_30_seconds(story: Story) -> None:
+    """The exporter reads the game's tables every 30 s. A scrape reads nothing from the database."""
     [(since,)] = [story.prometheus.at(f'process_start_time_seconds{{job="{JOB}"}}').values()]
     read = story.prometheus.number(f'mfg_notify_reconcile_duration_seconds_count{{job="{JOB}"}}')
     assert read is not None
     assert 1 <= read <= 1 + (time.time() - since) / 30
-    # While the database let nobody in, every scrape was answered.
+    # Every scrape was answered while the database refused connections.
     unconnected = story.prometheus.over(
         f'mfg_notify_connected{{job="{JOB}"}} == 0 and up{{job="{JOB}"}} == 1',
         story.began,
@@ -422,7 +422,7 @@ def test_8_nothing_is_polled_more_often_than_every_thirty_seconds(story: Story) 
         SCRAPE_INTERVAL,
     )
     assert unconnected
-    # No statement of the game was given up, but for the one to which that was done on purpose.
+    # Only the change that the story lost on purpose was lost.
     assert story.prometheus.number(f'mfg_notify_lost_changes_total{{job="{JOB}"}}') == 1
     took = story.prometheus.number(
         f'max_over_time(scrape_duration_seconds{{job="{JOB}"}}[{math.ceil(time.time() - story.began)}s])'

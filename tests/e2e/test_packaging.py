@@ -34,7 +34,7 @@ CARRIED = {
     "systemd": f"{PROJECT}.data/data/share/mfg-notify/systemd",
 }
 """Folders of the repository, and where they are in the wheel; a folder that is not there carries nothing."""
-# What was built from this very checkout, not what somebody's variables point at.
+# Without variables that could point to another installation than the one built here.
 ENVIRONMENT = clean_environment("PYTHON")
 
 
@@ -67,7 +67,7 @@ def wheel(built: Path) -> Path:
     return found
 
 
-def test_the_wheel_carries_all_that_the_commands_need_and_no_more(wheel: Path) -> None:
+def test_the_wheel_has_what_the_commands_need_and_no_more(wheel: Path) -> None:
     expected = {
         f"{inside}/{file.relative_to(ROOT / folder)}": file.read_bytes()
         for folder, inside in CARRIED.items()
@@ -103,7 +103,7 @@ def test_the_images_build_has_all_that_the_wheel_is_made_of(wheel: Path, tmp_pat
 
 
 class Installed:
-    """A virtual environment with nothing in it but what pip puts there, made by somebody who keeps others out."""
+    """An empty virtual environment for pip to fill, made with a umask that keeps other users out."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -34,7 +34,7 @@ async def test_every_metric_moves(installed: Database) -> None:
         assert name in moved, name
 
 
-async def test_idle_database_with_one_of_each_shows_all_specified_names(installed: Database) -> None:
+async def test_an_idle_game_shows_every_specified_metric(installed: Database) -> None:
     with installed.connect() as connection:
         add_player(connection, token="secret")  # noqa: S106 - of nobody
         add_pipeline(connection, "p")
@@ -45,7 +45,7 @@ async def test_idle_database_with_one_of_each_shows_all_specified_names(installe
             page, content_type = exporter.page.render("application/openmetrics-text; version=1.0.0")
             openmetrics = page.decode()
     for metric in catalogue.SPECIFIED:
-        # A margin needs revenue, and only that.
+        # The margin is absent until there is revenue.
         if metric is not catalogue.MARGIN:
             assert metric.full_name + ("_count" if metric.buckets else "") in shown
         family = metric.full_name.removesuffix("_total") if metric.kind == "counter" else metric.full_name
@@ -65,9 +65,9 @@ async def test_no_correction_without_a_fault(installed: Database) -> None:
     assert corrections == {}
 
 
-async def test_a_standby_with_an_old_state_looks_at_nothing(installed: Database) -> None:
-    """It has led before its connection broke; what it would read now would be stale when it leads again."""
-    looks = "mfg_notify_reconcile_duration_seconds_count"
+async def test_a_demoted_exporter_does_not_reconcile(installed: Database) -> None:
+    """It led before its connection broke. Rows that it read now would be stale by the time it leads again."""
+    reconciliations = "mfg_notify_reconcile_duration_seconds_count"
     pings = "mfg_notify_listener_roundtrip_seconds_count"
     with installed.connect() as other:
         add_player(other)
@@ -81,11 +81,11 @@ async def test_a_standby_with_an_old_state_looks_at_nothing(installed: Database)
                    WHERE a.application_name = 'mfg-notify' AND a.datname = current_database()"""
             )
             await exporter.wait_until(lambda state: state.standby)
-            before = value(page_of(exporter), looks), value(page_of(exporter), pings) or 0
+            before = value(page_of(exporter), reconciliations), value(page_of(exporter), pings) or 0
             while (value(page_of(exporter), pings) or 0) < before[1] + 2:
                 other.execute("UPDATE mfg_notify.lease SET renewed_at = clock_timestamp()")
                 await anyio.sleep(0.02)
-            assert value(page_of(exporter), looks) == before[0]
+            assert value(page_of(exporter), reconciliations) == before[0]
 
 
 async def test_disabled_triggers_show_as_corrections(installed: Database) -> None:
@@ -102,7 +102,7 @@ async def test_disabled_triggers_show_as_corrections(installed: Database) -> Non
             assert value(page, "mfg_notify_triggers_installed", table="manufacturing_tasks") == 3
             for metric in (catalogue.PIPELINE_RUNNING, catalogue.TASKS_PENDING, catalogue.TASKS_READY):
                 assert value(page, "mfg_notify_reconcile_corrections_total", metric=metric.name) is not None, metric
-            # The audit saw it all: the gauges are right again.
+            # The audit recorded these changes too, so the gauges have been corrected.
             assert_exact(page, connection)
 
 

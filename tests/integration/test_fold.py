@@ -24,11 +24,11 @@ from mfg_notify.postgres.queries import QUERY
 
 STEPS = ("begin_fold", "take_events", "add_totals", "add_recent", "add_latest", "mark_folded")
 COMMITTED = "committed"
-"""The transaction is through, and its reply never arrives."""
+"""Not a step: the transaction commits, but its reply never arrives."""
 
 
 class CrashError(Exception):
-    """The exporter dies."""
+    """The exporter has crashed."""
 
 
 class CrashingConnection(psycopg.AsyncConnection[Any]):
@@ -37,7 +37,7 @@ class CrashingConnection(psycopg.AsyncConnection[Any]):
     crash_before = ""
 
     async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Send a statement, or die."""
+        """Send a statement, or crash before it."""
         if self.crash_before and query == QUERY[self.crash_before]:
             self.pgconn.finish()
             raise CrashError
@@ -45,16 +45,16 @@ class CrashingConnection(psycopg.AsyncConnection[Any]):
 
 
 class Exporter:
-    """What an exporter knows between its folds."""
+    """The state that an exporter keeps between folds."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.ledger = Ledger(lambda: 0.0, 0, Tuning())
 
     async def fold(self, dsn: str, chunk: int, crash: str) -> bool:
-        """Fold once on a new connection; True when the journal is drained. Crash where told."""
+        """Fold once on a new connection; True if the journal is drained. Crash before the step of that name."""
         async with await CrashingConnection.connect(dsn, autocommit=True) as connection:
-            # Both believe that they lead, one after the other: the worst that a lease may let happen.
+            # Each takes the lease from the other without waiting, which is the worst case that a lease allows.
             await connection.execute("UPDATE mfg_notify.lease SET holder = %s", (self.name,))
             if crash in STEPS:
                 connection.crash_before = crash
@@ -85,7 +85,7 @@ def full(server: Server) -> Iterator[Database]:
 
 
 def recount(connection: psycopg.Connection) -> dict[SampleKey, int]:
-    """Sum up what the journal holds, one event at a time."""
+    """Sum up the increments of the journal, one event at a time."""
     totals: Counter[SampleKey] = Counter()
     for number, xid, at, body in connection.execute(
         "SELECT id, xid::text::bigint, (extract(epoch FROM at) * 1000000)::bigint, body FROM public.copy"
@@ -96,7 +96,7 @@ def recount(connection: psycopg.Connection) -> dict[SampleKey, int]:
 
 
 async def play_out(dsn: str, steps: list[tuple[int, int, str]]) -> list[dict[SampleKey, int]]:
-    """Fold in such steps, then to the end; return the totals that each exporter knows, and those in the database."""
+    """Fold in these steps, then to the end; return the totals of each exporter, and those in the database."""
     exporters = [Exporter("one"), Exporter("two")]
     for number, chunk, crash in steps:
         try:
@@ -151,7 +151,7 @@ def test_an_exporter_that_lost_the_lease_folds_nothing(installed: Database) -> N
         assert connection.execute("SELECT body FROM mfg_notify.event").fetchall() == [("junk",)]
 
 
-def test_poison_in_the_journal_is_taken_out_and_counted(installed: Database) -> None:
+def test_malformed_events_are_removed_and_counted(installed: Database) -> None:
     async def fold() -> Fold | None:
         async with await psycopg.AsyncConnection.connect(installed.dsn, autocommit=True) as connection:
             await lease.acquire(connection, "one")
@@ -164,7 +164,7 @@ def test_poison_in_the_journal_is_taken_out_and_counted(installed: Database) -> 
         folded = anyio.run(fold)
         assert folded is not None
         assert (folded.malformed, folded.events) == (4, [])
-        # What a newer version has written is not ours to throw away.
+        # Events of a newer version stay for an exporter that can read them.
         assert connection.execute("SELECT body FROM mfg_notify.event").fetchall() == [("of tomorrow",)]
 
 
@@ -184,6 +184,6 @@ def test_pending_commit_rows_of_ended_transactions_are_deleted(installed: Databa
             add_task(other, "bb")
             anyio.run(prune)
             assert connection.execute("SELECT count(*) FROM mfg_notify.pending_commit").fetchone() == (0,)
-        # One that was under way has kept its own, and what it was for.
+        # The open transaction has kept its row, and with it its buffered event.
         assert connection.execute("SELECT count(*) FROM mfg_notify.pending_commit").fetchone() == (1,)
         assert connection.execute("SELECT count(*) FROM mfg_notify.event").fetchone() == (4,)

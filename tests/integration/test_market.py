@@ -1,4 +1,4 @@
-"""The markets, read from the game's cache now and then: what is counted, and what it never disturbs."""
+"""Reading the markets from the game's cache: what is counted, and that nothing else is disturbed."""
 
 from functools import partial
 
@@ -37,7 +37,7 @@ OF_EACH = {
 
 
 watching = partial(exporting, reconcile_interval=0.2, market_interval=0.05)
-"""Runs an exporter that reads the markets all the time."""
+"""Runs an exporter that reads the markets every 50 ms."""
 
 
 async def look(exporter: Exporter) -> dict[tuple[str, ...], float]:
@@ -66,7 +66,7 @@ async def test_markets_are_counted_by_level(installed: Database) -> None:
             assert (ACTIVITY, "1", "IRON", "WEAK") not in await look(exporter)
 
 
-async def test_a_game_played_is_what_the_table_says(installed: Database) -> None:
+async def test_a_simulated_game_shows_what_its_table_holds(installed: Database) -> None:
     with installed.connect() as game:
         await play(installed.dsn, GameOptions(seed=5, rate=0), statements=1500)
         expected = {
@@ -96,7 +96,7 @@ async def test_without_player_id_every_player_has_all_markets(installed: Databas
     assert shown == of_the_first | {(name, "2", *rest): n for (name, _, *rest), n in of_the_first.items()}
 
 
-async def test_off_unless_asked_for(installed: Database) -> None:
+async def test_off_by_default(installed: Database) -> None:
     with installed.connect() as game:
         game.execute(ROWS)
     with ExporterProcess(installed.dsn) as exporter:
@@ -106,9 +106,7 @@ async def test_off_unless_asked_for(installed: Database) -> None:
         assert eventually(lambda: markets_on(exporter.page())) == OF_EACH
 
 
-async def test_a_table_that_is_missing_or_may_not_be_read_is_one_warning(
-    installed: Database, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_missing_table_is_one_warning(installed: Database, capsys: pytest.CaptureFixture[str]) -> None:
     with installed.connect() as game:
         game.execute(ROWS)
         game.execute("ALTER TABLE market_data RENAME TO elsewhere")
@@ -121,7 +119,9 @@ async def test_a_table_that_is_missing_or_may_not_be_read_is_one_warning(
             assert exporter.state.ready
 
 
-async def test_without_the_right_the_rest_goes_on(installed: Database, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_without_the_right_the_markets_are_missing(
+    installed: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
     role = f"{installed.name}_exporter"
     with installed.connect() as game:
         game.execute(ROWS)
@@ -129,7 +129,7 @@ async def test_without_the_right_the_rest_goes_on(installed: Database, capsys: p
         try:
             game.execute(sql.SQL("REVOKE SELECT (player_id) ON market_data FROM {}").format(sql.Identifier(role)))
             async with watching(psycopg.conninfo.make_conninfo(installed.dsn, user=role)) as exporter:
-                # A right that is missing is not taken for a column that is.
+                # A missing right is not mistaken for a missing column.
                 assert not any([await look(exporter) for _ in range(3)])
                 assert exporter.state.ready
                 assert capsys.readouterr().out.count("permission denied for table market_data") == 1
@@ -137,7 +137,7 @@ async def test_without_the_right_the_rest_goes_on(installed: Database, capsys: p
             game.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(role)))
 
 
-async def test_a_reading_that_waits_delays_neither_folds_nor_pings(installed: Database) -> None:
+async def test_a_blocked_reading_does_not_delay_folds_or_pings(installed: Database) -> None:
     with installed.connect() as game, installed.connect() as locking:
         game.execute(ROWS)
         async with watching(installed.dsn) as exporter:
@@ -156,7 +156,7 @@ async def test_a_reading_that_waits_delays_neither_folds_nor_pings(installed: Da
                     )
                 assert exporter.state.market_reads <= looks + 1
                 assert exporter.state.ready
-                # What was read last stays, until a reading has failed.
+                # The last reading stays on the page until one fails.
                 assert markets_on(page_of(exporter)) == OF_EACH
             assert await look(exporter) == OF_EACH
 

@@ -163,19 +163,19 @@ def test_partitioned_table_is_refused(database: Database) -> None:
 
 
 def test_waits_for_a_lock_without_queueing(database: Database) -> None:
-    told = threading.Event()
+    reported = threading.Event()
     reasons: list[str] = []
 
     def on_wait(reason: str) -> None:
         reasons.append(reason)
-        told.set()
+        reported.set()
 
     with database.connect() as connection, database.connect(application_name="slow game") as game:
         with game.transaction():
             game.execute("LOCK TABLE manufacturing_tasks IN ROW EXCLUSIVE MODE")
             thread = threading.Thread(target=migrations.up, args=(connection, "public", on_wait))
             thread.start()
-            assert told.wait(30)
+            assert reported.wait(30)
         thread.join(30)
         assert read_status(connection, "public").complete
     assert "slow game" in reasons[0]
@@ -216,7 +216,7 @@ def names(connection: psycopg.Connection) -> set[str]:
     } - {"total_arrival_seq", "event_id_seq"}  # which go with their tables
 
 
-def test_whatever_was_dropped_comes_back(database: Database) -> None:
+def test_dropped_objects_come_back(database: Database) -> None:
     with database.connect() as connection:
         migrations.up(connection, "public", print)
         installed = objects(connection)
@@ -235,8 +235,8 @@ def test_whatever_was_dropped_comes_back(database: Database) -> None:
 
 
 @pytest.mark.anyio
-async def test_settings_made_anew_are_noticed(installed: Database) -> None:
-    """Their channel is another one: who goes on listening to the old one is late from then on."""
+async def test_recreated_settings_are_noticed(installed: Database) -> None:
+    """They have a new channel. An exporter that still listened on the old one would be late from then on."""
     with installed.connect() as connection:
         async with exporting(installed.dsn, reconcile_interval=0.1) as exporter:
             connection.execute("DROP TABLE mfg_notify.settings")

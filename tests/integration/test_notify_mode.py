@@ -28,14 +28,14 @@ from mfg_notify.exporter import Exporter
 
 pytestmark = pytest.mark.anyio
 NEVER_AGAIN = 3600.0
-"""Seconds between reconciliations: none comes to help."""
+"""Seconds between reconciliations: longer than any test, so that only folds and payloads count events."""
 
 
 exporting = partial(support.exporting, reconcile_interval=NEVER_AGAIN)
 
 
 async def reached(exporter: Exporter, condition: Callable[[str], bool]) -> None:
-    """Wait until the page is as asked for."""
+    """Wait until the page satisfies the condition."""
 
     async def look() -> bool:
         return condition(page_of(exporter))
@@ -46,7 +46,7 @@ async def reached(exporter: Exporter, condition: Callable[[str], bool]) -> None:
 
 
 async def two_pings(exporter: Exporter) -> None:
-    """Wait for two own pings: whatever was notified before the first has come and was acted upon."""
+    """Wait for two of its pings: by then it has handled every notification from before the first."""
     pings = "mfg_notify_listener_roundtrip_seconds_count"
     before = number(page_of(exporter), pings)
     await reached(exporter, lambda page: number(page, pings) >= before + 2)
@@ -62,18 +62,18 @@ def notify_is_disabled(database: Database) -> bool:
 
 
 @contextmanager
-def overhearing(database: Database) -> Iterator[Callable[[], list[str]]]:
+def listening(database: Database) -> Iterator[Callable[[], list[str]]]:
     """Listen; the function returns the events that were notified since the last call."""
     with database.connect() as connection:
         [(channel,)] = connection.execute("SELECT channel FROM mfg_notify.settings").fetchall()
         connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
 
-        def heard() -> list[str]:
+        def received() -> list[str]:
             connection.execute("SELECT")
             payloads = [notification.payload for notification in connection.notifies(timeout=0)]
             return [payload for payload in payloads if payload == "fold" or payload.startswith("[")]
 
-        yield heard
+        yield received
 
 
 def insert(connection: psycopg.Connection, number: int) -> None:
@@ -87,8 +87,8 @@ def game(installed: Database) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-async def test_polls_while_changes_come_fast(installed: Database, game: psycopg.Connection) -> None:
-    with overhearing(installed) as heard:
+async def test_it_polls_while_changes_come_fast(installed: Database, game: psycopg.Connection) -> None:
+    with listening(installed) as received:
         async with exporting(installed.dsn, tuning=Tuning(high_water_rate=20.0)) as exporter:
             assert not polls(page_of(exporter))
             inserted = 0
@@ -96,14 +96,14 @@ async def test_polls_while_changes_come_fast(installed: Database, game: psycopg.
                 while not polls(page_of(exporter)):
                     insert(game, inserted := inserted + 1)
                     await anyio.lowlevel.checkpoint()
-            assert len(heard()) > 0
+            assert len(received()) > 0
             insert(game, inserted := inserted + 1)
-            assert heard() == []
+            assert received() == []
             await reached(exporter, lambda page: applied(page) == inserted)
             # When the rate has fallen, NOTIFY is enabled again and the exporter sleeps.
             await reached(exporter, lambda page: not polls(page))
             insert(game, inserted := inserted + 1)
-            assert len(heard()) == 1
+            assert len(received()) == 1
             await reached(exporter, lambda page: applied(page) == inserted)
 
 
@@ -119,13 +119,13 @@ async def test_a_writer_that_did_not_notify_and_commits_late(
             while not polls(page_of(exporter)):
                 insert(game, inserted := inserted + 1)
                 await anyio.lowlevel.checkpoint()
-        with overhearing(installed) as heard:
+        with listening(installed) as received:
             with game.transaction():
                 insert(game, inserted + 1)
                 await reached(exporter, lambda page: not polls(page))
                 await two_pings(exporter)
                 assert applied(page_of(exporter)) == inserted
-            assert heard() == []
+            assert received() == []
         if rule:
             await reached(exporter, lambda page: applied(page) == inserted + 1)
         else:
@@ -145,8 +145,8 @@ async def test_it_sleeps_once_all_silent_writers_have_ended(installed: Database,
         assert exporter.state.folds == folds
 
 
-async def test_first_event_of_all_after_many_empty_folds(installed: Database, game: psycopg.Connection) -> None:
-    """An id that a new sequence names as its last, and has not given out yet, is still to come."""
+async def test_the_first_event_after_many_empty_folds(installed: Database, game: psycopg.Connection) -> None:
+    """The id that a new sequence reports as its last has not been given out yet, so it is still to come."""
     async with exporting(installed.dsn, notify=Policy.NEVER, tuning=Tuning(poll_interval_maximum=0.015)) as exporter:
         empty = exporter.state.folds + 5
         await exporter.wait_until(lambda state: state.folds >= empty)
@@ -155,22 +155,22 @@ async def test_first_event_of_all_after_many_empty_folds(installed: Database, ga
 
 
 async def test_never_means_never(installed: Database, game: psycopg.Connection) -> None:
-    with overhearing(installed) as heard:
+    with listening(installed) as received:
         async with exporting(installed.dsn, notify=Policy.NEVER) as exporter:
             await reached(exporter, polls)
             insert(game, 1)
             await reached(exporter, lambda page: applied(page) == 1)
-        assert heard() == []
+        assert received() == []
 
 
 async def test_always_means_always(installed: Database, game: psycopg.Connection) -> None:
-    with overhearing(installed) as heard:
+    with listening(installed) as received:
         async with exporting(installed.dsn, notify=Policy.ALWAYS, tuning=Tuning(high_water_rate=0.0)) as exporter:
             for one in range(50):
                 insert(game, one)
             await reached(exporter, lambda page: applied(page) == 50)
             assert not polls(page_of(exporter))
-        assert len(heard()) == 50
+        assert len(received()) == 50
     assert not notify_is_disabled(installed)
 
 
@@ -226,9 +226,7 @@ async def test_exact_while_the_notify_mode_changes(installed: Database) -> None:
     assert False in modes
 
 
-async def test_what_comes_while_a_fold_is_under_way_is_counted_at_once(
-    installed: Database, game: psycopg.Connection
-) -> None:
+async def test_payloads_during_a_fold_are_counted_at_once(installed: Database, game: psycopg.Connection) -> None:
 
     def fold_waits() -> bool:
         waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'mfg_notify.total'::regclass AND NOT granted)"

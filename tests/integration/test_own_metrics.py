@@ -1,4 +1,4 @@
-"""The exporter about itself: every mfg_notify_* metric has a test here that makes it move."""
+"""The exporter's own metrics: for each of them, a test here makes it move."""
 
 import re
 from collections.abc import AsyncIterator, Callable
@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 from tests.conftest import Database
 from tests.game_rows import add_player, add_tasks
-from tests.samples import samples, value
+from tests.samples import number, samples, value
 from tests.support import PATIENCE, exporting, page_of, settled
 from tests.web_configuration import Setting
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 @dataclass
 class Bench:
-    """An exporter, and a game that it watches."""
+    """An exporter, and a connection of the game that it counts."""
 
     exporter: Exporter
     game: psycopg.Connection
@@ -32,20 +32,17 @@ class Bench:
     channel: str
 
     def of(self, name: str, **labels: str) -> float:
-        """Return one of the exporter's own numbers, 0 where it is absent."""
-        found = samples(page_of(self.exporter))
-        for suffix in ("", "_count"):
-            if (number := found.get((SELF_PREFIX + name + suffix, frozenset(labels.items())))) is not None:
-                return number
-        return 0.0
+        """Return one of the exporter's own metrics, of a histogram its count; 0 if it is absent."""
+        page, full = page_of(self.exporter), SELF_PREFIX + name
+        return number(page, full, **labels) or number(page, full + "_count", **labels)
 
     async def until(self, name: str, reached: Callable[[float], bool], **labels: str) -> None:
-        """Wait until one of its numbers is as asked for; it is looked at whenever the exporter has done something."""
+        """Wait until one of its metrics satisfies `reached`, which is checked whenever its state changes."""
         with anyio.fail_after(PATIENCE):
             await self.exporter.wait_until(lambda _: reached(self.of(name, **labels)))
 
     def notify(self, payload: str) -> None:
-        """Send something on the channel, as whoever knows its name could."""
+        """Send a payload on the channel, as anyone who knows its name could."""
         self.game.execute("SELECT pg_notify(%s, %s)", (self.channel, payload))
 
     def insert(self, rows: int = 1) -> None:
@@ -63,14 +60,14 @@ async def bench(installed: Database) -> AsyncIterator[Bench]:
             yield Bench(exporter, game, installed, channel)
 
 
-async def test_how_it_is(bench: Bench) -> None:
+async def test_state(bench: Bench) -> None:
     before = Exporter(Settings(bench.database.dsn))
     page = page_of(before)
     for name in ("connected", "leader", "ready"):
         assert value(page, SELF_PREFIX + name) == 0
         assert bench.of(name) == 1
     assert bench.of("standby") == 0
-    assert bench.of("polling") == 0  # test_quiet.py makes it move
+    assert bench.of("polling") == 0  # test_notify_mode.py makes it move
     async with exporting(bench.database.dsn) as second:
         assert value(page_of(second), "mfg_notify_standby") == 1
     assert [n for (name, _), n in samples(page).items() if name == "mfg_notify_build_info"] == [1]
@@ -85,8 +82,8 @@ async def test_events_by_payload(bench: Bench) -> None:
     assert bench.of("series") > 0
 
 
-async def test_events_by_the_journal_alone(bench: Bench) -> None:
-    # The first of them is announced before anyone knows that there are so many; then one notification says `fold`.
+async def test_events_from_the_journal(bench: Bench) -> None:
+    # The first event is announced by itself, because the rows are not counted yet. `fold` announces the others.
     bench.insert(102)
     await bench.until("events_replayed_total", lambda n: n == 101)
     assert bench.of("events_applied_total", table="task", op="I") == 102
@@ -117,7 +114,7 @@ async def test_duplicates(bench: Bench) -> None:
         listening.execute(sql.SQL("LISTEN {}").format(sql.Identifier(bench.channel)))
         with bench.game.transaction():
             bench.insert()
-            # The same payload once more in the same commit: different text, same event.
+            # The same event again in the same commit. The text differs, because PostgreSQL drops equal notifications.
             body = bench.game.execute(
                 """SELECT '[' || version || ', ' || id || ',' || xid::text || ',' || mfg_notify.microseconds(at) || ','
                           || body || ']' FROM mfg_notify.event ORDER BY id DESC LIMIT 1"""
@@ -153,7 +150,7 @@ async def test_corrections_and_triggers(bench: Bench) -> None:
     assert bench.of("triggers_installed", table="manufacturing_pipelines") == 4
 
 
-async def test_journal_and_lost_statements(bench: Bench) -> None:
+async def test_journal_and_lost_changes(bench: Bench) -> None:
     bench.game.execute("INSERT INTO mfg_notify.event (version, body) VALUES (99, 'of tomorrow')")
     await bench.until("journal_rows", lambda n: n == 1)
     await bench.until("journal_oldest_age_seconds", lambda n: n > 0)
@@ -168,10 +165,10 @@ async def test_journal_and_lost_statements(bench: Bench) -> None:
 
 
 async def test_notification_queue(bench: Bench) -> None:
-    with bench.database.connect() as sleepy:
-        sleepy.execute("LISTEN something")
-        with sleepy.transaction():
-            sleepy.execute("SELECT 1")
+    with bench.database.connect() as idle:
+        idle.execute("LISTEN something")
+        with idle.transaction():
+            idle.execute("SELECT 1")
             for _ in range(20):
                 bench.game.execute(
                     "SELECT count(pg_notify('something', i || repeat('x', 7000))) FROM generate_series(1, 99) i"
@@ -189,12 +186,12 @@ async def test_series_dropped(bench: Bench) -> None:
     assert found["mfg_notify_series", frozenset()] <= 20
 
 
-async def test_a_database_that_was_set_back(bench: Bench) -> None:
+async def test_rewinds(bench: Bench) -> None:
     bench.game.execute("UPDATE mfg_notify.lease SET generation = 0")
     await bench.until("rewinds_total", lambda n: n == 1)
 
 
-def test_a_web_configuration_that_becomes_wrong(tmp_path: Path) -> None:
+def test_a_web_configuration_that_becomes_invalid(tmp_path: Path) -> None:
     setting = Setting.in_folder(tmp_path)
     setting.write()
     with setting.exporter() as exporter:

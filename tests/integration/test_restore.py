@@ -1,4 +1,4 @@
-"""A dump of the whole database, restored: the copy has the same numbers and goes on counting from there."""
+"""A restored dump has the same numbers, and counting goes on from there."""
 
 import secrets
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from psycopg import sql
 from tests.conftest import Database, Server
-from tests.samples import samples
+from tests.samples import Series, samples
 from tests.support import assert_exact, exporting, settled
 
 from mfg_notify.core.catalogue import CATALOGUE, Kind
@@ -37,8 +37,8 @@ def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def counters(page: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Return what can only rise; the sum of the profits is not among it."""
+def counters(page: str) -> dict[Series, float]:
+    """Return the samples that never fall, which excludes the sum of profits."""
     found = samples(page).items()
     return {key: n for key, n in found if key[0].startswith(COUNTED) and not key[0].endswith("credits_sum")}
 
@@ -49,7 +49,7 @@ async def test_a_restored_dump_goes_on_counting(installed: Database, empty: Data
         async with exporting(installed.dsn, reconcile_interval=0.2) as exporter:
             await play(installed.dsn, GameOptions(seed=5, rate=0), statements=800)
             before = await settled(exporter, connection)
-        # Some events that nobody has folded are in the dump, too.
+        # The dump also contains events that are not folded yet.
         await play(installed.dsn, GameOptions(seed=5, rate=0), statements=200)
         assert connection.execute("SELECT EXISTS (SELECT FROM mfg_notify.event)").fetchone() == (True,)
     dumped = run("pg_dump", "--format=custom", f"--file={dump}", f"--dbname={installed.dsn}")

@@ -1,4 +1,4 @@
-"""Who may do what: the exporter's least-privilege role, and installing with few rights of one's own."""
+"""Rights: the exporter's least-privilege role, and an installation by a role with few rights."""
 
 import secrets
 from collections import defaultdict
@@ -109,7 +109,7 @@ async def test_exporter_with_exactly_its_rights_is_exact(exporter_role: str, ins
         await play(installed.dsn, GameOptions(seed=11, rate=0), statements=3000)
         add_ship(connection, "SPARE-1")
         page = wait_exact(exporter, connection)
-        # The recount knows the game's table of ships; without a right on it the numbers would be others.
+        # These numbers need the right to read the table of ships.
         idle = connection.execute(
             """SELECT player_id, count(*) FROM ships s WHERE assignment_status = 'idle' AND NOT EXISTS (
                    SELECT FROM manufacturing_tasks t WHERE t.assigned_ship = s.ship_symbol
@@ -150,7 +150,7 @@ def denied_statements(connection: Connection) -> list[str]:
     return denied
 
 
-def test_its_rights_suffice_for_every_statement_and_none_is_idle(exporter_role: str, installed: Database) -> None:
+def test_its_rights_are_sufficient_and_necessary(exporter_role: str, installed: Database) -> None:
     with installed.connect() as connection:
         add_player(connection)
         add_task(connection)
@@ -221,7 +221,7 @@ FORBIDDEN: tuple[LiteralString, ...] = (
 
 
 def allowed_of(statements: Sequence[LiteralString], connection: Connection) -> list[str]:
-    """Return those of the statements that are not refused for want of a right."""
+    """Return the statements that no missing right refuses."""
     allowed: list[str] = []
     for statement in statements:
         try:
@@ -237,7 +237,7 @@ def test_an_ordinary_role_can_neither_read_nor_forge(roles: Roles, installed: Da
     ordinary = roles.name("ordinary")
     with installed.connect() as connection:
         execute(connection, "CREATE ROLE {ordinary} LOGIN", ordinary=ordinary)
-        # Even one that may make tables and triggers of its own, and use the schema.
+        # Even if the role can use the schema and create its own tables and triggers in it.
         execute(connection, "GRANT CREATE, USAGE ON SCHEMA public TO {ordinary}", ordinary=ordinary)
     try:
         with installed.connect(user=ordinary) as connection:

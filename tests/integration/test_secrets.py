@@ -1,4 +1,4 @@
-"""A password never shows: not in logs, errors and pages, nor in the titles of processes."""
+"""A password appears nowhere: not in logs, errors, pages or process titles."""
 
 from collections.abc import Callable, Mapping
 from itertools import cycle
@@ -12,14 +12,14 @@ from tests.support import ExporterProcess, eventually, run_command
 
 SECRET = "Tr0ub4dor&3 'is' @home/secret"  # noqa: S105 - of nobody
 FORMS = {SECRET, quote(SECRET, safe=""), SECRET.replace("'", "\\'"), "Tr0ub4dor", "@home", "secret"}
-"""None of these may be found, whole or in part."""
+"""None of these may appear."""
 
 Way = tuple[str, dict[str, str]]
-"""A DSN, and what the environment adds to it."""
+"""A DSN, and variables of the environment that complete it."""
 
 
 def server_of(database: Database) -> dict[str, object]:
-    """Return what leads to a database, by libpq's names."""
+    """Return the connection parameters of a database by libpq's names."""
     return {"port": 5432, **conninfo_to_dict(database.dsn)}
 
 
@@ -123,7 +123,7 @@ def test_migrate_simulate_and_doctor(way: str, database: Database, tmp_path: Pat
         code, text = run_command(*command, "--dsn", dsn, environment=more)
         codes.append(code)
         assert_hidden(text)
-    # What refuses does so in words, too: not installed yet, not a simulated game, not installed any more.
+    # The refusals: not installed yet, not a simulated game, no longer installed.
     assert codes == [1, 0, 0, 0, 1, 0, 1]
 
 
@@ -137,7 +137,7 @@ def test_a_dsn_that_cannot_work(dsn: str, by: str) -> None:
     assert_hidden(text)
 
 
-def test_a_dsn_that_nobody_asked_for() -> None:
+def test_a_dsn_as_an_unexpected_argument() -> None:
     dsn = f"postgresql://game:{quote(SECRET, safe='')}@db/game"
     code, text = run_command("migrate", "status", dsn)
     assert code == 2
@@ -145,7 +145,7 @@ def test_a_dsn_that_nobody_asked_for() -> None:
     assert_hidden(text)
 
 
-def test_the_title_of_an_exporter_that_waits() -> None:
+def test_the_title_of_a_waiting_exporter() -> None:
     with ExporterProcess(f"host=/nowhere dbname=game password={_quoted(SECRET)}") as exporter:
         eventually(lambda: "waiting for the database" in exporter.read_log())
         assert "mfg_notify" in title(exporter.process.pid)
