@@ -13,7 +13,7 @@ import psycopg
 from psycopg import errors, sql
 from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 from tests.faults.rig import Rig, fault
-from tests.samples import number
+from tests.samples import number, total
 from tests.support import ExporterProcess, eventually
 
 from mfg_notify.postgres import migrations
@@ -252,7 +252,7 @@ def switch_triggers(rig: Rig, verb: LiteralString) -> None:
 
 def corrections(page: str) -> float:
     """Return how many series of gauges reconciliations have corrected."""
-    return sum(map(float, re.findall(r"^mfg_notify_reconcile_corrections_total\S+ (\S+)$", page, re.MULTILINE)))
+    return total(page, "mfg_notify_reconcile_corrections_total")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from prometheus_client.parser import text_string_to_metric_families
+from tests.samples import read
 from tests.truth import PREFIX, WAIT, Series
 
 INTERVAL = 0.05
@@ -141,6 +141,5 @@ def names_that_rise(lines: Iterable[str]) -> frozenset[str]:
 
 
 def _series(written: str) -> Series:
-    [family] = text_string_to_metric_families(written + " 0\n")
-    [sample] = family.samples
-    return sample.name, frozenset(sample.labels.items())
+    [(series, _)] = read(written + " 0\n")
+    return series
