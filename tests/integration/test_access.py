@@ -333,6 +333,7 @@ async def test_who_is_not_there_costs_as_much(setting: Setting, monkeypatch: pyt
 
 
 @pytest.mark.anyio
+@pytest.mark.slow
 async def test_bcrypt_does_not_hold_up_the_others(setting: Setting) -> None:
     finished: list[str] = []
     with guarded(setting, {"alice": hashed(PASSWORD), "slow": hashed("x", 14)}) as client:

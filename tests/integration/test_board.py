@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import psycopg
+import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from tests.conftest import Database, Postgres, create_game_tables
@@ -96,6 +97,7 @@ def test_changes_are_on_the_stream_as_they_happen(installed: Database) -> None:
             assert seen["game"]["summary"]["ships_assigned"] == 1
 
 
+@pytest.mark.slow
 def test_each_change_once_over_folds_and_reconnects(installed: Database) -> None:
     keys = [f"t-{n:03d}" for n in range(90)]
     with installed.connect() as game, ExporterProcess(installed.dsn) as exporter, watching(exporter) as viewer:
@@ -177,6 +179,7 @@ def test_open_streams_do_not_hold_up_the_end(installed: Database) -> None:
         assert "timeout" not in exporter.read_log()
 
 
+@pytest.mark.slow
 def test_a_viewer_who_does_not_read_holds_up_nothing(installed: Database) -> None:
     with installed.connect() as game, ExporterProcess(installed.dsn) as exporter:
         exporter.wait_ready()
@@ -252,6 +255,7 @@ def test_no_secret_on_the_stream(installed: Database) -> None:
         assert channel not in waiting
 
 
+@pytest.mark.slow
 def test_a_database_that_hangs_holds_up_no_viewer(installed: Database) -> None:
     with installed.connect() as connection, ExporterProcess(installed.dsn) as exporter, watching(exporter) as viewer:
         viewer.until(lambda picture: picture["state"] == "live")

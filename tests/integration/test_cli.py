@@ -77,6 +77,7 @@ def test_what_the_dsn_says_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "application_name" not in complete_conninfo("")
 
 
+@pytest.mark.slow
 def test_errors_say_what_to_do(database: Database) -> None:
     code, text = run_command("migrate", "up", "--dsn", database.dsn, "--game-schema", "nowhere")
     assert (code, "nowhere.manufacturing_tasks (the table is missing)" in text) == (1, True)
@@ -186,6 +187,7 @@ def test_simulate_refuses_a_game_that_it_did_not_create(installed: Database, dat
         assert re.search(r"played [1-9]\d* changes", text)
 
 
+@pytest.mark.slow
 def test_demo_shows_every_specified_metric_and_cleans_up() -> None:
     command = [sys.executable, "-m", "mfg_notify", "demo", "--web.listen-address", "127.0.0.1:0", "--speed", "60"]
     with Process(command) as demo:

@@ -220,6 +220,7 @@ def pgbouncer(dsn: str, mode: str, folder: Path) -> Iterator[str]:
         yield make_conninfo(dsn, host="127.0.0.1", port=port)
 
 
+@pytest.mark.slow
 def test_pooler_in_transaction_mode(installed: Database, tmp_path: Path) -> None:
     with pgbouncer(installed.dsn, "transaction", tmp_path) as dsn:
         findings = examined(dsn)

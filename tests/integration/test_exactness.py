@@ -21,6 +21,7 @@ async def test_simulated_game_is_counted_exactly(installed: Database) -> None:
             assert_exact(await settled(exporter, connection), connection)
 
 
+@pytest.mark.slow
 async def test_every_metric_moves(installed: Database) -> None:
     moved: set[str] = set()
     async with exporting(installed.dsn, reconcile_interval=0.2) as exporter:

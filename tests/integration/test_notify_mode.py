@@ -133,6 +133,7 @@ async def test_a_writer_that_did_not_notify_and_commits_late(
             assert applied(page_of(exporter)) == inserted
 
 
+@pytest.mark.slow
 async def test_it_sleeps_once_all_silent_writers_have_ended(installed: Database, game: psycopg.Connection) -> None:
     async with exporting(installed.dsn) as exporter:
         insert(game, 1)
@@ -208,6 +209,7 @@ async def test_a_standby_does_not_switch_the_triggers(installed: Database) -> No
         assert not notify_is_disabled(installed)
 
 
+@pytest.mark.slow
 async def test_exact_while_the_notify_mode_changes(installed: Database) -> None:
     modes: list[bool] = []
     with installed.connect() as connection:

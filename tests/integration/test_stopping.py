@@ -51,6 +51,7 @@ def test_database_comes_up_later(postgres: Postgres) -> None:
             assert exporter.terminate() == 0
 
 
+@pytest.mark.slow
 def test_sigterm_while_the_database_hangs(installed: Database) -> None:
     with installed.connect() as connection, ExporterProcess(installed.dsn) as exporter:
         exporter.wait_ready()

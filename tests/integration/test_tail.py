@@ -153,6 +153,7 @@ def test_notify_disabled_under_load(installed: Database) -> None:
         assert tail.read_log().count("t-1") == 1
 
 
+@pytest.mark.slow
 def test_an_event_of_an_open_transaction_is_not_missing(installed: Database) -> None:
     with installed.connect() as slow, installed.connect() as quick, tailing(installed.dsn) as tail:
         add_player(slow)
