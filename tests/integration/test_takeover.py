@@ -7,7 +7,8 @@ import anyio
 import psycopg
 import pytest
 from tests.conftest import Database
-from tests.support import PATIENCE, exporting, page_of, value
+from tests.samples import value
+from tests.support import PATIENCE, exporting, page_of
 
 from mfg_notify.exporter import Exporter
 
