@@ -1,9 +1,11 @@
 """The listening connection: what it keeps of what strangers send."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 import psycopg
 import pytest
 from psycopg import Notify
@@ -128,3 +130,21 @@ async def test_a_connection_that_breaks_ends_it(database: Database) -> None:
             stranger.execute("SELECT pg_terminate_backend(%s)", (connection.info.backend_pid,))
         with pytest.raises(DatabaseUnavailable), anyio.fail_after(PATIENCE):
             await listener.pump(lambda: None)
+
+
+async def test_an_error_during_cancellation_is_not_logged(database: Database) -> None:
+    """The working connection may break first and cancel the pump, in the very iteration in which this one breaks."""
+    loop = asyncio.get_running_loop()
+    logged: list[object] = []
+    loop.set_exception_handler(lambda _, context: logged.append(context))
+    connection = await connect(database.dsn)
+    listener = Listener(connection, 0, 100)
+    pumping = loop.create_task(listener.pump(lambda: None))
+    await anyio.lowlevel.checkpoint()
+    reader = loop._selector.get_key(connection.fileno()).data[0]  # type: ignore[attr-defined]
+    pumping.cancel()
+    connection.pgconn.finish()
+    reader._run()
+    with pytest.raises(asyncio.CancelledError):
+        await pumping
+    assert logged == []

@@ -63,7 +63,9 @@ class Listener:
                     on_arrival()
             except Exception as error:  # noqa: BLE001 - the event loop would only log it
                 loop.remove_reader(socket)
-                ended.set_exception(error)
+                # The other connection may have broken in the same iteration, and have cancelled this one.
+                if not ended.done():
+                    ended.set_exception(error)
 
         loop.add_reader(socket, read)
         try:
