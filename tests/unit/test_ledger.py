@@ -544,6 +544,18 @@ def test_an_unconfirmed_event_is_dropped_once_the_journal_is_drained(script: _Sc
     assert (script.revenue(), script.one.unconfirmed, script.one.deliver_all()) == (12, 1, [DUPLICATE])
 
 
+def test_what_comes_between_two_folds_of_a_backlog_is_confirmed_by_the_second(script: _Script) -> None:
+    """No other fold needs to follow, so nothing else would drop it soon."""
+    for _ in range(3):
+        script.earn(5)
+    script.one.fold(chunk=2)
+    script.one.deliver_all()
+    script.database.notify(0, event(None, task(total_revenue=1000), number=99))
+    assert script.one.deliver_all() == [COUNTED]
+    script.one.fold(chunk=2)
+    assert (script.revenue(), script.one.unconfirmed) == (15, 1)
+
+
 def test_a_payload_with_the_id_of_another_event_is_unconfirmed(script: _Script) -> None:
     script.database.notify(0, event(None, task(total_revenue=1000), number=1))
     script.one.deliver_all()
@@ -701,6 +713,75 @@ def test_what_is_exposed_is_a_copy(script: _Script) -> None:
     assert (exposed, script.revenue()) == ({}, 5)
 
 
+def test_a_barrier_that_comes_late_from_before_a_rewind_proves_nothing(script: _Script) -> None:
+    for _ in range(5):
+        script.one.fold()
+    script.database.generation = 0
+    script.one.begin_fold()
+    while script.one.reply is not None:
+        script.one.answer()
+    assert not script.one.synced
+    # The barriers of the folds from before arrive only now, and then that of the new one.
+    script.one.deliver(5)
+    assert not script.one.synced
+    script.one.deliver_all()
+    assert script.one.synced
+
+
+# --------------------------------------------------------------------------------------- clock, ships, the rest --
+
+
+def test_the_clock_is_the_databases_own_once_it_is_known() -> None:
+    seconds = [10.0]
+    ledger = Ledger(lambda: seconds[0], NOW, Tuning())
+    assert ledger.now() == NOW + 10 * SECOND
+    ledger.set_clock(NOW - 5 * SECOND, asked_at=12.0)
+    seconds[0] = 13.5
+    assert ledger.now() == NOW - 5 * SECOND + 1_500_000
+
+
+def test_what_is_shown_is_as_old_as_the_last_proof_that_this_exporter_leads() -> None:
+    seconds = [0.0]
+    ledger = Ledger(lambda: seconds[0], NOW, Tuning())
+    assert ledger.current_at is None
+    ledger.confirm_current()
+    seconds[0] = 3.0
+    assert ledger.current_at == NOW
+    ledger.confirm_current()
+    assert ledger.current_at == NOW + 3 * SECOND
+
+
+def test_ships_are_taken_over(script: _Script) -> None:
+    script.one.ledger.set_ships({(1, "S"): True})
+    view = script.one.ledger.view()
+    assert view is not None
+    assert view.gauges.ships == {(1, "S"): True}
+
+
+def test_totals_that_nobody_has_asked_for_are_refused(script: _Script) -> None:
+    with pytest.raises(ValueError, match="no fold is waiting"):
+        script.one.ledger.resync(Totals(9, {}, RecentActivity()))
+
+
+def test_a_reconciliation_step_by_step(script: _Script) -> None:
+    ledger = script.one.ledger
+
+    def state() -> tuple[bool, bool]:
+        return ledger.reconciling, ledger.awaits_barrier
+
+    assert state() == (False, False)
+    ledger.begin_reconciliation()
+    ledger.reconcile(Snapshot(LiveRows(tasks={"t": task("READY")}), 0, frozenset()))
+    assert (state(), ledger.finish_reconciliation()) == ((True, False), None)
+    script.one.begin_fold()
+    script.one.answer()
+    assert (state(), ledger.finish_reconciliation()) == ((True, True), None)
+    assert ledger._live._tasks == {}
+    script.one.deliver_all()
+    assert (state(), ledger.finish_reconciliation()) == ((False, False), None)
+    assert ledger._live._tasks.keys() == {"t"}
+
+
 # ------------------------------------------------------------------------------ live rows, when folds are missed --
 
 
@@ -760,3 +841,121 @@ def test_an_exporter_that_steps_down_forgets_the_last_changes(script: _Script) -
     assert [change.id for change in script.one.ledger.last_changes()] == [1]
     script.one.ledger.step_down()
     assert script.one.ledger.last_changes() == []
+
+
+# ------------------------------------------------------------------------- what else a fold and a rewind bring along --
+
+STARTED = settle([event(task("ASSIGNED"), task("EXECUTING", assigned_ship="S"))])
+
+
+def activity(script: _Script) -> RecentActivity:
+    view = script.one.ledger.view()
+    assert view is not None
+    return view.activity
+
+
+def start_task(script: _Script, *, announced: bool) -> None:
+    one = script.database.write(task("ASSIGNED"), task("EXECUTING", assigned_ship="S"))
+    script.database.commit({one.id: (one, announced)})
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_recent_activity_is_shown_once_announced_and_stays_when_folded(script: _Script, *, announced: bool) -> None:
+    start_task(script, announced=announced)
+    script.one.deliver_all()
+    assert activity(script).latest == (STARTED.last_seen if announced else {})
+    script.one.fold()
+    script.one.deliver_all()
+    assert activity(script).latest == STARTED.last_seen
+
+
+def test_recent_activity_comes_with_the_totals(script: _Script) -> None:
+    start_task(script, announced=True)
+    script.one.fold()
+    script.one.disconnect()
+    script.one.step_in()
+    script.one.fold()
+    # The database of these tests keeps none.
+    assert activity(script).latest == {}
+
+
+def test_a_reconciliation_prunes_activity_and_is_current() -> None:
+    seconds = [0.0]
+    ledger = Ledger(lambda: seconds[0], NOW, Tuning())
+    ledger.lead()
+    ledger.begin_fold()
+    first = Fold(1, [], settle([]), 0, drained=True, xid=0, xmin=0, last_id=0)
+    assert ledger.settle(first).needs_totals
+    ledger.resync(Totals(1, {}, RecentActivity({}, {("ship", 1, "gone"): NOW - 24 * 3600 * SECOND})))
+    ledger.begin_reconciliation()
+    ledger.reconcile(Snapshot(LiveRows(), 0, frozenset()))
+    ledger.begin_fold()
+    ledger.settle(Fold(2, [], settle([]), 0, drained=True, xid=0, xmin=0, last_id=0))
+    assert (ledger.current_at, ledger.view()) == (None, None)
+    seconds[0] = 7.0
+    ledger.receive_barrier(2)
+    assert ledger.finish_reconciliation() == {}
+    view = ledger.view()
+    assert view is not None
+    assert (view.activity.latest, ledger.current_at) == ({}, NOW + 7 * SECOND)
+
+
+def test_a_lost_connection_drops_what_was_under_way(script: _Script) -> None:
+    ledger = script.one.ledger
+    ledger.begin_reconciliation()
+    ledger.reconcile(Snapshot(LiveRows(), 0, frozenset()))
+    assert ledger.reconciling
+    script.one.disconnect()
+    assert (ledger.reconciling, ledger.awaits_barrier, ledger.leading) == (False, False, False)
+
+
+def test_totals_that_a_lost_connection_asked_for_are_refused(script: _Script) -> None:
+    script.one.disconnect()
+    script.one.step_in()
+    script.one.begin_fold()
+    script.one.answer()
+    script.one.disconnect()
+    with pytest.raises(ValueError, match="no fold is waiting"):
+        script.one.ledger.resync(Totals(9, {}, RecentActivity()))
+
+
+def test_the_last_changes_end_with_a_rewind(script: _Script) -> None:
+    script.earn(5)
+    script.one.fold()
+    script.database.generation = 0
+    script.one.fold()
+    assert script.one.ledger.last_changes() == []
+
+
+def test_the_last_changes_do_not_keep_what_is_unconfirmed(script: _Script) -> None:
+    script.database.notify(0, event(None, task(), number=99))
+    script.one.deliver_all()
+    assert [change.id for change in script.one.ledger.last_changes()] == [99]
+    script.one.fold()
+    assert script.one.ledger.last_changes() == []
+
+
+@pytest.mark.parametrize(
+    ("xid", "seen"), [(7, False), (8, True), (9, False), (10, False)], ids=["running", "ended", "next", "later"]
+)
+def test_which_transactions_a_snapshot_shows(xid: int, *, seen: bool) -> None:
+    assert Snapshot(LiveRows(), next_xid=9, in_progress=frozenset({7})).sees(xid) is seen
+
+
+def test_a_new_ledger_leads_nothing_and_shows_nothing() -> None:
+    ledger = Ledger(lambda: 0.0, NOW, Tuning())
+    assert (ledger.leading, ledger.drained, ledger.needs_snapshot, ledger.view()) == (False, False, False, None)
+
+
+def test_a_difference_after_a_takeover_is_no_correction(script: _Script) -> None:
+    reconciled(script, LiveRows())
+    ledger = script.one.ledger
+    script.one.disconnect()
+    script.one.step_in()
+    script.one.fold()
+    ledger.begin_reconciliation()
+    ledger.reconcile(Snapshot(LiveRows(tasks={"t": task("READY")}), 0, frozenset()))
+    script.one.fold()
+    ledger.receive_barrier(script.database.generation)
+    assert ledger.finish_reconciliation() == {}
+    assert ledger._live._tasks.keys() == {"t"}

@@ -504,6 +504,18 @@ def test_a_pipeline_revived_after_the_snapshot_needs_another() -> None:
     assert asks == [True, False, True, True]
 
 
+def test_a_revived_pipeline_is_recognized_by_a_later_event() -> None:
+    """The event that revived it comes after another, because its payload was too long to be announced."""
+    state = reconciled()
+    state.apply(event(pipeline("EXECUTING"), pipeline("PLANNING"), number=6))
+    assert state.needs_snapshot
+    state.start_recording()
+    state.apply(event(pipeline("COMPLETED"), pipeline("EXECUTING"), number=5))
+    state.reconcile(LiveRows({"row": pipeline("PLANNING")}), lambda _: True)
+    state.apply(event(pipeline("PLANNING"), pipeline("EXECUTING"), number=7))
+    assert not state.needs_snapshot
+
+
 def test_gauges_are_immutable() -> None:
     state = state_of(PLANNED)
     before = state.gauges()

@@ -141,6 +141,10 @@ class Counters:
 
     def receive_barrier(self, generation: int) -> None:
         """Record that every notification of an event folded up to this generation has arrived."""
+        if self.has_gap(generation) and generation > self._latest:
+            # Either its fold has not been settled, and a resync with another fold follows, or the database was rewound
+            # since: then the number belongs to a fold that is no more, and proves nothing about those to come.
+            return
         self._barrier = max(self._barrier, generation)
         self._settled_before_announced = {
             number: at for number, at in self._settled_before_announced.items() if at > generation
@@ -170,7 +174,7 @@ class Counters:
         return frozenset(self._pending)
 
     def discard_unconfirmed(self, suspects: frozenset[int]) -> int:
-        """Drop what was pending before the journal was drained and still is; return how many events that were.
+        """Drop what was pending before the fold that drained the journal, and still is; return how many events that were.
 
         A committed event stays in the journal until a fold takes it. One that is not there was forged, or its
         transaction was lost in a crash of the server.

@@ -105,8 +105,8 @@ class Ledger:
         self._activity = RecentActivity()
         self._changes = LastChanges()
         self._leading = self._drained = self._presentable = False
-        self._suspects: frozenset[int] | None = None
-        """What was pending when the draining of the journal that is under way began."""
+        self._suspects: frozenset[int] = frozenset()
+        """What was pending when the last fold began. If it drains the journal, it confirms all of it."""
         self._awaiting_totals: Fold | None = None
         self._snapshot: Snapshot | None = None
         self._snapshot_barrier: int | None = None
@@ -155,7 +155,8 @@ class Ledger:
         self._presentable = self._drained = False
 
     def _forget_work_under_way(self) -> None:
-        self._suspects = self._awaiting_totals = None
+        self._suspects = frozenset()
+        self._awaiting_totals = None
         self._snapshot = self._snapshot_barrier = None
 
     # -------------------------------------------------------------------------------- announcements and folds --
@@ -174,8 +175,7 @@ class Ledger:
 
     def begin_fold(self) -> None:
         """Record what is pending before a fold looks into the journal: a drained journal must confirm it."""
-        if self._suspects is None:
-            self._suspects = self._counters.pending()
+        self._suspects = self._counters.pending()
 
     def settle(self, fold: Fold) -> Outcome:
         """Settle a committed fold. If its outcome `needs_totals`, pass them to `resync` before anything else."""
@@ -225,8 +225,7 @@ class Ledger:
 
     def _confirm_drained(self, fold: Fold) -> int:
         self._drained = True
-        unconfirmed = self._counters.discard_unconfirmed(self._suspects or frozenset())
-        self._suspects = None
+        unconfirmed = self._counters.discard_unconfirmed(self._suspects)
         if unconfirmed:
             self._live.request_resync()
         self._changes.forget_unconfirmed(self._counters.pending())

@@ -197,7 +197,8 @@ class LiveState:
             live = PIPELINE_LIVE if isinstance(change, PipelineChange) else TASK_LIVE
             stays = change.new is not None and change.new.status in live
             # Factory rows of finished pipelines are not held here: a pipeline that becomes live again needs them read.
-            if isinstance(change, PipelineChange) and stays and change.old and change.old.status not in live:
+            # The event that says so may come late or never, so go by any change of a live pipeline that is unknown.
+            if isinstance(change, PipelineChange) and stays and change.old and key not in self._pipelines:
                 self._resync_requested = True
         if stays:
             self._rows(table)[key] = change.new
