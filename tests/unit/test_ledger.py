@@ -743,12 +743,11 @@ def test_the_clock_is_the_databases_own_once_it_is_known() -> None:
 def test_what_is_shown_is_as_old_as_the_last_proof_that_this_exporter_leads() -> None:
     seconds = [0.0]
     ledger = Ledger(lambda: seconds[0], NOW, Tuning())
-    assert ledger.current_at is None
-    ledger.confirm_current()
-    seconds[0] = 3.0
-    assert ledger.current_at == NOW
-    ledger.confirm_current()
-    assert ledger.current_at == NOW + 3 * SECOND
+    proofs = [ledger.current_at]
+    for seconds[0] in (0.0, 3.0):
+        ledger.confirm_current()
+        proofs.append(ledger.current_at)
+    assert proofs == [None, NOW, NOW + 3 * SECOND]
 
 
 def test_ships_are_taken_over(script: _Script) -> None:

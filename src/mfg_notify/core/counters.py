@@ -174,7 +174,7 @@ class Counters:
         return frozenset(self._pending)
 
     def discard_unconfirmed(self, suspects: frozenset[int]) -> int:
-        """Drop what was pending before the fold that drained the journal, and still is; return how many events that were.
+        """Drop what was pending before the fold that drained the journal and still is; return how many those were.
 
         A committed event stays in the journal until a fold takes it. One that is not there was forged, or its
         transaction was lost in a crash of the server.
