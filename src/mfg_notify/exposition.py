@@ -1,12 +1,13 @@
-"""How it looks: the view of the game, and the exporter's own numbers, as prometheus_client families.
+"""The page of /metrics: a view of the game and the exporter's own numbers, in one of two text formats.
 
-Reads memory only: a scrape never touches the database. What a number is, is `core`.
+Owns how numbers are written; `core` decides what they mean. Reads memory only and never touches the database.
 """
 
 import platform
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
+from threading import Lock
 from typing import cast
 
 from prometheus_client import (
@@ -18,9 +19,10 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client import exposition as text
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from mfg_notify import __version__
@@ -29,13 +31,48 @@ from mfg_notify.core.board import Fact
 from mfg_notify.core.catalogue import EXPORTER_METRICS, MICROSECONDS_PER_SECOND, SELF_PREFIX, Kind, Metric
 from mfg_notify.core.series import SERIES_MAXIMUM, Distribution, Series, Values, View, lay_out, never_fall, with_silent
 
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+"""The content types of the two formats that a page comes in."""
 LOST = "lost_changes_total"
-DELAY = "event_delay_seconds"
 """Kept by the database, so it is shown as read there and never counted here."""
+DELAY = "event_delay_seconds"
+RANGES_MAXIMUM = 20
+"""Media ranges of an Accept header that are read. Prometheus sends five."""
+
+_ENCODERS: dict[str, Callable[[CollectorRegistry], bytes]] = {
+    TEXT: text.generate_latest,
+    OPENMETRICS: openmetrics.generate_latest,
+}
+
+
+def choose_format(accept: str) -> str:
+    """Return the content type that an Accept header prefers: always `TEXT` or `OPENMETRICS`.
+
+    OpenMetrics must be named, without a version or with 1.0.0, and wins a tie. Invalid ranges are ignored.
+    """
+    weights = {TEXT: 0.0, OPENMETRICS: 0.0}
+    for media_range in accept.split(",", RANGES_MAXIMUM)[:RANGES_MAXIMUM]:
+        media_type, *parameters = (part.strip().lower() for part in media_range.split(";"))
+        given = dict(parameter.partition("=")[::2] for parameter in parameters)
+        form = TEXT
+        if media_type == "application/openmetrics-text":
+            if given.get("version", "1.0.0") != "1.0.0":
+                continue
+            form = OPENMETRICS
+        weights[form] = max(weights[form], _quality(given.get("q", "1")))
+    return OPENMETRICS if weights[OPENMETRICS] and weights[OPENMETRICS] >= weights[TEXT] else TEXT
+
+
+def _quality(given: str) -> float:
+    # At most four digits, as in HTTP: float() would also accept "nan" and "1_0".
+    whole, _, fraction = given.partition(".")
+    digits = whole + fraction
+    return int(digits) / 10 ** len(fraction) if digits.isascii() and digits.isdigit() and len(digits) <= 4 else 0.0
 
 
 class Telemetry:
-    """The exporter about itself: one prometheus_client object a metric of `EXPORTER_METRICS`."""
+    """The exporter about itself: one prometheus_client object for each metric of `EXPORTER_METRICS`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         declared = {metric.name: metric for metric in EXPORTER_METRICS}
@@ -79,12 +116,14 @@ class Telemetry:
         self.queue_usage = gauge("notification_queue_usage_ratio")
         self.triggers_installed = gauge("triggers_installed")
         self.web_config_failures = counter("web_config_failures_total")
+        self.http_responses = counter("http_responses_total")
+        self.http_connections_dropped = counter("http_connections_dropped_total")
         self.lost_changes: int | None = None
         registry.register(_LostChanges(self))
 
 
 class _Delays(Collector):
-    """The histogram of event delays. Each event is observed, so it takes many at once, as whole microseconds."""
+    """The histogram of event delays. Every event is observed, so it takes many at once, in whole microseconds."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._declared = next(metric for metric in EXPORTER_METRICS if metric.name == DELAY)
@@ -104,10 +143,12 @@ class _Delays(Collector):
         yield HistogramMetricFamily(SELF_PREFIX + DELAY, self._declared.help)
 
     def collect(self) -> Iterator[Family]:
-        shown = [*(str(float(bound)) for bound in self._declared.buckets), "+Inf"]
-        buckets = list(zip(shown, accumulate(self._counts), strict=True))
+        bounds = [*(str(float(bound)) for bound in self._declared.buckets), "+Inf"]
+        # Copied at once, because events may be observed while another thread renders.
+        counts, total = self._counts.copy(), self._sum
+        buckets = list(zip(bounds, accumulate(counts), strict=True))
         yield HistogramMetricFamily(
-            SELF_PREFIX + DELAY, self._declared.help, buckets, sum_value=self._sum / MICROSECONDS_PER_SECOND
+            SELF_PREFIX + DELAY, self._declared.help, buckets, sum_value=total / MICROSECONDS_PER_SECOND
         )
 
 
@@ -120,12 +161,12 @@ class _LostChanges(Collector):
         yield CounterMetricFamily(SELF_PREFIX + LOST, self._help)
 
     def collect(self) -> Iterator[Family]:
-        # Absent until the database was asked: a start at 0 would look like a loss to increase() at every restart.
+        # Absent until it was read: starting at 0 would make increase() see a loss at every restart.
         yield CounterMetricFamily(SELF_PREFIX + LOST, self._help, value=self._telemetry.lost_changes)
 
 
 def facts(telemetry: Telemetry) -> list[Fact]:
-    """Return the exporter's own numbers that people look at first, as the board shows them."""
+    """Return those of the exporter's own numbers that the board shows."""
 
     def read(metric: Collector, suffix: str = "") -> float:
         return sum(
@@ -136,28 +177,33 @@ def facts(telemetry: Telemetry) -> list[Fact]:
         count = read(metric, "_count")
         return read(metric, "_sum") / count if count else None
 
-    # Of the database nothing is known before the first reading, and nothing by a standby.
-    looked = read(telemetry.reconcile_last_success) > 0
+    # Nothing is known of the database before the first reconciliation, nor on a standby.
+    reconciled = read(telemetry.reconcile_last_success) > 0
     return [
         ("Events counted since the start", read(telemetry.events_applied, "_total"), ""),
         ("Mean delay of an event", mean(telemetry.event_delay), "s"),
         ("Mean round trip of the own ping", mean(telemetry.listener_roundtrip), "s"),
-        ("Events in the journal", read(telemetry.journal_rows) if looked else None, ""),
+        ("Events in the journal", read(telemetry.journal_rows) if reconciled else None, ""),
         ("Journal last drained", read(telemetry.fold_last_success), "at"),
         ("Live rows last read", read(telemetry.reconcile_last_success), "at"),
         ("Gauges corrected", read(telemetry.reconcile_corrections, "_total"), ""),
         ("Notifications that were no events", read(telemetry.events_rejected, "_total"), ""),
         ("Connections given up", read(telemetry.reconnects, "_total"), ""),
         ("Changes the triggers gave up", telemetry.lost_changes, ""),
-        ("Triggers enabled", read(telemetry.triggers_installed) if looked else None, ""),
+        ("Triggers enabled", read(telemetry.triggers_installed) if reconciled else None, ""),
     ]
 
 
-class Page:
-    """The page of /metrics: the game's families, made anew from an immutable view at each scrape, and our own.
+Rendering = Callable[[str], bytes]
+"""Renders the page as of one moment, as a content type."""
 
-    `read_view` gives the view, or None while there is nothing exact to show; `now` is the database's clock in epoch
-    microseconds.
+
+class Page:
+    """The page of /metrics: the game's families from an immutable view, and the exporter's own numbers.
+
+    `read_view` returns the view, or None while there is nothing exact to show; `now` is the database's clock in epoch
+    microseconds. `begin` calls both in the event loop. The view is rendered later in another thread, so it must be
+    immutable.
     """
 
     def __init__(
@@ -169,44 +215,74 @@ class Page:
         self._read_view = read_view
         self._now = now
         self._series_maximum = series_maximum
+        self._lock = Lock()
         self._shown: Series | None = None
-        self._rendered: dict[tuple[str, str], tuple[object, bytes]] = {}
+        self._rendered: dict[tuple[str, str], tuple[Values, bytes]] = {}
+        """The last text of each family, by format and metric."""
         self._own = CollectorRegistry()
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each of ours, and nobody asks
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # one series more for each of ours, used by nobody
         ProcessCollector(registry=self._own)
         PlatformCollector(registry=self._own)
         self.telemetry = Telemetry(self._own)
 
-    def render(self, accept: str = "") -> tuple[bytes, str]:
-        """Return the page in the form that an Accept header asks for, and its content type."""
-        encoder, content_type = choose_encoder(accept)
-        families = list(self.render_game(accept))
-        # Last, because the numbers of series are known only now.
-        return b"".join((*families, encoder(self._own))), content_type
+    def choose_format(self, accept: str) -> str:
+        """Return the content type that an Accept header prefers."""
+        return choose_format(accept)
 
-    def render_game(self, accept: str = "") -> Iterator[bytes]:
-        """Yield the game's families one by one, without the end mark of OpenMetrics."""
-        encoder, content_type = choose_encoder(accept)
+    def begin(self) -> Rendering:
+        """Read the view in the event loop; return the function that renders it in any thread and in any format."""
+        view, now = self._read_view(), self._now()
+        series: Series | None = None
+
+        def render(content_type: str) -> bytes:
+            nonlocal series
+            with self._lock:
+                if view is None:
+                    self.telemetry.series.set(0)
+                    game = b""
+                else:
+                    series = series or self._lay_out(view, now)
+                    game = self._render_game(view, series, content_type)
+                # Last, because the number of series is known only now.
+                return game + _ENCODERS[content_type](self._own)
+
+        return render
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Return the page in the format that an Accept header prefers, and its content type."""
+        content_type = choose_format(accept)
+        return self.begin()(content_type), content_type
+
+    def render_game(self, content_type: str = TEXT) -> bytes:
+        """Return the game's families alone, without the end mark of OpenMetrics."""
         view = self._read_view()
         if view is None:
-            self.telemetry.series.set(0)
-            return
-        series = lay_out(view, self._now(), self._series_maximum, self._shown)
+            return b""
+        with self._lock:
+            return self._render_game(view, self._lay_out(view, self._now()), content_type)
+
+    def _lay_out(self, view: View, now: int) -> Series:
+        series = lay_out(view, now, self._series_maximum, self._shown)
         left_out = never_fall(self._shown, series, self._series_maximum) if self._shown is not None else 0
         self._shown = series if self._shown is None else with_silent(self._shown, series)
+        self.telemetry.series.set(series.number)
+        self.telemetry.series_dropped.set(series.dropped + left_out)
+        return series
+
+    def _render_game(self, view: View, series: Series, content_type: str) -> bytes:
+        families = []
         for metric in catalogue.CATALOGUE:
             if view.market is None and metric in catalogue.MARKET:
                 continue
             values = series.of(metric)
             place = (content_type, metric.name)
             before = self._rendered.get(place)
-            # Most families are as they were at the last scrape, and rendering is what costs.
+            # Most families have not changed since the last scrape, and rendering is what costs.
             if before is None or before[0] != values:
-                before = (values, encoder(_Only(_make_family(metric, values))).removesuffix(b"# EOF\n"))
-                self._rendered[place] = before
-            yield before[1]
-        self.telemetry.series.set(series.number)
-        self.telemetry.series_dropped.set(series.dropped + left_out)
+                family = _ENCODERS[content_type](_Only(_make_family(metric, values)))
+                before = self._rendered[place] = (values, family.removesuffix(b"# EOF\n"))
+            families.append(before[1])
+        return b"".join(families)
 
 
 class _Only(CollectorRegistry):
@@ -221,7 +297,7 @@ class _Only(CollectorRegistry):
 
 
 def _make_family(metric: Metric, values: Values) -> Family:
-    # Sorted, so that a page is the same for the same state.
+    # Sorted, so that the same state always gives the same page.
     family: Family
     match metric.kind:
         case Kind.COUNTER:
@@ -243,5 +319,5 @@ def _make_family(metric: Metric, values: Values) -> Family:
 
 def _cumulative(metric: Metric, distribution: Distribution) -> list[tuple[str, float]]:
     stored = [*map(str, metric.buckets), "+Inf"]
-    shown = [*(str(float(bound)) for bound in metric.buckets), "+Inf"]  # as prometheus_client prints bounds
-    return list(zip(shown, accumulate(distribution.buckets.get(le, 0) for le in stored), strict=True))
+    printed = [*(str(float(bound)) for bound in metric.buckets), "+Inf"]  # as prometheus_client prints bounds
+    return list(zip(printed, accumulate(distribution.buckets.get(le, 0) for le in stored), strict=True))

@@ -1,6 +1,7 @@
 """The exporter's own metrics: for each of them, a test here makes it move."""
 
 import re
+import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from psycopg import sql
 from tests.conftest import Database
 from tests.game_rows import add_player, add_tasks
 from tests.samples import number, samples, value
-from tests.support import PATIENCE, exporting, page_of, settled
+from tests.support import PATIENCE, eventually, exporting, page_of, settled
 from tests.web_configuration import Setting
 
 from mfg_notify.core.catalogue import EXPORTER_METRICS, SELF_PREFIX
@@ -197,8 +198,21 @@ def test_a_web_configuration_that_becomes_invalid(tmp_path: Path) -> None:
     with setting.exporter() as exporter:
         assert value(exporter.page(), "mfg_notify_web_config_failures_total") == 0
         setting.write(nonsense={})
-        for _ in range(2):
-            assert value(exporter.page(), "mfg_notify_web_config_failures_total") == 1
+        eventually(lambda: value(exporter.page(), "mfg_notify_web_config_failures_total"), lambda n: n == 1)
+
+
+def test_responses_and_connections(tmp_path: Path) -> None:
+    setting = Setting.in_folder(tmp_path)
+    setting.write()
+    with setting.exporter() as exporter:
+        assert exporter.get("/nothing").status_code == 404
+        page = exporter.page()
+        assert value(page, "mfg_notify_http_responses_total", code="404") == 1
+        assert value(page, "mfg_notify_http_connections_dropped_total", reason="request_timeout") is None
+        host, port = exporter.address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as silent:
+            assert silent.recv(1) == b""
+        assert value(exporter.page(), "mfg_notify_http_connections_dropped_total", reason="request_timeout") == 1
 
 
 def test_every_metric_has_its_test() -> None:

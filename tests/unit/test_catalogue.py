@@ -79,6 +79,8 @@ EXPORTER = [
     ("lost_changes_total", "counter", ""),
     ("triggers_installed", "gauge", "table"),
     ("web_config_failures_total", "counter", ""),
+    ("http_responses_total", "counter", "code"),
+    ("http_connections_dropped_total", "counter", "reason"),
 ]
 DECLARED = {metric.name: metric for metric in CATALOGUE}
 DECLARED_OF_EXPORTER = {metric.name: metric for metric in EXPORTER_METRICS}

@@ -1,10 +1,11 @@
-"""How it looks: a whole page against a golden file, and both formats read back by prometheus_client's parsers.
+"""The page of metrics: a whole one against a golden file, and both formats read back by prometheus_client's parsers.
 
-`pytest --update-golden` writes the golden file anew.
+`pytest --update-golden` rewrites the golden file.
 """
 
 import re
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,9 @@ from mfg_notify.core.catalogue import Kind, Metric
 from mfg_notify.core.live_state import LiveRows, RecentActivity, compute_gauges
 from mfg_notify.core.rules import Completion
 from mfg_notify.core.series import View
-from mfg_notify.exposition import Page, Telemetry
+from mfg_notify.exposition import OPENMETRICS, TEXT, Page, Telemetry, choose_format
 
 GOLDEN = Path(__file__).parent / "golden" / "exposition.txt"
-TEXT, OPENMETRICS = "text/plain; version=0.0.4", "application/openmetrics-text; version=1.0.0"
 READERS: dict[str, Callable[[str], Iterable[Family]]] = {TEXT: read_text, OPENMETRICS: read_openmetrics}
 BOTH = pytest.mark.parametrize("form", [TEXT, OPENMETRICS], ids=["text", "openmetrics"])
 
@@ -36,7 +36,7 @@ Sample = tuple[str, frozenset[tuple[str, str]]]
 
 
 def page(view: View | None, form: str = TEXT) -> str:
-    families = b"".join(Page(lambda: view, lambda: NOW).render_game(form)).decode()
+    families = Page(lambda: view, lambda: NOW).render_game(form).decode()
     return families + "# EOF\n" if form == OPENMETRICS else families
 
 
@@ -228,6 +228,61 @@ def test_without_a_view_nothing_is_shown() -> None:
     assert page(None) == ""
 
 
+PROMETHEUS = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;"
+    "q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+@pytest.mark.parametrize(
+    ("accept", "form"),
+    [
+        (PROMETHEUS, OPENMETRICS),
+        ("", TEXT),
+        ("*/*", TEXT),
+        ("text/html", TEXT),
+        ("application/openmetrics-text", OPENMETRICS),
+        ("Application/OpenMetrics-Text ; Version=1.0.0 ; Q=0.1", OPENMETRICS),
+        ("application/openmetrics-text; version=0.0.1", TEXT),
+        ("application/openmetrics-text; version=2.0.0", TEXT),
+        ("application/openmetrics-text; q=0", TEXT),
+        ("application/openmetrics-text; q=0.5, text/plain; q=0.51", TEXT),
+        ("application/openmetrics-text; q=nan", TEXT),
+        ("text/plain, " * 19 + "application/openmetrics-text", OPENMETRICS),
+        ("text/plain, " * 20 + "application/openmetrics-text", TEXT),
+    ],
+)
+def test_accept_chooses_the_format(accept: str, form: str) -> None:
+    assert choose_format(accept) == form
+
+
+@given(st.text(st.characters(codec="latin-1"), max_size=200))
+@example("application/openmetrics-text;version=x")
+@example("application/openmetrics-text;q=1_0")
+@example("application/openmetrics-text;q=²")
+def test_any_accept_header_chooses_one_of_the_two(accept: str) -> None:
+    assert choose_format(accept) in (TEXT, OPENMETRICS)
+
+
+def test_what_clients_accept_leaves_nothing_behind() -> None:
+    shown = Page(lambda: BUSY, lambda: NOW)
+    for n in range(30):
+        shown.render(f"application/openmetrics-text; version=1.0.{n}; escaping={n}")
+        shown.render(f"application/openmetrics-text; version={n}.0.0; charset={n}, text/plain; version={n}")
+    assert len(shown._rendered) <= 2 * len(catalogue.CATALOGUE)
+
+
+def test_one_moment_in_both_formats() -> None:
+    """What is rendered later is what was read in `begin`, in whatever thread, and laid out once."""
+    views = [BUSY, IDLE]
+    rendering = Page(lambda: views.pop(0), lambda: NOW).begin()
+    with ThreadPoolExecutor(1) as thread:
+        pages = {form: thread.submit(rendering, form).result().decode() for form in (TEXT, OPENMETRICS)}
+    assert len(views) == 1
+    for form, text in pages.items():
+        assert text.startswith(page(BUSY, form).removesuffix("# EOF\n"))
+
+
 def test_the_number_of_series_is_told() -> None:
     views = [BUSY, BUSY, None]
     shown = Page(lambda: views.pop(0), lambda: NOW)
@@ -240,7 +295,7 @@ def test_the_number_of_series_is_told() -> None:
 def test_families_that_change_are_rendered_again() -> None:
     views = [BUSY, View({**BUSY.totals, ("manufacturing_revenue_total", ("1",)): 10**9}, BUSY.gauges, BUSY.activity)]
     shown = Page(lambda: views.pop(0), lambda: NOW)
-    first, second = b"".join(shown.render_game()), b"".join(shown.render_game())
+    first, second = shown.render_game(), shown.render_game()
     risen = b'revenue_total{player_id="1"} 1e+09'
     assert risen not in first
     assert risen in second

@@ -28,6 +28,7 @@ from mfg_notify.postgres import migrations
 from mfg_notify.postgres.connection import complete_conninfo, describe, translated_errors
 from mfg_notify.web import server
 from mfg_notify.web.access import Access
+from mfg_notify.web.limits import Limits
 
 MARKET_INTERVAL = 5.0
 """Seconds between two reads of the markets: nobody waits a minute in a demo."""
@@ -62,6 +63,8 @@ def demo(
     listen_addresses: tuple[str, ...],
     telemetry_path: str,
     web_config_file: Path | None,
+    max_requests: int,
+    max_connections: int,
     log_level: str,
     log_format: logs.Format | None,
     *,
@@ -103,7 +106,12 @@ def demo(
             print_line(f'  database  psql "{dsn}"')
             print_line("\nCtrl-C ends it and removes everything.\n")
             settings = Settings(
-                dsn, telemetry_path=path, market_interval=MARKET_INTERVAL, board=not no_board, access=access
+                dsn,
+                telemetry_path=path,
+                market_interval=MARKET_INTERVAL,
+                board=not no_board,
+                access=access,
+                limits=Limits(max_requests, max_connections),
             )
             anyio.run(_demonstrate, Exporter(settings), sockets, dsn, options)
     except KeyboardInterrupt:

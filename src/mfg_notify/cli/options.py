@@ -11,6 +11,7 @@ from setproctitle import setproctitle
 
 from mfg_notify import logs
 from mfg_notify.errors import UsageError
+from mfg_notify.web.limits import Limits
 
 ADDRESS = "127.0.0.1:9810"
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
@@ -122,6 +123,27 @@ web_options = combine(
         show_envvar=True,
         type=click.Path(path_type=Path),
         help="TLS, client certificates and passwords: a file in the form of the Prometheus exporter-toolkit.",
+    ),
+    click.option(
+        "--web.max-requests",
+        "max_requests",
+        envvar="MFG_NOTIFY_WEB_MAX_REQUESTS",
+        show_envvar=True,
+        type=click.IntRange(min=0),
+        default=Limits().max_requests,
+        show_default=True,
+        help="Maximum number of scrapes that are answered at the same time; more get 503. 0: no limit.",
+    ),
+    click.option(
+        "--web.max-connections",
+        "max_connections",
+        envvar="MFG_NOTIFY_WEB_MAX_CONNECTIONS",
+        show_envvar=True,
+        type=click.IntRange(min=1),
+        default=Limits().max_connections,
+        show_default=True,
+        help="Maximum number of open connections, less if the limit of open files is lower. For another one, the "
+        "longest idle is closed.",
     ),
     click.option(
         "--web.no-board",

@@ -22,6 +22,7 @@ from mfg_notify.exporter import Exporter, Settings
 from mfg_notify.exporter.market_reader import MARKET_INTERVAL
 from mfg_notify.web import server
 from mfg_notify.web.access import Access
+from mfg_notify.web.limits import Limits
 
 
 @click.command()
@@ -69,6 +70,8 @@ def run(
     listen_addresses: tuple[str, ...],
     telemetry_path: str,
     web_config_file: Path | None,
+    max_requests: int,
+    max_connections: int,
     reconcile_interval: float,
     series_maximum: int,
     notify: str,
@@ -94,6 +97,7 @@ def run(
         notify=Policy(notify),
         board=not no_board,
         access=Access(web_config_file) if web_config_file else None,
+        limits=Limits(max_requests, max_connections),
     )
     sockets = server.bind(listen_addresses)
     anyio.run(_export, Exporter(settings), sockets)

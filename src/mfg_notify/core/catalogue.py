@@ -447,5 +447,13 @@ EXPORTER_METRICS = (
         (),
         "Changes of the web configuration, or of a certificate that it names, that could not be applied",
     ),
+    SelfMetric("http_responses_total", Kind.COUNTER, ("code",), "Responses to HTTP requests, by status code"),
+    SelfMetric(
+        "http_connections_dropped_total",
+        Kind.COUNTER,
+        ("reason",),
+        "HTTP connections that were dropped: request_timeout, response_timeout, evicted (the longest idle of too many) "
+        "or accept_failed",
+    ),
 )
 SELF_PREFIX = "mfg_notify_"

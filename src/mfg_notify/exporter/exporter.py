@@ -111,17 +111,24 @@ class Exporter:
         """Export until `stop` is called, serving HTTP on the given sockets. Reconnects for as long as it runs."""
         board, access = Board(self.board_snapshot, self._clock), self._settings.access
         application = make_application(
-            self.page.render,
+            self.page,
             self.readiness,
             self._settings.telemetry_path,
             board if self._settings.board else None,
             [] if access is None else [Middleware(BasicAuthMiddleware, access)],
+            self._settings.limits,
         )
         if access is not None:
             access.on_failure = self.telemetry.web_config_failures.inc
             # A viewer admitted under the old rules may have no right under the new ones.
             access.on_change = board.end_streams
-        serving = server.Server(application, None if access is None else access.context)
+        serving = server.Server(
+            application,
+            access,
+            self._settings.limits,
+            count_response=lambda status: self.telemetry.http_responses.labels(status).inc(),
+            count_dropped=lambda reason: self.telemetry.http_connections_dropped.labels(reason).inc(),
+        )
         async with anyio.create_task_group() as tasks:
             if handle_signals:
                 # Install signal handlers before the first log line, which supervisors may take as readiness.

@@ -1,10 +1,11 @@
 """What `mfg-notify run` was asked to do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mfg_notify.core.notify_mode import Policy
 from mfg_notify.core.series import SERIES_MAXIMUM
 from mfg_notify.web.access import Access
+from mfg_notify.web.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +25,5 @@ class Settings:
     """Show the live board at /."""
     access: Access | None = None
     """TLS and users; None: everyone may read, over plain HTTP."""
+    limits: Limits = field(default_factory=Limits)
+    """What HTTP clients may use."""
