@@ -1,4 +1,4 @@
-"""A web configuration and its certificates in a folder, for tests of who may ask."""
+"""A web configuration and its certificates in a folder, for tests of TLS and passwords."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ class Setting:
 
     @classmethod
     def in_folder(cls, folder: Path) -> Self:
-        """Make an authority and a certificate for the server."""
+        """Create an authority and a certificate for the server."""
         made = cls(folder, trustme.CA())
         made.ca.cert_pem.write_to_path(str(folder / "ca.crt"))
         made.certify("server", "localhost", "127.0.0.1")
@@ -41,13 +41,13 @@ class Setting:
         return self.folder / "web.yml"
 
     def write(self, **sections: Any) -> None:  # noqa: ANN401
-        """Write the web configuration, at once."""
+        """Replace the web configuration atomically."""
         new = self.folder / "new.yml"
         new.write_text(yaml.safe_dump(sections), encoding="utf-8")
         new.replace(self.file)
 
     def certify(self, name: str, *identities: str, ca: trustme.CA | None = None) -> dict[str, str]:
-        """Write a certificate and its key; return what curl must be told to use them."""
+        """Write a certificate and its key; return the options with which curl uses them."""
         issued = (ca or self.ca).issue_cert(*identities)
         issued.private_key_pem.write_to_path(str(self.folder / f"{name}.key"))
         issued.cert_chain_pems[0].write_to_path(str(self.folder / f"{name}.crt"))
@@ -55,6 +55,6 @@ class Setting:
 
     @contextmanager
     def exporter(self) -> Iterator[ExporterProcess]:
-        """Run an exporter under it; a database is no part of this."""
+        """Run an exporter with it, without a database."""
         with ExporterProcess(NO_DATABASE, "--web.config.file", str(self.file)) as exporter:
             yield exporter
