@@ -1,4 +1,4 @@
-"""The board's stream with a real database: what it shows, when it says that it is old, and how it ends."""
+"""The board's stream with a real database: what it shows, when it says that numbers are old, and how it ends."""
 
 import json
 import os
@@ -15,6 +15,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from tests.conftest import Database, Postgres, create_game_tables
+from tests.http_client import connect, request
 from tests.support import PATIENCE, ExporterProcess, eventually, stop_backend
 
 from mfg_notify.postgres import migrations
@@ -33,8 +34,8 @@ class Watching:
         self._lines = answer.iter_lines()
         self._last: BoardSnapshot = {}
 
-    def pictures(self) -> Iterator[BoardSnapshot]:
-        """Yield pictures as they come, and the last one again with each beat."""
+    def snapshots(self) -> Iterator[BoardSnapshot]:
+        """Yield snapshots as they come, and the last one again with each heartbeat."""
         for line in self._lines:
             if line.startswith("data: {"):
                 self._last = json.loads(line.removeprefix("data: "))
@@ -42,12 +43,12 @@ class Watching:
                 yield self._last
 
     def until(self, satisfied: Callable[[BoardSnapshot], Any]) -> BoardSnapshot:
-        """Wait for a picture that satisfies."""
+        """Wait for a snapshot that satisfies."""
         until = time.monotonic() + PATIENCE
-        for picture in self.pictures():
-            if satisfied(picture):
-                return picture
-            assert time.monotonic() < until, f"still {picture}"
+        for snapshot in self.snapshots():
+            if satisfied(snapshot):
+                return snapshot
+            assert time.monotonic() < until, f"still {snapshot}"
         raise AssertionError("the stream has ended")
 
 
@@ -83,16 +84,16 @@ def test_changes_are_on_the_stream_as_they_happen(installed: Database) -> None:
         with watching(exporter) as viewer:
             assert viewer.answer.headers["content-type"].startswith("text/event-stream")
             assert "content-encoding" not in viewer.answer.headers
-            first = viewer.until(lambda picture: picture["state"] == "live")
+            first = viewer.until(lambda snapshot: snapshot["state"] == "live")
             assert (first["known_at"], first["changes"], first["ready"]) == (None, [], True)
             add_task(game, "t-1")
-            seen = viewer.until(lambda picture: picture["changes"])
+            seen = viewer.until(lambda snapshot: snapshot["changes"])
             [line] = seen["changes"]
             assert (line["key"], line["before"], line["after"], line["ship"]) == ("t-1", None, "READY", "SHIP-1")
             assert seen["game"]["tables"]["tasks"] == [["1", "COLLECT_SELL", 0, 1, 0, 0, 0, 0]]
             assert ["Events counted since the start", 1, ""] in seen["exporter"]
             game.execute("UPDATE manufacturing_tasks SET status = 'ASSIGNED'")
-            seen = viewer.until(lambda picture: len(picture["changes"]) == 2)
+            seen = viewer.until(lambda snapshot: len(snapshot["changes"]) == 2)
             assert (seen["changes"][0]["before"], seen["changes"][0]["after"]) == ("READY", "ASSIGNED")
             assert seen["game"]["summary"]["ships_assigned"] == 1
 
@@ -106,19 +107,19 @@ def test_each_change_once_over_folds_and_reconnects(installed: Database) -> None
         for n, key in enumerate(keys):
             add_task(game, key)
             if n % 30 == 20:
-                viewer.until(lambda picture: picture["changes"])
+                viewer.until(lambda snapshot: snapshot["changes"])
                 end_connections(game)
             if n % 30 == 25:
                 exporter.wait_ready()
         newest = keys[::-1][:50]
-        seen = viewer.until(lambda picture: [line["key"] for line in picture["changes"]] == newest)
+        seen = viewer.until(lambda snapshot: [line["key"] for line in snapshot["changes"]] == newest)
         eventually(lambda: game.execute("SELECT count(*) FROM mfg_notify.event").fetchone() == (0,))
         # Those that come by the journal alone, without payloads, and the folds after them.
         with game.transaction():
             for n in range(200):
                 add_task(game, f"u-{n:03d}")
         newest = [f"u-{n:03d}" for n in range(199, 149, -1)]
-        seen = viewer.until(lambda picture: [line["key"] for line in picture["changes"]] == newest)
+        seen = viewer.until(lambda snapshot: [line["key"] for line in snapshot["changes"]] == newest)
         assert len({line["id"] for line in seen["changes"]}) == 50
 
 
@@ -127,15 +128,15 @@ def test_a_forged_change_goes_again(installed: Database) -> None:
         exporter.wait_ready()
         add_player(game)
         add_task(game, "real")
-        viewer.until(lambda picture: len(picture["changes"]) == 1)
+        viewer.until(lambda snapshot: len(snapshot["changes"]) == 1)
         game.execute(
             """SELECT pg_notify((SELECT channel FROM mfg_notify.settings),
                  '[1,999999999,1,1700000000000000,["task","I","forged",null,'
                  '[1,"COLLECT_SELL","READY",null,0,0,0,null,null,null]]]')"""
         )
-        seen = viewer.until(lambda picture: picture["changes"][0]["key"] == "forged")
+        seen = viewer.until(lambda snapshot: snapshot["changes"][0]["key"] == "forged")
         assert len(seen["changes"]) == 2
-        viewer.until(lambda picture: [line["key"] for line in picture["changes"]] == ["real"])
+        viewer.until(lambda snapshot: [line["key"] for line in snapshot["changes"]] == ["real"])
 
 
 def test_it_says_when_the_numbers_were_last_known(postgres: Postgres) -> None:
@@ -148,34 +149,34 @@ def test_it_says_when_the_numbers_were_last_known(postgres: Postgres) -> None:
                 exporter.wait_ready()
                 add_player(game)
                 add_task(game, "t-1")
-                viewer.until(lambda picture: picture["changes"])
+                viewer.until(lambda snapshot: snapshot["changes"])
                 server.stop("fast")
-                old = viewer.until(lambda picture: picture["state"] == "waiting" and picture["known_at"])
+                old = viewer.until(lambda snapshot: snapshot["state"] == "waiting" and snapshot["known_at"])
                 assert began < old["known_at"] / 1_000_000 < time.time()
                 assert old["game"]["tables"]["tasks"] == [["1", "COLLECT_SELL", 0, 1, 0, 0, 0, 0]]
                 server.start()
-                viewer.until(lambda picture: picture["state"] == "live" and picture["known_at"] is None)
+                viewer.until(lambda snapshot: snapshot["state"] == "live" and snapshot["known_at"] is None)
 
 
 def test_a_standby_says_so(installed: Database) -> None:
     with ExporterProcess(installed.dsn) as first:
         first.wait_ready()
         with ExporterProcess(installed.dsn) as second, watching(second) as viewer:
-            standby = viewer.until(lambda picture: picture["state"] == "standby")
+            standby = viewer.until(lambda snapshot: snapshot["state"] == "standby")
             assert (standby["game"], standby["known_at"]) == (None, None)
             assert standby["status_text"] == "standby: another exporter is active"
             assert first.terminate() == 0
-            viewer.until(lambda picture: picture["state"] == "live" and picture["game"])
+            viewer.until(lambda snapshot: snapshot["state"] == "live" and snapshot["game"])
 
 
 def test_open_streams_do_not_hold_up_the_end(installed: Database) -> None:
     with ExporterProcess(installed.dsn) as exporter:
         exporter.wait_ready()
         with watching(exporter) as viewer:
-            viewer.until(lambda picture: picture["state"] == "live")
+            viewer.until(lambda snapshot: snapshot["state"] == "live")
             assert exporter.terminate() == 0
             # The stream was ended in good order, and nothing had to be cancelled.
-            assert list(viewer.pictures()) == []
+            assert list(viewer.snapshots()) == []
         assert "timeout" not in exporter.read_log()
 
 
@@ -190,11 +191,11 @@ def test_a_viewer_who_does_not_read_holds_up_nothing(installed: Database) -> Non
         with socket.socket() as stuck:
             stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
             stuck.connect((host, int(port)))
-            stuck.sendall(f"GET {STREAM} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            stuck.sendall(request(path=STREAM))
             with watching(exporter) as viewer:
                 for n in range(30):
                     game.execute("UPDATE manufacturing_tasks SET retry_count = %s", (n,))
-                    viewer.until(lambda picture, n=n: f"retry {n}" in picture["changes"][0]["remark"] or n == 0)  # type: ignore[misc]
+                    viewer.until(lambda snapshot, n=n: f"retry {n}" in snapshot["changes"][0]["remark"] or n == 0)  # type: ignore[misc]
             assert exporter.terminate() == 0
 
 
@@ -214,6 +215,24 @@ def test_a_bounded_number_of_viewers(installed: Database) -> None:
         eventually(admitted)
 
 
+@pytest.mark.slow
+def test_silent_viewers_lock_nobody_out(installed: Database) -> None:
+    """Viewers that never read are evicted when others want to watch."""
+    with ExporterProcess(installed.dsn) as exporter, ExitStack() as stack:
+        exporter.wait_ready()
+        for _ in range(VIEWERS_MAXIMUM):
+            silent = stack.enter_context(connect(exporter))
+            silent.sendall(request(path=STREAM))
+            assert silent.recv(12) == b"HTTP/1.1 200"
+        assert exporter.get(STREAM).status_code == 503
+
+        def watches() -> bool:
+            with watching(exporter) as viewer:
+                return viewer.answer.status_code == 200 and viewer.until(lambda snapshot: snapshot["ready"])["ready"]
+
+        eventually(watches)
+
+
 def test_the_page_allows_its_own_files_only(installed: Database) -> None:
     with ExporterProcess(installed.dsn) as exporter:
         page = exporter.get("/")
@@ -226,7 +245,10 @@ def test_the_page_allows_its_own_files_only(installed: Database) -> None:
             assert f'"./-/board/{name}"' in page.text
             asset = exporter.get(f"/-/board/{name}")
             assert asset.status_code == 200
-            assert asset.headers["x-content-type-options"] == "nosniff"
+            assert asset.headers["content-encoding"] == "gzip"
+            plain = httpx.get(f"{exporter.address}/-/board/{name}", headers={"accept-encoding": "identity"})
+            assert "content-encoding" not in plain.headers
+            assert plain.content == asset.content
         assert httpx.head(exporter.address + STREAM).status_code == 200
         assert exporter.get("/-/board/board.html").status_code == 404
 
@@ -244,13 +266,13 @@ def test_no_secret_on_the_stream(installed: Database) -> None:
     with installed.connect() as game:
         [(channel,)] = game.execute("SELECT channel FROM mfg_notify.settings").fetchall()
     with ExporterProcess(make_conninfo(installed.dsn, password=SECRET)) as exporter, watching(exporter) as viewer:
-        live = json.dumps(viewer.until(lambda picture: picture["state"] == "live"))
+        live = json.dumps(viewer.until(lambda snapshot: snapshot["state"] == "live"))
         assert SECRET not in live
         assert channel not in live
         with installed.connect() as game:
             game.execute(sql.SQL("ALTER TABLE {} RENAME TO gone").format(sql.Identifier("mfg_notify", "settings")))
             end_connections(game)
-            waiting = json.dumps(viewer.until(lambda picture: picture["state"] == "waiting"))
+            waiting = json.dumps(viewer.until(lambda snapshot: snapshot["state"] == "waiting"))
         assert SECRET not in waiting
         assert channel not in waiting
 
@@ -258,10 +280,10 @@ def test_no_secret_on_the_stream(installed: Database) -> None:
 @pytest.mark.slow
 def test_a_database_that_hangs_holds_up_no_viewer(installed: Database) -> None:
     with installed.connect() as connection, ExporterProcess(installed.dsn) as exporter, watching(exporter) as viewer:
-        viewer.until(lambda picture: picture["state"] == "live")
+        viewer.until(lambda snapshot: snapshot["state"] == "live")
         hanging = stop_backend(connection)
         try:
             assert exporter.page()
-            viewer.until(lambda picture: ["Connections given up", 1, ""] in picture["exporter"])
+            viewer.until(lambda snapshot: ["Connections given up", 1, ""] in snapshot["exporter"])
         finally:
             os.kill(hanging, signal.SIGCONT)

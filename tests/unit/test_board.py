@@ -20,7 +20,7 @@ from mfg_notify.core.events import Event, TaskChange
 from mfg_notify.core.live_state import HOUR, LiveRows, RecentActivity, compute_gauges
 from mfg_notify.core.rules import Completion, SampleKey
 from mfg_notify.core.series import View
-from mfg_notify.web.board import BEAT, INTERVAL, SHARE, Board
+from mfg_notify.web.board import HEARTBEAT, INTERVAL, SHARE, TENURE, VIEWERS_MAXIMUM, Board, Viewer
 
 
 def change(number: int, status: str = "READY") -> Event:
@@ -209,7 +209,7 @@ async def test_all_viewers_share_one_snapshot() -> None:
     clock = Clock()
     source = SnapshotSource(clock)
     board = Board(source, clock)
-    viewers = [board.watch() for _ in range(9)]
+    viewers = [watch(board) for _ in range(9)]
     first = [await anext(viewer) for viewer in viewers]
     assert source.built == 1
     assert len(set(first)) == 1
@@ -226,12 +226,12 @@ async def test_a_snapshot_that_takes_long_is_built_less_often() -> None:
     clock = Clock()
     source = SnapshotSource(clock, seconds=2.0)
     board = Board(source, clock)
-    await anext(board.watch())
+    await anext(watch(board))
     clock.now += 2.0 / SHARE - 2.0 - 0.01
-    await anext(board.watch())
+    await anext(watch(board))
     assert source.built == 1
     clock.now += 0.01
-    await anext(board.watch())
+    await anext(watch(board))
     assert source.built == 2
 
 
@@ -240,18 +240,46 @@ async def test_a_viewer_gets_changes_then_heartbeats_then_the_end() -> None:
     clock = Clock()
     source = SnapshotSource(clock)
     board = Board(source, clock)
-    viewer = board.watch()
+    viewer = watch(board)
     assert (await anext(viewer)).startswith(b"data: {")
     # A slow viewer gets the latest snapshot and misses the ones before it.
     for text in ("one", "two", "three"):
         source.status_text = text
         clock.now += INTERVAL
-        await anext(board.watch())
+        await anext(watch(board))
     assert b'"three"' in await anext(viewer)
-    clock.now += BEAT
-    assert (await anext(viewer)).startswith(b"event: beat\n")
+    clock.now += HEARTBEAT
+    assert (await anext(viewer)).startswith(b"event: heartbeat\n")
     board.close()
     assert [event async for event in _rest(viewer)] == []
+
+
+@pytest.mark.anyio
+async def test_a_new_viewer_evicts_the_oldest() -> None:
+    clock = Clock()
+    board = Board(SnapshotSource(clock), clock)
+    viewers = []
+    for _ in range(VIEWERS_MAXIMUM):
+        viewers.append(admit(board))
+        clock.now += 0.1
+    assert board.admit() is None
+    # A free place can be taken at once.
+    board.dismiss(viewers.pop())
+    viewers.append(admit(board))
+    clock.now = viewers[0].admitted_at + TENURE
+    admit(board)
+    assert [viewer.ended.is_set() for viewer in viewers] == [True] + [False] * (VIEWERS_MAXIMUM - 1)
+    assert board.admit() is None
+
+
+def admit(board: Board) -> Viewer:
+    viewer = board.admit()
+    assert viewer is not None
+    return viewer
+
+
+def watch(board: Board) -> AsyncIterator[bytes]:
+    return board.watch(admit(board))
 
 
 async def _rest(viewer: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

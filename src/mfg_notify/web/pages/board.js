@@ -1,8 +1,8 @@
 // Keeps the board up to date. Everything from the stream is shown as text, never as markup.
 "use strict";
 
-const RETRY = 5000; // milliseconds until a stream that was refused is asked for again
-const SILENCE = 15000; // milliseconds without a word after which the exporter counts as lost
+const RETRY = 5000; // milliseconds before asking again for a stream that was refused
+const SILENCE = 15000; // milliseconds without any event after which the exporter counts as lost
 const SUPPLY = ["scarce", "limited", "moderate", "high", "abundant"];
 
 const number = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
@@ -15,12 +15,12 @@ const place = byId("state");
 const pause = byId("pause");
 
 let stream = null;
-let heard = null; // when the exporter last said something
-let latest = null; // the picture that was last received
+let heard = null; // when the last event came
+let latest = null; // the last snapshot
 let lost = false;
 let rows = new Map(); // table → key → row
 
-// Marks that nobody sees could turn the text around them: they are shown by their number.
+// Invisible characters can reverse or hide the text around them, so their code points are shown instead.
 const plain = (text) =>
   text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (mark) => `\\u{${mark.codePointAt(0).toString(16)}}`);
 
@@ -31,7 +31,7 @@ function element(name, className, text) {
   return made;
 }
 
-// A name in its own direction. Long ones break at their underscores, if they can.
+// A name, isolated from the direction of the text around it. Long ones may break at underscores.
 function label(text, name = "bdi") {
   const made = element(name);
   for (const part of plain(text).split(/(?<=_)/)) made.append(part, element("wbr"));
@@ -46,7 +46,7 @@ function moment(microseconds, format) {
   return made;
 }
 
-// How a cell of each kind looks: what goes into it.
+// What is shown in a cell, by the kind of its column.
 const LOOKS = {
   number: (n) => [number.format(n)],
   percent: (n) => [`${number.format(n)} %`],
@@ -178,23 +178,23 @@ function showExporter(facts) {
 
 function showState() {
   let state = latest?.state ?? "waiting";
-  let words = latest ? plain(latest.status_text) : "connecting to the exporter";
-  words = words.charAt(0).toUpperCase() + words.slice(1);
+  let text = latest ? plain(latest.status_text) : "connecting to the exporter";
+  text = text.charAt(0).toUpperCase() + text.slice(1);
   let at = latest?.known_at ?? null;
-  if (state === "standby") words += "; its board has the numbers";
-  else if (state === "live" && latest.ready) words = "Live";
-  else if (state === "live") [state, words] = ["waiting", `Live, but ${plain(latest.status_text)}`];
-  else if (latest) words = `Not live: ${plain(latest.status_text)}`;
+  if (state === "standby") text += "; its board has the numbers";
+  else if (state === "live" && latest.ready) text = "Live";
+  else if (state === "live") [state, text] = ["waiting", `Live, but ${plain(latest.status_text)}`];
+  else if (latest) text = `Not live: ${plain(latest.status_text)}`;
   if (pause.ariaPressed === "true") {
-    [state, words, at] = ["standby", "Paused", heard && heard * 1000];
+    [state, text, at] = ["standby", "Paused", heard && heard * 1000];
   } else if (lost) {
-    [state, words] = ["waiting", "No word from the exporter; trying again"];
+    [state, text] = ["waiting", "No word from the exporter; trying again"];
     at ??= heard && heard * 1000;
   }
-  if (at !== null && !/[.?!]$/.test(words)) words += ".";
+  if (at !== null && !/[.?!]$/.test(text)) text += ".";
   place.dataset.state = state;
-  // Only where it has changed, because it is read aloud.
-  if (byId("words").textContent !== words) byId("words").textContent = words;
+  // Only if it has changed, because screen readers read it aloud.
+  if (byId("status-text").textContent !== text) byId("status-text").textContent = text;
   const known = byId("known");
   if (known.dataset.at === String(at)) return;
   known.dataset.at = String(at);
@@ -224,10 +224,10 @@ function open() {
   close();
   stream = new EventSource("./-/board/stream");
   stream.addEventListener("message", receive);
-  stream.addEventListener("beat", receive);
+  stream.addEventListener("heartbeat", receive);
   stream.addEventListener("error", () => {
     lose();
-    // A broken stream is opened again by the browser, one that was refused is not.
+    // The browser reopens a stream that broke, but not one that was refused.
     if (stream?.readyState === EventSource.CLOSED) setTimeout(resume, RETRY);
   });
 }
