@@ -1,13 +1,16 @@
 """What is installed: the answer when it fits, and the error that says what to do when it does not."""
 
-from typing import LiteralString
+from typing import Any, LiteralString
 
+import anyio
 import pytest
 from tests.conftest import Database
+from tests.support import PATIENCE
 
 from mfg_notify.errors import DatabaseError, SchemaNotReady, SchemaTooNew
-from mfg_notify.postgres import migrations
-from mfg_notify.postgres.connection import connect
+from mfg_notify.exporter import Exporter, Settings
+from mfg_notify.postgres import migrations, snapshot
+from mfg_notify.postgres.connection import Connection, connect
 from mfg_notify.postgres.installation import (
     SCHEMA_VERSION,
     check_installation,
@@ -78,3 +81,23 @@ def test_status_without_an_installation(database: Database) -> None:
     assert status.installation is None
     assert set(status.triggers.values()) == {0}
     assert not status.intact
+
+
+async def test_a_column_dropped_after_the_check_is_named(installed: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The game may change its tables between the check of its columns and the snapshot that reads them."""
+    read = snapshot.read_snapshot
+
+    async def drop_and_read(connection: Connection, schema: str) -> Any:  # noqa: ANN401
+        with installed.connect() as game:
+            game.execute("ALTER TABLE manufacturing_tasks DROP COLUMN IF EXISTS ready_at")
+        return await read(connection, schema)
+
+    monkeypatch.setattr(snapshot, "read_snapshot", drop_and_read)
+    exporter = Exporter(Settings(installed.dsn))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(exporter.run)
+        with anyio.fail_after(PATIENCE):
+            state = await exporter.wait_until(lambda state: state.problem is not None)
+        exporter.stop()
+    assert state.problem is not None
+    assert "public.manufacturing_tasks.ready_at" in state.problem

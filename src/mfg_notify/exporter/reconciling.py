@@ -58,7 +58,12 @@ class Reconciling:
         known = self._installation
         if (installation.channel, installation.notify) != (known.channel, known.notify):
             raise SchemaNotReady("mfg_notify.settings has changed; connecting again")
-        taken, self._ships_query = await in_time(timeout, snapshot.read_snapshot(self._connection, self._schema))
+        try:
+            taken, self._ships_query = await in_time(timeout, snapshot.read_snapshot(self._connection, self._schema))
+        except SchemaNotReady:
+            # The game may have changed its tables since the check: that says in plain words what is missing.
+            await in_time(self._tuning.answer_timeout, check_installation(self._connection))
+            raise
         self._ledger.reconcile(taken)
         await in_time(self._tuning.answer_timeout, journal.prune(self._connection))
         health = await in_time(timeout, snapshot.read_health(self._connection, self._schema))
