@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-matrix coverage soak bench check format docs dashboards clean
+.PHONY: help demo test test-fast test-matrix coverage soak bench instructions check format docs dashboards clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -31,6 +31,9 @@ soak: $(VENV)/dev ## run all faults in random order for MFG_NOTIFY_SOAK_MINUTES 
 
 bench: $(VENV)/bench ## measure what it costs and how fast it is: half an hour, on an idle machine
 	$(BIN)/python -m benchmarks $(BENCH)
+
+instructions: $(VENV)/dev ## count what the triggers cost the game (valgrind, PostgreSQL 15): fails if 5 % above the baseline
+	$(BIN)/python -m benchmarks.count_instructions --check $(INSTRUCTIONS)
 
 check: $(VENV)/dev ## lint, format, types, import contracts, generated files
 	$(BIN)/ruff check .
