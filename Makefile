@@ -26,8 +26,8 @@ test-matrix: $(VENV)/dev ## what needs a database, on PostgreSQL 14 to 18 or on 
 coverage: $(VENV)/dev ## branches of the core that the unit tests take
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing tests/unit
 
-soak: $(VENV)/dev ## run all faults in random order for MFG_NOTIFY_SOAK_MINUTES (30)
-	$(BIN)/python -m pytest -m soak tests/faults
+soak: $(VENV)/dev ## run the simulation for 5 minutes, then all faults in random order for MFG_NOTIFY_SOAK_MINUTES (30)
+	$(BIN)/python -m pytest -m soak tests/simulation tests/faults
 
 bench: $(VENV)/bench ## measure what it costs and how fast it is: half an hour, on an idle machine
 	$(BIN)/python -m benchmarks $(BENCH)

@@ -285,3 +285,13 @@ def watch(board: Board) -> AsyncIterator[bytes]:
 async def _rest(viewer: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     async for frame in viewer:
         yield frame
+
+
+def test_only_the_newest_changes_are_kept() -> None:
+    changes = LastChanges()
+    numbers = range(1, 3 * CHANGES_MAXIMUM)
+    changes.announce(map(change, numbers))
+    assert ids(changes) == list(numbers)[-CHANGES_MAXIMUM:][::-1]
+    assert len(changes._events) == CHANGES_MAXIMUM
+    changes.forget_unconfirmed(frozenset())
+    assert ids(changes) == []

@@ -958,3 +958,33 @@ def test_a_difference_after_a_takeover_is_no_correction(script: _Script) -> None
     ledger.receive_barrier(script.database.generation)
     assert ledger.finish_reconciliation() == {}
     assert ledger._live._tasks.keys() == {"t"}
+
+
+def test_a_rewind_by_a_single_fold_is_noticed(script: _Script) -> None:
+    script.database.generation -= 1
+    script.one.begin_fold()
+    assert script.one.reply is not None
+    assert script.one.ledger.settle(script.one.reply).rewound
+
+
+def test_what_a_new_connection_finds_folded_is_confirmed(script: _Script) -> None:
+    script.earn(5)
+    script.one.deliver_all()
+    script.one.disconnect()
+    script.one.step_in()
+    script.one.fold()
+    assert (script.revenue(), script.one.unconfirmed, script.one.ledger._counters.pending()) == (5, 0, frozenset())
+
+
+def test_a_barrier_that_came_before_a_lost_commit_proves_nothing(script: _Script) -> None:
+    """Its fold never was, and the next one has the same number."""
+    before = script.database.generation
+    script.one.begin_fold()
+    script.one.deliver_all()
+    script.one.disconnect()
+    script.database.generation = before
+    script.one.step_in()
+    script.one.fold()
+    assert not script.one.synced
+    script.one.deliver_all()
+    assert script.one.synced
