@@ -170,7 +170,7 @@ class ExporterProcess(Process):
 
     def get(self, path: str, accept: str = "*/*") -> httpx.Response:
         """Ask for a page."""
-        return httpx.get(self.address + path, verify=_NO_TRUST, headers={"accept": accept})
+        return httpx.get(self.address + path, verify=_NO_TRUST, headers={"accept": accept}, timeout=PATIENCE)
 
     def page(self) -> str:
         """Return the metrics as text."""

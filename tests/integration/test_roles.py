@@ -542,7 +542,7 @@ async def test_another_game_schema(roles: Roles, database: Database) -> None:
     async with await psycopg.AsyncConnection.connect(database.dsn, autocommit=True) as making:
         await create_tables(making, ELSEWHERE)
     with database.connect() as connection:
-        # Nobody may connect who has not been told so.
+        # Nobody may connect without an explicit grant.
         for statement in (
             "ALTER SCHEMA {schema} OWNER TO {owner}",
             "ALTER DATABASE {database} OWNER TO {owner}",

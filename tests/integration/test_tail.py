@@ -338,9 +338,9 @@ def test_json() -> None:
             "completed_at": None,
         },
     }  # fmt: skip
-    told = json.loads(format_json(Event(1, 2, AT, TaskChange("U", "t", task, task))))
-    assert told["old"].items() <= told["new"].items()
-    assert told["new"].keys() - told["old"].keys() == {"ready_at", "started_at", "completed_at"}
+    printed = json.loads(format_json(Event(1, 2, AT, TaskChange("U", "t", task, task))))
+    assert printed["old"].items() <= printed["new"].items()
+    assert printed["new"].keys() - printed["old"].keys() == {"ready_at", "started_at", "completed_at"}
     assert json.loads(format_json(Gap(3, 1, 7, "why"))) == {
         "not_shown": {"events": 3, "first_id": 1, "last_id": 7, "reason": "why"}
     }

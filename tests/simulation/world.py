@@ -39,8 +39,8 @@ SHOWN_WITHIN = 1.7
 """Seconds in fair weather from a commit until its events are shown: the longest poll interval, and a few steps."""
 PUNCTUAL = 0.6
 """Seconds in fair weather by which a step may be late because another is under way."""
-LULL = 10.0
-"""Seconds between two transactions of a writer in a lull, in which nothing wakes up an exporter."""
+PAUSE = 10.0
+"""Seconds between two transactions of a writer in a pause in which nothing wakes up an exporter."""
 EMPTY_FOLDS = 10
 """In a second, at most, while nothing is polled for: twice what the pause after an empty fold allows, and a few."""
 FULL_CHECK = 500
@@ -195,7 +195,7 @@ class World(Watcher):
     def _change_pace(self, phase: int) -> None:
         if phase == self._phase:
             burst = self._chance.random() < self.weather.burst
-            self.game.think = 0.005 if burst else self._chance.choice((self.weather.think, LULL))
+            self.game.think = 0.005 if burst else self._chance.choice((self.weather.think, PAUSE))
             self.agenda.after(self._chance.uniform(0.2, 4), self._change_pace, phase)
 
     # ------------------------------------------------------------------------------------------------- faults --

@@ -33,7 +33,7 @@ def install(connection: Connection) -> None:
 
 
 def copy_journal(connection: Connection) -> None:
-    """Copy what reaches the journal, so that what was lost can be told. As a superuser, before the game begins."""
+    """Copy what reaches the journal, so that lost events can be identified. As a superuser, before the game begins."""
     with connection.transaction():
         connection.execute((Path(__file__).parent / "journal.sql").read_bytes())
 

@@ -17,7 +17,7 @@ CREATE TABLE audit.change (
     is_current boolean  -- factory rows only: the newest live row of its factory when it changed?
 );
 
--- The id of the row that speaks for a factory: the highest whose pipeline is PLANNING or EXECUTING, or null.
+-- The id of the current row of a factory: the highest whose pipeline is PLANNING or EXECUTING, or null.
 -- Volatile (the default), so that it sees what the statement that fired the trigger has written.
 -- OFFSET 0 keeps the walk on the live pipelines (the rows of finished ones would grow without bound) and the
 -- player out of the choice of index: without statistics, the index on player_id looks as good as the unique one.

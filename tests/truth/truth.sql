@@ -273,7 +273,7 @@ WITH pipeline AS MATERIALIZED (SELECT * FROM audit.live_pipeline()),
                 count(*) FILTER (WHERE status = 'READY') AS ready,
                 count(*) FILTER (WHERE status IN ('ASSIGNED', 'EXECUTING')) AS executing
          FROM task GROUP BY player_id, task_type),
-     factory AS MATERIALIZED (  -- the row that speaks for each factory
+     factory AS MATERIALIZED (  -- the current row of each factory
          SELECT DISTINCT ON (player_id, factory_symbol, output_good)
                 player_id,
                 jsonb_build_object('player_id', player_id, 'factory_symbol', factory_symbol,

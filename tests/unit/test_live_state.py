@@ -141,7 +141,7 @@ CASES = [
     Case("tasks alone make a player", "pipeline_queue_depth", TASKS, "1 0 \n 2 0"),
     Case("factories of a player with tasks alone", "factory_ready_total", TASKS, "1 0 \n 2 0"),
     Case("profit of a player with tasks alone", "profit_rate", TASKS, "1 0 \n 2 0"),
-    # Which row speaks for a factory.
+    # Which row of a factory is the current one.
     Case("the newest", "factory_supply_ordinal", factories((1, "a", "SCARCE"), (2, "b", "HIGH")), "1 X1-F IRON 4"),
     Case(
         "newest by number", "factory_supply_ordinal", factories((10, "a", "HIGH"), (9, "b", "SCARCE")), "1 X1-F IRON 4"
@@ -246,9 +246,7 @@ CASES = [
     Case("idle by the table, unless held", "ships_idle_total", ships(FLEET, *HELD), "1 2 \n 2 1"),
     Case("utilization by the table", "ship_utilization_percent", ships(FLEET, *HELD), "1 50 \n 2 50"),
     Case("an empty table knows of no ship", "ships_idle_total", ships({}, IDLE), "1 0", seen(A=5)),
-    Case(
-        "the table is_current, not what was seen", "ships_idle_total", ships({(1, "A"): True}, IDLE), "1 1", seen(B=5)
-    ),
+    Case("the table decides, not what was seen", "ships_idle_total", ships({(1, "A"): True}, IDLE), "1 1", seen(B=5)),
     Case("no ships at all", "ship_utilization_percent", ships(None, IDLE), "1 0"),
     Case("all at work", "ship_utilization_percent", ships(None, *HELD), "1 100 \n 2 100"),
     Case("all idle", "ship_utilization_percent", ships({(1, "A"): True}, IDLE), "1 0"),

@@ -144,7 +144,7 @@ async def test_renderings_have_a_share_of_the_time() -> None:
 
     page.begin = slow  # type: ignore[method-assign]
     limits = Limits(rendering_share=0.25, rendering_burst=0.02)
-    rendering = SharedRendering(page, limits, lambda: now[0] + time.monotonic())
+    rendering = SharedRendering(page, limits, cpu_clock=lambda: now[0])
     begun = time.monotonic()
     for _ in range(5):
         await rendering.render(PLAIN)

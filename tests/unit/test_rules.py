@@ -597,9 +597,9 @@ TASK_IMAGES = st.builds(
     TaskImage, PLAYERS, TYPES, WORDS, st.none() | NAMES, CREDITS, CREDITS, CREDITS, TIMES, TIMES, TIMES
 )
 COUNTS = st.integers(0, 3)
-SPEAKS = st.none() | st.booleans()
+IS_CURRENT = st.none() | st.booleans()
 FACTORY_IMAGES = st.builds(
-    FactoryImage, PLAYERS, NAMES, NAMES, st.none() | NAMES, COUNTS, COUNTS, LEVELS, st.booleans(), SPEAKS
+    FactoryImage, PLAYERS, NAMES, NAMES, st.none() | NAMES, COUNTS, COUNTS, LEVELS, st.booleans(), IS_CURRENT
 )
 
 
@@ -676,5 +676,5 @@ def test_any_split_adds_up_to_the_whole(events: list[Event], cuts: list[int]) ->
 def test_the_last_completion_and_the_latest_sighting_count(events: list[Event]) -> None:
     settlement = settle(events)
     assert settlement.completions == {done.pipeline_id: done for done in map(completion, events) if done}
-    in_order_of_time = sorted((sighting for one in events for sighting in last_seen(one)), key=lambda sight: sight[1])
+    in_order_of_time = sorted((seen for one in events for seen in last_seen(one)), key=lambda seen: seen[1])
     assert settlement.last_seen == dict(in_order_of_time)

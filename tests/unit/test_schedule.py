@@ -1,4 +1,4 @@
-"""What is due when, in tables: a schedule is told what happens, then asked."""
+"""What is due when, in tables: what has happened, then what the schedule answers."""
 
 import math
 from dataclasses import replace

@@ -508,7 +508,7 @@ def test_a_silent_player_is_not_resurrected_and_comes_back_whole() -> None:
 
 
 def test_what_was_shown_of_a_silent_player_does_not_fall_when_it_comes_back() -> None:
-    # A ghost was shown as 9, then its player fell silent, and the truth is 5.
+    # An unconfirmed event was shown as 9, then its player fell silent, and the truth is 5.
     shown = series_of(None, TWO_PLAYERS.replace("revenue_total 1 5", "revenue_total 1 9"))
     silent = series_of(None, TWO_PLAYERS, RecentActivity(latest=LAST_WORD))
     never_fall(shown, silent)

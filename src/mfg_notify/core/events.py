@@ -19,7 +19,7 @@ Text = Annotated[str, Meta(max_length=128)]
 Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Microseconds = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-"""Since the epoch, by the clock of whoever wrote the row. Of an old image the times may be left out: None."""
+"""Since the epoch, by the clock of the writer. The times of an old image may be left out: None."""
 
 
 class PipelineImage(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):

@@ -1,7 +1,7 @@
 """The protocol of announcements, folds and reconciliations: which number may be shown when.
 
 A `Ledger` owns everything that an exporter knows about the game: counters, live rows, recent activity, the last
-changes, and the offset of the database's clock. It is pure: whoever drives it talks to the database and passes in what
+changes, and the offset of the database's clock. It is pure: its caller talks to the database and passes in what
 came back. In the order in which the exporter calls it:
 
     lead()                  this exporter holds the lease

@@ -38,7 +38,7 @@ class NotifyMode:
         self._overloaded = False
         self._quiet_windows = 0
         self._applied: bool | None = None
-        """Whether the triggers were last told to poll; None: unknown."""
+        """Whether NOTIFY was last disabled in the triggers; None: unknown."""
         self._horizon = XminHorizon()
         self._poll_interval = tuning.poll_interval_minimum
 

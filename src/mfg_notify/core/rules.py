@@ -64,7 +64,7 @@ def increments(event: Event) -> list[Increment]:
         return _task(change.old, change.new, event.at)
     if isinstance(change, PipelineChange):
         return _pipeline(change.old, change.new)
-    # Several rows describe one factory: only the one that speaks for it counts, and only against an old image.
+    # Several rows describe one factory: only the current one counts, and only against an old image.
     if change.old is not None and change.new.is_current:
         return _factory(change.old, change.new)
     return []

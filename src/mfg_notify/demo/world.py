@@ -653,7 +653,7 @@ class World:
         self._commit(*self._ending(pipeline, status, reason))
 
     def _ending(self, pipeline: _Pipeline, status: str, reason: str | None) -> list[Statement]:
-        """End a pipeline: fail or cancel its unfinished tasks, and write the sums of all its tasks into its row."""
+        """End a pipeline: fail or cancel its live tasks, and write the sums of all its tasks into its row."""
         statements: list[Statement] = []
         reason_of_tasks = f"the pipeline was {status.lower()}"
         for task in pipeline.tasks.values():

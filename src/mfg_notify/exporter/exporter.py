@@ -45,7 +45,7 @@ class Exporter:
     ) -> None:
         tuning = tuning or Tuning()
         conninfo = complete_conninfo(settings.dsn)
-        # Until the database has told its own clock, this machine's stands in for it.
+        # Until the database's clock is known, this machine's stands in for it.
         clock_offset = time.time_ns() // 1000 - round(clock() * MICROSECONDS_PER_SECOND)
         self._settings = settings
         self._clock = clock

@@ -27,9 +27,9 @@ class Limits:
     turns_burst: float = 100.0
     """How many of these may exceed the sustained rate after a quiet time."""
     rendering_share: float = 0.2
-    """Sustained share of the time in which the page may be rendered: the longer it takes, the less often."""
+    """Sustained share of a processor that rendering the page may take: the more it costs, the less often."""
     rendering_burst: float = 0.5
-    """Seconds of rendering that may exceed the sustained share after a quiet time."""
+    """Seconds of processor time that may exceed the sustained share after a quiet time."""
 
 
 class Turns:

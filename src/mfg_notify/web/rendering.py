@@ -77,16 +77,24 @@ class _Round:
 class SharedRendering:
     """Renders the page in a thread, once for all requests that arrived before the rendering began.
 
-    So a response is never older than its request. Under a sustained load of requests, the share of the time that is
-    spent rendering is limited; the requests that arrive during a pause share the next rendering.
+    So a response is never older than its request. Under a sustained load of requests, the share of processor time that
+    is spent rendering is limited; the requests that arrive during a pause share the next rendering. Processor time
+    rather than elapsed time, because a busy machine must not make pauses longer. `cpu_clock` reads that of its thread.
     """
 
-    def __init__(self, page: MetricsPage, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        page: MetricsPage,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
         self._page = page
         self._share = limits.rendering_share
         self._burst = limits.rendering_burst / limits.rendering_share
         """Seconds of quiet time that count towards the share."""
         self._clock = clock
+        self._cpu_clock = cpu_clock
         self._next: _Round | None = None
         self._one_at_a_time = anyio.Lock()
         self._thread = anyio.CapacityLimiter(1)
@@ -114,26 +122,35 @@ class SharedRendering:
             await anyio.sleep(max(0.0, self._due - self._clock()))
             # Later requests join the next round, because the view is read now.
             self._next = None
-            begun = self._clock()
+            begun, reading = self._clock(), self._cpu_clock()
+            spent = 0.0
             try:
                 rendering = self._page.begin()
-                current.pages = await anyio.to_thread.run_sync(
-                    _render, rendering, frozenset(current.wanted), limiter=self._thread
+                spent = self._cpu_clock() - reading
+                current.pages, in_thread = await anyio.to_thread.run_sync(
+                    _render, rendering, frozenset(current.wanted), self._cpu_clock, limiter=self._thread
                 )
+                spent += in_thread
             except Exception:
                 current.failed = True
+                spent = self._clock() - begun
                 # Log only the first failure: clients must not be able to fill the log.
                 if not self._failing:
                     log.exception("the page of metrics cannot be rendered")
             finally:
                 self._failing = current.failed
                 current.done.set()
-            self._due = max(self._due, begun - self._burst) + (self._clock() - begun) / self._share
+            self._due = max(self._due, begun - self._burst) + spent / self._share
 
 
-def _render(rendering: Rendering, wanted: frozenset[Variant]) -> dict[Variant, bytes]:
+def _render(
+    rendering: Rendering, wanted: frozenset[Variant], cpu_clock: Callable[[], float]
+) -> tuple[dict[Variant, bytes], float]:
+    """Return the page in each variant, and the seconds of processor time that it took."""
+    begun = cpu_clock()
     plain = {content_type: rendering(content_type) for content_type in {variant.content_type for variant in wanted}}
-    return {
+    pages = {
         variant: compress(plain[variant.content_type]) if variant.compressed else plain[variant.content_type]
         for variant in wanted
     }
+    return pages, cpu_clock() - begun
