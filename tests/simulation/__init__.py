@@ -6,5 +6,5 @@ order in which `mfg_notify.exporter.session` calls them, `world` makes the weath
 `mutations` takes out one rule of the protocol at a time: the simulation must find each.
 
     python -m tests.simulation --seed 7 --steps 100000
-    python -m tests.simulation --mutation "no waiting for the barrier"
+    python -m tests.simulation --without "a snapshot waits until the journal is drained"
 """
