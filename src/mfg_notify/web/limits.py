@@ -22,13 +22,14 @@ class Limits:
     """Deadline of a request, from the opening of the connection or the end of the last response on it."""
     response_seconds: float = 10.0
     """Deadline of a response, or of each event of a stream. Prometheus' default scrape timeout is the same."""
-    turns_per_second: float = 200.0
-    """Sustained rate of responses and accepted connections together. 200 take less than a tenth of a core."""
-    turns_burst: float = 100.0
+    turns_per_second: float = 100.0
+    """Sustained rate of responses and accepted connections together. 100 take about a twentieth of a core."""
+    turns_burst: float = 200.0
     """How many of these may exceed the sustained rate after a quiet time."""
     rendering_share: float = 0.2
+    rendering_share: float = 0.2
     """Sustained share of a processor that rendering the page may take: the more it costs, the less often."""
-    rendering_burst: float = 0.5
+    rendering_burst: float = 0.2
     """Seconds of processor time that may exceed the sustained share after a quiet time."""
 
 
