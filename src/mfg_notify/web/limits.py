@@ -27,7 +27,6 @@ class Limits:
     turns_burst: float = 200.0
     """How many of these may exceed the sustained rate after a quiet time."""
     rendering_share: float = 0.2
-    rendering_share: float = 0.2
     """Sustained share of a processor that rendering the page may take: the more it costs, the less often."""
     rendering_burst: float = 0.2
     """Seconds of processor time that may exceed the sustained share after a quiet time."""
