@@ -377,7 +377,7 @@ def test_a_superuser(installed: Database) -> None:
         ("UPDATE mfg_notify.settings SET version = 99", "version", "are of version 99", "pip install --upgrade"),
         ("DELETE FROM mfg_notify.settings", "version", "has lost its row", "mfg-notify migrate down, then"),
         ("DROP TABLE mfg_notify.latest", "version", "missing in schema mfg_notify: latest", "mfg-notify migrate up"),
-        ("DROP FUNCTION mfg_notify.is_current_row", "version", "schema mfg_notify: is_current_row", "mfg-notify migrate up"),
+        ("DROP FUNCTION mfg_notify.write_events", "version", "schema mfg_notify: write_events", "mfg-notify migrate up"),
         ("ALTER TABLE manufacturing_tasks DROP ready_at", "columns", "manufacturing_tasks.ready_at", "upgrade the bot"),
         (
             "DROP TRIGGER mfg_notify_statement ON manufacturing_pipelines",

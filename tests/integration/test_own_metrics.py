@@ -120,7 +120,7 @@ async def test_duplicates(floor: Gauges) -> None:
             floor.insert()
             # The same payload once more in the same commit: different text, same event.
             body = floor.game.execute(
-                """SELECT '[' || version || ', ' || id || ',' || xid::text || ',' || mfg_notify.microseconds(at) || ','
+                """SELECT '[' || version || ', ' || id || ',' || xid::text || ',' || to_json(at)::text || ','
                           || body || ']' FROM mfg_notify.event ORDER BY id DESC LIMIT 1"""
             ).fetchall()[0][0]
             floor.notify(body)

@@ -211,8 +211,8 @@ FORBIDDEN: tuple[LiteralString, ...] = (
     "UPDATE mfg_notify.settings SET notify = false",
     "INSERT INTO mfg_notify.lease DEFAULT VALUES",
     "DELETE FROM mfg_notify.lease",
-    "SELECT mfg_notify.write_events('x', false)",
-    "SELECT mfg_notify.is_current_row(1, 1, '', '', '')",
+    "SELECT mfg_notify.write_events('x', 0)",
+    "SELECT mfg_notify.backlog()",
     "SELECT * FROM mfg_notify.granted",
     "CREATE TABLE mfg_notify.mine ()",
     "CREATE TEMP TABLE mine (id text); CREATE TRIGGER forge AFTER INSERT ON mine REFERENCING NEW TABLE AS new_rows"

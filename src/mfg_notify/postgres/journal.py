@@ -104,7 +104,7 @@ async def fold(
             begun = await beginning.fetchone()
             if begun is None:
                 raise psycopg.Rollback
-            generation, xid, oldest, last_id = begun
+            generation, xid, oldest, last_id, folded = begun
             rows = await takings[0].fetchall()
             if len(rows) == part:
                 for taken in range(part, chunk, part):
@@ -115,9 +115,12 @@ async def fold(
                 found.add(await taking.fetchall())
             if found.rows:
                 await _save(connection, found.settlement)
-                await connection.execute(QUERY["mark_folded"], {"id": found.last_id})
-            await connection.execute(QUERY["barrier"], {"channel": channel, "barrier": f"{BARRIER}{generation}"})
             drained = found.rows < chunk
+            # Of the ids up to last_id those that are not drained are rolled back, or of transactions that are open now.
+            folded_to = last_id if drained else found.last_id
+            if found.rows or last_id > folded:
+                await connection.execute(QUERY["mark_folded"], {"id": folded_to})
+            await connection.execute(QUERY["barrier"], {"channel": channel, "barrier": f"{BARRIER}{generation}"})
             fold = Fold(generation, found.events, found.settlement, len(found.malformed), drained, xid, oldest, last_id)
     if n := len(found.malformed):
         # Not why: that would repeat what is in the row.
@@ -163,7 +166,7 @@ async def _save(connection: Connection, settlement: Settlement) -> None:
             {
                 "metrics": [metric for (metric, _), _ in increments],
                 "labels": [_to_json(key) for key, _ in increments],
-                "n": [n for _, n in increments],
+                "n": [_bigint(n) for _, n in increments],
             },
         )
     done = [c for _, c in sorted(settlement.completions.items()) if c.profit is not None]
@@ -175,7 +178,7 @@ async def _save(connection: Connection, settlement: Settlement) -> None:
                 "ids": [c.pipeline_id for c in done],
                 "players": [c.player_id for c in done],
                 "completed": [c.completed_at for c in done],
-                "profits": [c.profit for c in done],
+                "profits": [_bigint(c.profit) for c in done if c.profit is not None],
             },
         )
     if undone:
@@ -193,12 +196,17 @@ async def _save(connection: Connection, settlement: Settlement) -> None:
         )
 
 
+def _bigint(n: int) -> int:
+    # A sum that no bigint can hold stops at the end of bigint.
+    return max(-(2**63), min(n, 2**63 - 1))
+
+
 async def prune(connection: Connection) -> None:
-    """Forget what no gauge asks for any more in `recent` and `latest`, and the marks of ended transactions."""
+    """Forget what no gauge asks for any more in `recent` and `latest`; count buffers that were never written."""
     with translated_errors():
         await connection.execute(QUERY["forget_recent"], {"ids": []})
         await connection.execute(QUERY["forget_latest"])
-        await connection.execute(QUERY["clear_marks"])
+        await connection.execute(QUERY["count_abandoned"])
 
 
 async def read_settled(connection: Connection) -> Settled:

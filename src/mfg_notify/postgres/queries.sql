@@ -7,14 +7,18 @@ SELECT set_config(name, value, false)
 FROM (VALUES ('search_path', 'pg_catalog, pg_temp'), ('timezone', 'UTC'), ('jit', 'off'),
              ('default_transaction_isolation', 'read committed'), ('default_transaction_read_only', 'off'),
              ('synchronous_commit', 'on'), ('statement_timeout', '30s'), ('lock_timeout', '10s'),
-             ('idle_in_transaction_session_timeout', '5s'), ('tcp_user_timeout', '10s')) AS s (name, value)
+             ('idle_in_transaction_session_timeout', '5s'), ('tcp_user_timeout', '10s'),
+             -- An error if policies would hide rows of the game.
+             ('row_security', 'off')) AS s (name, value)
 
 -- name: schema_exists
 SELECT to_regclass('mfg_notify.settings') IS NOT NULL
 
 -- name: settings
--- With the backend that a notification of mine will name as its sender: a pooler tells the client another number.
-SELECT version, channel, notify, pg_backend_pid() FROM mfg_notify.settings
+-- With the backend that a notification of mine will name as its sender: a pooler tells the client another number. The
+-- triggers do not notify if transactions can be prepared: PREPARE TRANSACTION refuses one that has notified.
+SELECT version, channel, notify AND current_setting('max_prepared_transactions') = '0', pg_backend_pid()
+FROM mfg_notify.settings
 
 -- name: missing_objects
 -- What a migration makes and is not there; its triggers are counted by themselves.
@@ -62,11 +66,12 @@ UPDATE mfg_notify.lease SET holder = NULL WHERE holder = %(holder)s
 
 -- name: begin_fold
 -- The row lock is the mutex of folds, the generation the fencing token. No row: I am not the leader. Then this
--- transaction, the oldest one that is open, and the last id of the journal.
+-- transaction, the oldest one that is open, the last id of the journal, and up to which id it is known to be drained.
 UPDATE mfg_notify.lease SET generation = generation + 1, renewed_at = clock_timestamp()
 WHERE holder = %(holder)s
 RETURNING generation, pg_current_xact_id()::text::bigint, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
-          (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM mfg_notify.event_id_seq)
+          (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM mfg_notify.event_id_seq),
+          (SELECT last_value FROM mfg_notify.folded)
 
 -- name: disable_notify
 -- Within a fold, so that only the holder of the lease can do it: the triggers stop notifying. It takes effect at
@@ -114,13 +119,16 @@ ON CONFLICT (kind, player_id, key) DO UPDATE SET at = excluded.at WHERE excluded
 -- Players are kept, so that a silent one is known as such.
 DELETE FROM mfg_notify.latest WHERE kind = 'ship' AND at < now() - interval '24 hours'
 
--- name: clear_marks
--- Of transactions that have ended: of others they are not seen.
-DELETE FROM mfg_notify.pending_commit
+-- name: count_abandoned
+-- Transactions whose buffered events were not written at their COMMIT (the row is deleted when they are): a buffer holds
+-- up to 64.
+WITH abandoned AS (DELETE FROM mfg_notify.pending_commit RETURNING xid)
+SELECT count(nextval('mfg_notify.lost')) FROM abandoned, generate_series(1, 64)
 
 -- name: mark_folded
--- What the triggers read to bound the backlog. Not transactional, and need not be.
-SELECT setval('mfg_notify.folded', %(id)s)
+-- What the triggers read to bound the backlog: the last id that was handed out before a fold that drained the journal,
+-- for ids of transactions that were rolled back never come. It never goes back. Not transactional, and need not be.
+SELECT setval('mfg_notify.folded', greatest(%(id)s, last_value)) FROM mfg_notify.folded
 
 -- name: barrier
 -- In the fold's transaction: when it comes back, every notification of an event folded up to now has come.
@@ -145,20 +153,25 @@ SELECT pg_snapshot_xmax(s)::text::bigint, ARRAY(SELECT x::text::bigint FROM pg_s
 FROM pg_current_snapshot() s
 
 -- name: live_pipelines
-SELECT p.id, mfg_notify.pipeline_image(p.player_id, p.product_good, p.status, p.total_cost, p.total_revenue,
-                                       p.net_profit, p.started_at, p.completed_at)::text
+-- Live rows as the triggers would write their INSERT, so that a row looks the same in an event and in a snapshot.
+SELECT json_build_array('pipeline', 'I', ARRAY[NULL, p.id::varchar(128), p.product_good::varchar(128), p.status::varchar(128)],
+                        ARRAY[NULL, NULL, NULL, p.player_id, p.total_cost, p.total_revenue, p.net_profit],
+                        ARRAY[p.started_at::timestamptz, p.completed_at::timestamptz])::text
 FROM {pipelines} p WHERE p.status IN ('PLANNING', 'EXECUTING')
 
 -- name: live_tasks
-SELECT t.id, mfg_notify.task_image(t.player_id, t.task_type, t.status, t.assigned_ship, t.retry_count, t.total_cost,
-                                   t.total_revenue, t.ready_at, t.started_at, t.completed_at)::text
+SELECT json_build_array('task', 'I', ARRAY[NULL, NULL, t.id::varchar(128), t.task_type::varchar(128), t.status::varchar(128),
+                                           t.assigned_ship::varchar(128)],
+                        ARRAY[NULL, NULL, NULL, t.player_id, t.retry_count, t.total_cost, t.total_revenue],
+                        ARRAY[t.ready_at::timestamptz, t.started_at::timestamptz, t.completed_at::timestamptz])::text
 FROM {tasks} t WHERE t.status IN ('PENDING', 'READY', 'ASSIGNED', 'EXECUTING')
 
 -- name: live_factories
 -- From the live pipelines into their factory rows: the rows of finished pipelines stay behind, and they are many.
-SELECT f.id, mfg_notify.factory_image(f.player_id, f.factory_symbol, f.output_good, f.pipeline_id,
-                                      f.required_inputs::jsonb, f.delivered_inputs::jsonb, f.current_supply,
-                                      f.ready_for_collection, NULL)::text
+SELECT json_build_array('factory', 'I', ARRAY[NULL, f.factory_symbol::varchar(128), f.output_good::varchar(128),
+                                              f.pipeline_id::varchar(128), f.current_supply::varchar(128)],
+                        ARRAY[f.id, f.player_id], ARRAY[NULL, f.ready_for_collection::boolean], NULL, NULL,
+                        mfg_notify.count_inputs(f.required_inputs::jsonb, f.delivered_inputs::jsonb)::json)::text
 FROM {factories} f
 WHERE f.pipeline_id IS NULL
    OR f.pipeline_id = ANY (ARRAY(SELECT p.id FROM {pipelines} p WHERE p.status IN ('PLANNING', 'EXECUTING')))
@@ -266,8 +279,8 @@ UNION ALL
 SELECT string_agg(allowed, ', ') || ' ON mfg_notify.' || c.relname, true
 FROM (VALUES ('settings', 'SELECT'), ('lease', 'SELECT UPDATE'), ('event', 'SELECT DELETE'), ('event_id_seq', 'SELECT'),
              ('total', 'SELECT INSERT UPDATE'), ('recent', 'SELECT INSERT UPDATE DELETE'),
-             ('latest', 'SELECT INSERT UPDATE DELETE'), ('pending_commit', 'DELETE'), ('folded', 'UPDATE'),
-             ('notify_disabled', 'SELECT UPDATE'), ('lost', 'SELECT')) AS ours (name, rights)
+             ('latest', 'SELECT INSERT UPDATE DELETE'), ('pending_commit', 'SELECT DELETE'),
+             ('folded', 'SELECT UPDATE'), ('notify_disabled', 'SELECT UPDATE'), ('lost', 'SELECT UPDATE')) AS ours (name, rights)
 CROSS JOIN LATERAL string_to_table(ours.rights, ' ') AS allowed
 JOIN pg_class c ON c.relname = ours.name AND c.relnamespace = to_regnamespace('mfg_notify')
 WHERE NOT has_table_privilege(c.oid, allowed)
@@ -276,7 +289,7 @@ UNION ALL
 SELECT 'EXECUTE ON FUNCTION mfg_notify.' || p.proname, true
 FROM pg_proc p
 WHERE p.pronamespace = to_regnamespace('mfg_notify') AND NOT has_function_privilege(p.oid, 'EXECUTE')
-  AND p.proname IN ('missing_columns', 'microseconds', 'pipeline_image', 'task_image', 'factory_image')
+  AND p.proname IN ('missing_columns', 'watched_columns', 'count_inputs')
 UNION ALL
 SELECT format('SELECT (%%s) ON %%I.%%I', string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum),
               %(schema)s, c.relname),

@@ -9,6 +9,7 @@ from typing import TypeAlias
 from psycopg import sql
 
 from mfg_notify.core import events
+from mfg_notify.core.events import FactoryChange, PipelineChange, TaskChange
 from mfg_notify.core.live_state import LiveRows
 from mfg_notify.postgres.connection import Connection, read_only_snapshot, translated_errors
 from mfg_notify.postgres.queries import QUERY
@@ -58,17 +59,21 @@ async def read_snapshot(connection: Connection, schema: str) -> Snapshot:
     }
     with translated_errors():
         async with read_only_snapshot(connection):
-            pipelines = await connection.execute(sql.SQL(QUERY["live_pipelines"]).format(**game))
-            pipeline_rows = {key: events.decode_pipeline(image) for key, image in await pipelines.fetchall()}
-            tasks = await connection.execute(sql.SQL(QUERY["live_tasks"]).format(**game))
-            task_rows = {key: events.decode_task(image) for key, image in await tasks.fetchall()}
-            factories = await connection.execute(sql.SQL(QUERY["live_factories"]).format(**game))
-            factory_rows = {key: events.decode_factory(image) for key, image in await factories.fetchall()}
+            changes = [
+                events.decode_change(body)
+                for name in ("live_pipelines", "live_tasks", "live_factories")
+                for (body,) in await (await connection.execute(sql.SQL(QUERY[name]).format(**game))).fetchall()
+            ]
             ships_query = await _find_ships(connection, schema)
             ships = await read_ships(connection, ships_query) if ships_query is not None else None
             visible = await (await connection.execute(QUERY["visible"])).fetchall()
     ((next_xid, in_progress),) = visible
-    rows = LiveRows(pipeline_rows, task_rows, factory_rows, ships)
+    rows = LiveRows(
+        {change.key: change.new for change in changes if isinstance(change, PipelineChange) and change.new},
+        {change.key: change.new for change in changes if isinstance(change, TaskChange) and change.new},
+        {int(change.key): change.new for change in changes if isinstance(change, FactoryChange) and change.new},
+        ships,
+    )
     return Snapshot(rows, ships_query, next_xid, frozenset(in_progress))
 
 
