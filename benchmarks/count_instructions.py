@@ -85,8 +85,13 @@ class Cluster:
     def run(self, *command: str | Path, script: str | None = None) -> str:
         """Run a program with `script` as its input; return what it says on standard error."""
         done = subprocess.run(
-            [*self._prefix, *map(str, command)], input=script, capture_output=True, text=True, cwd=self.folder,
-            check=False, start_new_session=True
+            [*self._prefix, *map(str, command)],
+            input=script,
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            check=False,
+            start_new_session=True,
         )
         if done.returncode or "ERROR:" in done.stderr:
             sys.exit(f"{' '.join(map(str, command))}: {done.stdout[-500:]}{done.stderr[-1500:]}")

@@ -9,7 +9,7 @@ from psycopg import sql
 from tests import truth
 from tests.conftest import Database, Roles, Server, create_game_tables
 
-from mfg_notify.core.events import FactoryChange, decode_change
+from mfg_notify.core.events import Change, FactoryChange, decode_change
 from mfg_notify.core.live_state import LiveState
 from mfg_notify.demo.embedded import EmbeddedPostgres
 from mfg_notify.postgres import journal, migrations
@@ -217,9 +217,7 @@ def test_settings_of_a_whole_session_do_no_harm(game: psycopg.Connection, settin
 
 
 @pytest.mark.parametrize("force", ["", "FORCE"])
-def test_row_level_security_is_no_silent_loss(
-    server: Server, roles: Roles, database: Database, force: str
-) -> None:
+def test_row_level_security_is_no_silent_loss(server: Server, roles: Roles, database: Database, force: str) -> None:
     """Policies may hide rows from our functions: either all is exact, or the change is counted as lost."""
     owner = roles.make("owner")
     with database.connect() as admin:
@@ -470,62 +468,95 @@ def test_serializable_transactions_on_rows_of_their_own_are_not_refused(
     assert lost(game) == 0
 
 
+def alter(table: str, column: str, kind: str, using: str = "") -> str:
+    """Return the statement that gives a column of the game another type."""
+    return f"ALTER TABLE manufacturing_{table} ALTER COLUMN {column} TYPE {kind} {using}"
+
+
+def enum(table: str, column: str, labels: str) -> str:
+    """Return the statements that make a column of the game an enum."""
+    return (
+        f"DROP INDEX IF EXISTS manufacturing_tasks_to_assign; CREATE TYPE game_{column} AS ENUM ({labels}); ALTER TABLE manufacturing_{table}"
+        f" DROP CONSTRAINT IF EXISTS manufacturing_{table}_status, ALTER COLUMN {column} DROP DEFAULT,"
+        f" ALTER COLUMN {column} TYPE game_{column} USING {column}::text::game_{column}"
+    )
+
+
+UUIDS = """ALTER TABLE manufacturing_tasks DROP CONSTRAINT manufacturing_tasks_pipeline_id_fkey;
+ALTER TABLE manufacturing_factory_states DROP CONSTRAINT manufacturing_factory_states_pipeline_id_fkey;
+ALTER TABLE manufacturing_pipelines ALTER COLUMN id TYPE uuid USING id::uuid;
+ALTER TABLE manufacturing_factory_states ALTER COLUMN pipeline_id TYPE uuid USING pipeline_id::uuid;
+ALTER TABLE manufacturing_tasks ALTER COLUMN pipeline_id TYPE uuid USING pipeline_id::uuid;
+ALTER TABLE manufacturing_factory_states ADD FOREIGN KEY (pipeline_id) REFERENCES manufacturing_pipelines (id)
+    ON DELETE CASCADE"""
+
+
 @pytest.mark.parametrize(
     "alteration",
     [
-        "ALTER TABLE manufacturing_tasks ALTER COLUMN {} TYPE {}".format(*change)
-        for change in (
-            ("id", "text"), ("status", "text"), ("player_id", "bigint"), ("total_revenue", "numeric"),
-            ("assigned_ship", "text"), ("completed_at", "timestamp"),
-        )
-    ]
-    + [
-        "ALTER TABLE manufacturing_pipelines ALTER COLUMN status TYPE text",
-        "ALTER TABLE manufacturing_pipelines ALTER COLUMN net_profit TYPE bigint",
-        "ALTER TABLE manufacturing_factory_states ALTER COLUMN id TYPE bigint",
-        "ALTER TABLE manufacturing_factory_states ALTER COLUMN required_inputs TYPE json",
-        "ALTER TABLE manufacturing_factory_states ALTER COLUMN current_supply TYPE text",
+        alter("tasks", "id", "text"), alter("tasks", "status", "text"), alter("tasks", "player_id", "bigint"),
+        alter("tasks", "total_revenue", "numeric"), alter("tasks", "total_revenue", "numeric(14,2)"),
+        alter("tasks", "assigned_ship", "text"), alter("tasks", "completed_at", "timestamp"),
+        alter("tasks", "ready_at", "timestamptz(3)"),
+        enum("tasks", "status", "'PENDING', 'READY', 'ASSIGNED', 'EXECUTING', 'COMPLETED', 'FAILED'"),
+        UUIDS, alter("pipelines", "status", "text"), alter("pipelines", "net_profit", "bigint"),
+        alter("pipelines", "total_cost", "numeric"), alter("pipelines", "started_at", "timestamp"),
+        enum("pipelines", "status", "'PLANNING', 'EXECUTING', 'COMPLETED', 'FAILED', 'CANCELLED'"),
+        alter("factory_states", "id", "bigint"), alter("factory_states", "required_inputs", "json"),
+        alter("factory_states", "delivered_inputs", "json"), alter("factory_states", "current_supply", "text"),
+        enum("factory_states", "current_supply", "'SCARCE', 'LIMITED', 'MODERATE', 'HIGH', 'ABUNDANT'"),
+        alter("factory_states", "required_inputs", "text"),
     ],
 )  # fmt: skip
-def test_a_session_that_was_there_before_a_column_got_another_type(
+def test_columns_of_another_type_are_recorded_as_before(
     installed: Database, game: psycopg.Connection, alteration: str
 ) -> None:
-    def live(round_: str) -> list[str]:
-        """Write each table in every way; return the events."""
-        game.execute("TRUNCATE mfg_notify.event")
-        game.execute(
-            """INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price)
-               VALUES ('p', 1, 'G', 'M', 1)"""
-        )
-        game.execute(INSERT, ("t",))
-        game.execute(
-            """INSERT INTO manufacturing_factory_states (id, factory_symbol, output_good, player_id, pipeline_id,
-                                                         required_inputs, delivered_inputs)
-               VALUES (7, 'F', 'G', 1, 'p', '["IRON"]', '{"IRON": {"delivered": true}}')"""
-        )
-        for statement in (
-            "UPDATE manufacturing_pipelines SET status = 'EXECUTING', started_at = '2026-01-01 00:00+00'",
-            "UPDATE manufacturing_pipelines SET expected_price = 2",
-            "UPDATE manufacturing_tasks SET status = 'READY', ready_at = '2026-01-01 00:00:01.5+00' WHERE id = 't'",
-            "UPDATE manufacturing_tasks SET assigned_ship = 'S-1', total_revenue = 5 WHERE id = 't'",
-            "UPDATE manufacturing_tasks SET priority = 5",
-            "UPDATE manufacturing_factory_states SET current_supply = 'HIGH', ready_for_collection = true",
-            """UPDATE manufacturing_factory_states
-               SET delivered_inputs = '{"IRON": {"delivered": true, "quantity": 5}}'""",
-            "UPDATE manufacturing_factory_states SET ready_at = now()",
-            "UPDATE manufacturing_tasks SET id = 'u' WHERE id = 't'",
-            "DELETE FROM manufacturing_tasks WHERE id = 'u'",
-            "DELETE FROM manufacturing_pipelines",
-        ):
-            game.execute(statement.encode())
-        assert lost(game) == 0, round_
-        return [body for (body,) in game.execute("SELECT body FROM mfg_notify.event ORDER BY id").fetchall()]
+    """In the session that was there before, in one that begins afterwards, and after the triggers are made anew."""
+    pipeline = "5f0e8c6a-3b5f-4a51-9d39-3b8f2a7b1c11"
+    live = (
+        ("""INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price, status)
+            VALUES (%s, 1, 'G', 'M', 1, 'PLANNING')""", (pipeline,)),
+        ("""INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
+            VALUES ('t', 1, 'SELL', 'PENDING', 'G')""", ()),
+        ("""INSERT INTO manufacturing_factory_states (id, factory_symbol, output_good, player_id, pipeline_id,
+                                                      required_inputs, delivered_inputs)
+            VALUES (7, 'F', 'G', 1, %s, '["IRON"]', '{"IRON": {"delivered": true}}')""", (pipeline,)),
+        ("UPDATE manufacturing_pipelines SET status = 'EXECUTING', started_at = '2026-01-01 00:00+00'", ()),
+        ("UPDATE manufacturing_pipelines SET expected_price = 2", ()),
+        ("UPDATE manufacturing_pipelines SET total_cost = 3, total_revenue = 9, net_profit = 6", ()),
+        ("UPDATE manufacturing_tasks SET status = 'READY', ready_at = '2026-01-01 00:00:01.5+00' WHERE id = 't'", ()),
+        ("UPDATE manufacturing_tasks SET assigned_ship = 'S-1', total_revenue = 5 WHERE id = 't'", ()),
+        ("UPDATE manufacturing_tasks SET priority = 5", ()),
+        ("UPDATE manufacturing_factory_states SET current_supply = 'HIGH', ready_for_collection = true", ()),
+        ("""UPDATE manufacturing_factory_states
+            SET delivered_inputs = '{"IRON": {"delivered": true, "quantity": 5}}'""", ()),
+        ("UPDATE manufacturing_factory_states SET ready_at = now()", ()),
+        ("UPDATE manufacturing_tasks SET id = 'u' WHERE id = 't'", ()),
+        ("DELETE FROM manufacturing_tasks WHERE id = 'u'", ()),
+        ("DELETE FROM manufacturing_pipelines", ()),
+    )  # fmt: skip
 
-    before = live("before")
-    assert len(before) == 13
+    def play_in(session: psycopg.Connection) -> list[Change]:
+        """Write each table in every way; return the changes that were recorded."""
+        session.execute("TRUNCATE mfg_notify.event")
+        for statement, values in live:
+            session.execute(statement.encode(), values or None)
+        assert lost(session) == 0
+        rows = session.execute("SELECT body FROM mfg_notify.event ORDER BY id").fetchall()
+        return [decode_change(body) for (body,) in rows]
+
+    game.execute("SET timezone = 'UTC'")
+    before = play_in(game)
+    assert len(before) == 14
     with installed.connect() as other:
-        other.execute(alteration.encode())
-    assert live("after") == before
+        other.execute(f"SET timezone = 'UTC'; {alteration}".encode())
+    assert play_in(game) == before
+    assert play_in(game) == before
+    with installed.connect(options="-c timezone=UTC") as newcomer:
+        assert play_in(newcomer) == before
+        newcomer.execute(migrations.migrations()[0].up.encode())
+        assert play_in(newcomer) == before
+    assert play_in(game) == before
 
 
 @pytest.mark.parametrize("harm", ["DROP COLUMN total_cost", "RENAME COLUMN total_cost TO cost"])

@@ -127,6 +127,7 @@ _Time: TypeAlias = Annotated[str, Meta(max_length=64)] | None
 _Number: TypeAlias = Whole | None
 _Inputs: TypeAlias = tuple[Count, Count] | None
 _Operation: TypeAlias = Literal["I", "U", "D", "R"]
+"""R tells a row again as it is, because the events of its changes came out of order: an update that moves no number."""
 _Pipeline: TypeAlias = tuple[
     Literal["pipeline"],
     _Operation,
@@ -165,15 +166,15 @@ def _pipeline(event: _Pipeline) -> PipelineChange:
         cost or 0,
         revenue or 0,
         profit or 0,
-        started and _microseconds(started),
-        completed and _microseconds(completed),
+        None if started is None else _microseconds(started),
+        None if completed is None else _microseconds(completed),
     )
     if operation == "I":
         return PipelineChange("I", key, None, row)
     if operation == "D":
         return PipelineChange("D", key, row, None)
     if operation == "R":
-        # As one that was COMPLETED before, a row that is not makes the profit rate forget it.
+        # If it is not COMPLETED (any more), the profit rate must forget it.
         was, was_cost, was_revenue, was_profit = "COMPLETED", cost, revenue, profit
     old = PipelineImage(
         player_id, product_good, _present(was), was_cost or 0, was_revenue or 0, was_profit or 0, None, None
@@ -193,14 +194,16 @@ def _task(event: _Task) -> TaskChange:
         retries or 0,
         cost or 0,
         revenue or 0,
-        ready and _microseconds(ready),
-        started and _microseconds(started),
-        completed and _microseconds(completed),
+        None if ready is None else _microseconds(ready),
+        None if started is None else _microseconds(started),
+        None if completed is None else _microseconds(completed),
     )
     if operation == "I":
         return TaskChange("I", key, None, row)
     if operation == "D":
         return TaskChange("D", key, row, None)
+    if operation == "R":
+        return TaskChange("U", key, row, row)
     old = TaskImage(
         player_id,
         task_type,
@@ -228,6 +231,8 @@ def _factory(event: _Factory) -> FactoryChange:
         return FactoryChange("I", key, None, row)
     if operation == "D":
         return FactoryChange("D", key, row, None)
+    if operation == "R":
+        return FactoryChange("U", key, row, row)
     delivered, required = was_inputs or inputs or (0, 0)
     old = FactoryImage(
         player_id, symbol, good, pipeline_id, delivered, required, was or None, bool(was_ready), is_current=None
