@@ -161,6 +161,8 @@ class LiveState:
         self._truncated: dict[type, int] = {}
         self._recorded: list[Event] | None = None
         self._reconciled_before = False
+        self._pipeline_unknown = False
+        """A pipeline has changed whose factory rows are not held."""
         self._resync_requested = False
         self._resync_under_way = False
         """The snapshot that is being taken answers an earlier `request_resync`."""
@@ -169,7 +171,7 @@ class LiveState:
     @property
     def needs_snapshot(self) -> bool:
         """Tell whether something happened that only another snapshot can settle."""
-        return bool(self._truncated) or self._resync_requested
+        return bool(self._truncated) or self._pipeline_unknown or self._resync_requested
 
     def apply(self, event: Event) -> None:
         """Bring the row of an event up to date; events may come late, twice, and out of order."""
@@ -197,9 +199,11 @@ class LiveState:
             live = PIPELINE_LIVE if isinstance(change, PipelineChange) else TASK_LIVE
             stays = change.new is not None and change.new.status in live
             # Factory rows of finished pipelines are not held here: a pipeline that becomes live again needs them read.
-            # The event that says so may come late or never, so go by any change of a live pipeline that is unknown.
             if isinstance(change, PipelineChange) and stays and change.old and key not in self._pipelines:
-                self._resync_requested = True
+                # It has become live again, now or by an event that comes late. Or that event was missed: if its old row
+                # was live, the next snapshot is due as well, and what it corrects counts.
+                self._pipeline_unknown = True
+                self._resync_requested = self._resync_requested or change.old.status not in live
         if stays:
             self._rows(table)[key] = change.new
         else:
@@ -226,6 +230,7 @@ class LiveState:
     def start_recording(self) -> None:
         """Begin a reconciliation: keep the events that arrive from before the snapshot is taken."""
         self._recorded = []
+        self._pipeline_unknown = False
         self._resync_under_way = self._resync_under_way or self._resync_requested
         self._resync_requested = False
 
