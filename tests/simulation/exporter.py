@@ -43,7 +43,7 @@ class Watcher:
     """What the invariants want to know of an exporter. The world overrides this."""
 
     def started(self, exporter: "Exporter") -> None:
-        """React to a new process, or to one that stands by: nothing is known to it."""
+        """React to a new process, or to one that stands by or reconnects: no last change must be known to it."""
 
     def changed(self, exporter: "Exporter") -> None:
         """React to a change of what is exposed."""
@@ -498,6 +498,8 @@ class Exporter:
             self.agenda.note(f"{self.session} is disconnected: {reason}")
             self._end_session()
             self.ledger.disconnect()
+            # A fold whose reply is lost takes its events along, and those never become last changes.
+            self.watcher.started(self)
             self.watcher.changed(self)
             self._connect_after(self._chance.random() * self.tuning.retry_maximum)
 

@@ -65,7 +65,7 @@ def test_simulation_soak(capsys: pytest.CaptureFixture[str]) -> None:
     first = seed = int(os.environ.get("MFG_NOTIFY_SOAK_SEED") or secrets.randbelow(1_000_000_000))
     deadline = time.monotonic() + 60 * float(os.environ.get("MFG_NOTIFY_SIMULATION_MINUTES") or 5)
     while time.monotonic() < deadline:
-        World(seed).run(SOAK_STEPS)
+        World(seed, judges_restores=False).run(SOAK_STEPS)
         seed += 1
     with capsys.disabled():
         Console(highlight=False).print(

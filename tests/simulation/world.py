@@ -13,6 +13,7 @@ everything was honest; in fair weather every change is shown within `SHOWN_WITHI
 punctual; and no session runs in circles.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
@@ -58,8 +59,7 @@ class Watch:
     doubtful_folds: int = 0
     """Settled folds after which numbers must be right again: the database went back, or a payload was forged."""
     doubtful_until: float = 0.0
-    """When the last notification of before has arrived. A barrier among them has the number of a fold that is no more,
-    and may pass for that of a new one."""
+    """Before this, no fold ends the doubt: notifications from before the restore are still on their way."""
     rows_doubtful_since: float | None = None
     """Since when the live rows may be wrong for the same reason; a reconciliation that begins later ends it."""
     overlooked: bool = False
@@ -78,7 +78,12 @@ class Watch:
 class World(Watcher):
     """One run of one seed."""
 
-    def __init__(self, seed: int, faults: tuple[str, ...] = FAULTS) -> None:
+    def __init__(self, seed: int, faults: tuple[str, ...] = FAULTS, *, judges_restores: bool = True) -> None:
+        """Begin. Unless it `judges_restores`, numbers are in doubt from a restore in place until all has converged.
+
+        A known coincidence, about once in 40 million steps: a barrier from before the restore comes late and has just
+        the number of the next fold, so a payload counts twice until the fold after that.
+        """
         chance = self._chance = Random(seed)
         self.seed = seed
         self.agenda = Agenda()
@@ -86,6 +91,7 @@ class World(Watcher):
         self.game = Game(self.agenda, self.database, Random(seed + 1))
         self.game.committed = self._committed  # type: ignore[method-assign]  # the game has no other listener
         self._faults = faults
+        self._judges_restores = judges_restores
         tuning = Tuning(
             fold_chunk=chance.choice((30, 1000)),
             fold_parts=chance.choice((1, 3)),
@@ -277,8 +283,10 @@ class World(Watcher):
         for exporter in self.exporters:
             watch = self._watches[exporter.name]
             self._doubt(watch)
-            if exporter.session is not None:
-                watch.doubtful_until = exporter.session.backend.notified_until
+            if in_place and not self._judges_restores:
+                watch.doubtful_until = math.inf
+            elif exporter.session is not None:
+                watch.doubtful_until = max(watch.doubtful_until, exporter.session.backend.notified_until)
             watch.overlooked = in_place and state.generation >= exporter.ledger._counters._latest
 
     def _start_server(self) -> None:
@@ -511,7 +519,7 @@ class World(Watcher):
         if any(exporter.ledger._presentable for exporter in self.exporters if exporter is not leader):
             raise InvariantError("a standby shows numbers")
         for watch in self._watches.values():
-            watch.doubtful_folds = 0
+            watch.doubtful_folds, watch.doubtful_until = 0, 0.0
             if not watch.overlooked:
                 watch.rows_doubtful_since = None
             watch.least = {}

@@ -833,6 +833,14 @@ def test_folds_of_another_exporter_ask_for_another_snapshot(script: _Script) -> 
     assert script.revenue() == 5
 
 
+def test_an_exporter_that_steps_down_forgets_what_is_pending(script: _Script) -> None:
+    """Long after, the generations of a restored database may reach its own again, and ids stand for other events."""
+    script.earn(5)
+    script.one.deliver_all()
+    script.one.ledger.step_down()
+    assert script.one.ledger._counters.pending() == frozenset()
+
+
 def test_an_exporter_that_steps_down_forgets_the_last_changes(script: _Script) -> None:
     """Those that follow are folded by another, and some of these may be lost in a failover meanwhile."""
     script.earn(5)

@@ -99,6 +99,11 @@ class Counters:
         self._settled_before_announced.clear()
         self._barrier = -1
 
+    def forget_pending(self) -> None:
+        """Drop what is pending: nothing of it is shown any more, and another exporter folds it."""
+        self._pending.clear()
+        self._mismatched = 0
+
     def resync(self, totals: Mapping[SampleKey, int], generation: int, folded: Iterable[Event] = ()) -> None:
         """Take over totals that were read as of this generation. One more fold must follow.
 

@@ -150,6 +150,7 @@ class Ledger:
     def step_down(self) -> None:
         """Stop leading because another exporter does. Nothing is shown until this one leads again."""
         self.disconnect()
+        self._counters.forget_pending()
         self._live = LiveState()
         self._changes.clear()
         self._presentable = self._drained = False
