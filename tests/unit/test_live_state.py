@@ -514,6 +514,17 @@ def test_a_revived_pipeline_is_recognized_by_a_later_event() -> None:
     assert not state.needs_snapshot
 
 
+@pytest.mark.parametrize("late", [True, False], ids=["it comes late", "it was missed"])
+def test_what_a_late_revival_corrects_was_not_missed(*, late: bool) -> None:
+    state = reconciled()
+    state.apply(event(pipeline("EXECUTING"), pipeline("PLANNING"), number=6, key="p"))
+    state.start_recording()
+    if late:
+        state.apply(event(pipeline("COMPLETED"), pipeline("EXECUTING"), number=5, key="p"))
+    rows = LiveRows({"p": pipeline("PLANNING")}, {}, {1: factory("HIGH", pipeline_id="p")})
+    assert bool(state.reconcile(rows, lambda _: True)) is not late
+
+
 def test_gauges_are_immutable() -> None:
     state = state_of(PLANNED)
     before = state.gauges()

@@ -182,6 +182,9 @@ class LiveState:
         if self._recorded is not None:
             self._recorded.append(event)
         if event.id <= max(self._last.get(place, 0), self._truncated.get(table, 0)):
+            if isinstance(change, PipelineChange) and _revives(change):
+                # A later event has asked for the snapshot that reads its factory rows: nothing was missed.
+                self._resync_under_way = True
             return
         self._gauges = None
         if change.operation == "T":
@@ -203,7 +206,7 @@ class LiveState:
                 # It has become live again, now or by an event that comes late. Or that event was missed: if its old row
                 # was live, the next snapshot is due as well, and what it corrects counts.
                 self._pipeline_unknown = True
-                self._resync_requested = self._resync_requested or change.old.status not in live
+                self._resync_requested = self._resync_requested or _revives(change)
         if stays:
             self._rows(table)[key] = change.new
         else:
@@ -258,6 +261,12 @@ class LiveState:
         if self._gauges is None:
             self._gauges = compute_gauges(LiveRows(self._pipelines, self._tasks, self._factories, self._ships))
         return self._gauges
+
+
+def _revives(change: PipelineChange) -> bool:
+    """Tell whether a pipeline becomes live that was finished."""
+    old, new = change.old, change.new
+    return old is not None and new is not None and old.status not in PIPELINE_LIVE and new.status in PIPELINE_LIVE
 
 
 def _differences(before: Gauges, after: Gauges) -> Counter[str]:
