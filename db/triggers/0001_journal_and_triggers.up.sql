@@ -282,10 +282,10 @@ LANGUAGE sql AS $$
 $$;
 
 -- Writes events, one a line, to the journal, and announces them unless that could hurt the game: a full notification
--- queue fails the COMMIT of whoever notifies, where nothing can be caught any more. So nothing is sent from a quarter
--- full on. And what this very transaction is about to send is not in the queue yet, so a transaction sends at most 100
--- payloads of less than 2,000 bytes, and one 'fold' instead of those that would be more: that fits into what is left
--- of the smallest queue there can be. A transaction whose events are written in portions says 'fold' for all of them.
+-- queue fails the COMMIT of a transaction that notifies, where nothing can be caught any more. So nothing is sent while a
+-- quarter of the queue or more is in use. What this very transaction is about to send is not in the queue yet, so a
+-- transaction sends at most 100 payloads of less than 2,000 bytes, and one 'fold' for all further events: that fits into
+-- the rest of the smallest queue there can be. A transaction whose events are written in portions only says 'fold'.
 CREATE OR REPLACE FUNCTION mfg_notify.write_events(events text, more_follow boolean) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE

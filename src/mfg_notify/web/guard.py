@@ -94,7 +94,7 @@ class RequestGuard:
     def _is_own_name(self, host: str | None) -> bool:
         # A browser sends the host name of the page. After DNS rebinding that is a foreign name which points here.
         if host is None:
-            return True  # HTTP/1.0, which no browser speaks
+            return True  # HTTP/1.0, which no browser uses
         name = host.lower()
         if name.startswith("["):
             name, bracket, _ = name[1:].partition("]")
