@@ -6,6 +6,8 @@ BEGIN ISOLATION LEVEL REPEATABLE READ;
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL client_min_messages = warning;
+-- An error if policies would hide rows of the game from the role that runs this.
+SET LOCAL row_security = off;
 
 -- No fold while this looks: a lock taken before the snapshot is.
 LOCK TABLE mfg_notify.lease IN SHARE ROW EXCLUSIVE MODE;
@@ -14,17 +16,19 @@ LOCK TABLE mfg_notify.lease IN SHARE ROW EXCLUSIVE MODE;
 -- add that. Whatever a fold has added before is part of the sum and is written over.
 WITH completed AS (
     SELECT p.player_id::bigint AS player_id, left(p.product_good, 128) AS product_good,
-           greatest(coalesce(p.total_revenue, 0), 0)::numeric AS revenue,
-           greatest(coalesce(p.total_cost, 0), 0)::numeric AS cost
+           round(greatest(coalesce(p.total_revenue, 0), 0)::numeric) AS revenue,
+           round(greatest(coalesce(p.total_cost, 0), 0)::numeric) AS cost
     FROM public.manufacturing_pipelines p
     WHERE p.status = 'COMPLETED'
   UNION ALL
-    SELECT (new ->> 0)::bigint, new ->> 1,
-           - greatest((new ->> 4)::numeric - CASE old ->> 2 WHEN 'COMPLETED' THEN (old ->> 4)::numeric ELSE 0 END, 0),
-           - greatest((new ->> 3)::numeric - CASE old ->> 2 WHEN 'COMPLETED' THEN (old ->> 3)::numeric ELSE 0 END, 0)
-    FROM (SELECT e.body::jsonb -> 3 AS old, e.body::jsonb -> 4 AS new
+    -- Texts are [old status, id, product, status]; numbers [old cost, revenue, profit, player, cost, revenue, profit].
+    SELECT round((numbers ->> 3)::numeric)::bigint, texts ->> 2,
+           - greatest(coalesce(round((numbers ->> 5)::numeric), 0) - counted * coalesce(round((numbers ->> 1)::numeric), 0), 0),
+           - greatest(coalesce(round((numbers ->> 4)::numeric), 0) - counted * coalesce(round((numbers ->> 0)::numeric), 0), 0)
+    FROM (SELECT e.body::jsonb -> 1 AS operation, e.body::jsonb -> 2 AS texts, e.body::jsonb -> 3 AS numbers,
+                 (e.body::jsonb -> 1 = '"U"' AND e.body::jsonb -> 2 ->> 0 = 'COMPLETED')::integer AS counted
           FROM mfg_notify.event e WHERE e.version = 1 AND starts_with(e.body, '["pipeline"')) journal
-    WHERE new ->> 2 = 'COMPLETED'
+    WHERE texts ->> 3 = 'COMPLETED' AND operation IN ('"I"', '"U"')
 )
 INSERT INTO mfg_notify.total (metric, labels, n)
 SELECT metric, labels, n FROM (
@@ -42,7 +46,7 @@ ORDER BY labels, metric
 ON CONFLICT (metric, labels) DO UPDATE SET n = greatest(total.n, excluded.n);
 
 INSERT INTO mfg_notify.recent (pipeline_id, player_id, completed_at, profit)
-SELECT p.id, p.player_id, p.completed_at, coalesce(p.total_revenue, 0)::bigint - coalesce(p.total_cost, 0)
+SELECT p.id, p.player_id, p.completed_at, coalesce(p.total_revenue, 0)::bigint - coalesce(p.total_cost, 0)::bigint
 FROM public.manufacturing_pipelines p
 WHERE p.status = 'COMPLETED' AND p.completed_at > now() - interval '1 hour' AND isfinite(p.completed_at)
   AND NOT (SELECT seeded FROM mfg_notify.settings)
@@ -56,10 +60,10 @@ WHERE isfinite(t.started_at) AND t.started_at > '1970-01-01 00:00:00+00'
 GROUP BY 2, 3
 UNION ALL
 SELECT 'ship', t.player_id, left(t.assigned_ship, 128),
-       least(max(greatest(t.created_at, t.ready_at, t.started_at, t.completed_at)), now())
+       least(max(greatest(t.ready_at, t.started_at, t.completed_at)), now())
 FROM public.manufacturing_tasks t
-WHERE t.assigned_ship <> '' AND isfinite(greatest(t.created_at, t.ready_at, t.started_at, t.completed_at))
-  AND greatest(t.created_at, t.ready_at, t.started_at, t.completed_at) > now() - interval '24 hours'
+WHERE t.assigned_ship <> '' AND isfinite(greatest(t.ready_at, t.started_at, t.completed_at))
+  AND greatest(t.ready_at, t.started_at, t.completed_at) > now() - interval '24 hours'
   AND NOT (SELECT seeded FROM mfg_notify.settings)
 GROUP BY 2, 3
 ON CONFLICT (kind, player_id, key) DO UPDATE SET at = greatest(latest.at, excluded.at);

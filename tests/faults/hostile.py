@@ -42,7 +42,7 @@ def junk(random: Random) -> str:
             "x" * 7999, f"[1,{10**300},1,1,[]]", "[1,1e999,1,1,[]]", "[1,-1,-1,-1,null]", f"[{HUGE},1,1,1,[]]",
             "barrier 999999999", "barrier x", "ping 1", "ping", '[1,1,1,1,["planet","I","p",null,null]]',
             '[1,1,1,1,["task","U","t",null,null]]',
-            '[1,2,3,4,["factory","I","no number",null,[1,"F","G",null,0,0,null,false,null]]]',
+            '[1,2,3,"2026-01-01T00:00:00Z",["factory","I",[null,"F","G",null,null],["x",1],[null,false],null,null,[0,0]]]',
         )
     )  # fmt: skip
 
@@ -57,15 +57,16 @@ def forgery(random: Random, tasks: list[str]) -> str:
         if table != "factory"
         else str(random.randrange(999))
     )
-    images = {
-        "task": [1, "COLLECT_SELL", "COMPLETED", "FORGED-1", 7, 10**9, 10**9, 1, 2, 3],
-        "pipeline": [1, "FORGED", "COMPLETED", 1, HUGE, HUGE, 1, HUGE],
-        "factory": [1, "X1-FORGED", "FORGED", None, 0, 0, "HIGH", True, True],
-    }
-    image = images[table]
-    old = image if operation in "UD" else None
-    new = image if operation in "IU" else None
-    return json.dumps([1, event_id, 1, 1, [table, operation, "" if operation == "T" else key, old, new]])
+    bodies = {
+        "task": [[None, None, key, "COLLECT_SELL", "COMPLETED", "FORGED-1"], [0, 0, 0, 1, 7, 10**9, 10**9],
+                 ["2026-01-01T00:00:00+00:00"] * 3],
+        "pipeline": [["EXECUTING", key, "FORGED", "COMPLETED"], [0, 0, 0, 1, 1, HUGE, HUGE],
+                     ["2026-01-01T00:00:00+00:00", "9999-12-31T23:59:59+00:00"]],
+        "factory": [["LOW", "X1-FORGED", "FORGED", None, "HIGH"], [int(key) if table == "factory" else 0, 1],
+                    [False, True], True, None, [0, 0]],
+    }  # fmt: skip
+    body = [table, operation, *([] if operation == "T" else bodies[table])]
+    return json.dumps([1, event_id, 1, "2026-01-01T00:00:00+00:00", body], separators=(",", ":"))
 
 
 @fault("hostile NOTIFY")

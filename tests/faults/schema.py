@@ -115,7 +115,7 @@ CHANGES = (
     (
         "REVOKE ALL ON ALL TABLES IN SCHEMA mfg_notify FROM mfg_notify_owner",
         "GRANT SELECT, INSERT ON mfg_notify.event TO mfg_notify_owner;"
-        " GRANT INSERT ON mfg_notify.pending_commit TO mfg_notify_owner;"
+        " GRANT SELECT, INSERT, DELETE ON mfg_notify.pending_commit TO mfg_notify_owner;"
         " GRANT SELECT ON mfg_notify.settings TO mfg_notify_owner",
     ),
     ("ALTER TABLE mfg_notify.event RENAME TO elsewhere", "ALTER TABLE mfg_notify.elsewhere RENAME TO event"),
@@ -126,7 +126,7 @@ CHANGES = (
 )
 DROPS = (
     "DROP FUNCTION mfg_notify.write_events",
-    "DROP FUNCTION mfg_notify.task_image CASCADE",
+    "DROP FUNCTION mfg_notify.payload",
     "DROP TABLE mfg_notify.settings CASCADE",
     "DROP TABLE mfg_notify.event CASCADE",
 )

@@ -370,7 +370,7 @@ def test_a_superuser(installed: Database) -> None:
         ("UPDATE mfg_notify.settings SET version = 99", "version", "schema has version 99", "pip install --upgrade"),
         ("DELETE FROM mfg_notify.settings", "version", "has lost its row", "mfg-notify migrate down, then"),
         ("DROP TABLE mfg_notify.latest", "version", "missing in schema mfg_notify: latest", "mfg-notify migrate up"),
-        ("DROP FUNCTION mfg_notify.is_current_row", "version", "mfg_notify: is_current_row", "mfg-notify migrate up"),
+        ("DROP FUNCTION mfg_notify.write_events", "version", "mfg_notify: write_events", "mfg-notify migrate up"),
         ("ALTER TABLE manufacturing_tasks DROP ready_at", "columns", "manufacturing_tasks.ready_at", "upgrade the bot"),
         (
             "DROP TRIGGER mfg_notify_statement ON manufacturing_pipelines",
@@ -423,14 +423,6 @@ def test_prepared_transactions(postgres: Postgres) -> None:
         finding = examined(server.dsn())["notify"]
         assert finding.verdict == "warning"
         assert "the exporter polls once a second" in finding.message
-        # If they were enabled after the installation, PREPARE TRANSACTION would fail.
-        with psycopg.connect(server.dsn(), autocommit=True) as connection:
-            connection.execute("UPDATE mfg_notify.settings SET notify = true")
-            finding = examined(server.dsn())["notify"]
-            assert finding.verdict == "failed"
-            assert finding.remedy == "UPDATE mfg_notify.settings SET notify = false"
-            connection.execute(finding.remedy)
-        assert examined(server.dsn())["notify"].verdict == "warning"
 
 
 def test_notify_switched_off(installed: Database) -> None:

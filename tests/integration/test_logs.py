@@ -117,7 +117,7 @@ def test_forged_events_without_end(installed: Database) -> None:
         exporter.wait_ready()
         [(channel,)] = connection.execute("SELECT channel FROM mfg_notify.settings").fetchall()
         for made in range(1, 4):
-            forged = f'[1,{1000 + made},{1000 + made},0,["task","T","",null,null]]'
+            forged = f'[1,{1000 + made},{1000 + made},"1970-01-01T00:00:00+00:00",["task","T"]]'
             connection.execute("SELECT pg_notify(%s, %s)", (channel, forged))
             counted = f'mfg_notify_events_rejected_total{{reason="unconfirmed"}} {made}.0'
             eventually(lambda counted=counted: counted in exporter.page())  # type: ignore[misc]

@@ -117,7 +117,7 @@ async def test_duplicates(bench: Bench) -> None:
             bench.insert()
             # The same event again in the same commit. The text differs, because PostgreSQL drops equal notifications.
             body = bench.game.execute(
-                """SELECT '[' || version || ', ' || id || ',' || xid::text || ',' || mfg_notify.microseconds(at) || ','
+                """SELECT '[' || version || ', ' || id || ',' || xid::text || ',' || to_json(at)::text || ','
                           || body || ']' FROM mfg_notify.event ORDER BY id DESC LIMIT 1"""
             ).fetchall()[0][0]
             bench.notify(body)

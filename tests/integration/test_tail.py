@@ -29,6 +29,7 @@ from mfg_notify.core.events import (
     PipelineImage,
     TaskChange,
     TaskImage,
+    decode_change,
 )
 from mfg_notify.diagnosis.tail.gaps import Gap, ShownEvents
 from mfg_notify.diagnosis.tail.output import format_json, format_line
@@ -82,9 +83,10 @@ def test_every_event_once_and_the_rest_counted(installed: Database) -> None:
         with simulated_game(installed.dsn, "--rate", "600", "--seed", "3"):
             eventually(lambda: len(objects(tail.read_log())) > 500)
         [(last,)] = connection.execute("SELECT last_value FROM mfg_notify.event_id_seq").fetchall()
-        journal: dict[int, str] = dict(
-            connection.execute("SELECT id, body::json ->> 2 FROM mfg_notify.event").fetchall()
-        )
+        journal = {
+            event_id: decode_change(body).key
+            for event_id, body in connection.execute("SELECT id, body FROM mfg_notify.event").fetchall()
+        }
 
         def accounted() -> int:
             found = objects(tail.read_log())

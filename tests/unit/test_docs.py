@@ -232,10 +232,10 @@ def limit(pattern: str, sql: str = SQL) -> float:
 LOCK_MILLISECONDS = limit(r"SET lock_timeout = '(\d+)ms'")
 INSTALLING_LOCK_MILLISECONDS = limit(r"SET LOCAL lock_timeout = '(\d+)ms'")
 JOURNAL_MAXIMUM = limit(r"backlog\(\) [<>]=? (\d+)")
-PAYLOADS_MAXIMUM = limit(r"announced > (\d+)")
-PAYLOAD_BYTES = limit(r"octet_length\(payload\) < (\d+)")
-BUFFER_BYTES = limit(r"octet_length\(buffered\) > (\d+)")
-QUEUE_SHARE = WORDS[limit(r"pg_notification_queue_usage\(\) >= ([\d.]+)")]
+PAYLOADS_MAXIMUM = limit(r"sum_total <= (\d+)")
+PAYLOAD_BYTES = limit(r"octet_length\(body\) < (\d+)")
+BUFFER_BYTES = limit(r"octet_length\(buffered\) < (\d+)")
+QUEUE_SHARE = WORDS[limit(r"pg_notification_queue_usage\(\) < ([\d.]+)")]
 LEASE_SECONDS = limit(r"interval '(\d+) seconds'", QUERIES)
 TRIGGERS = WORDS[len(re.findall(r"CREATE OR REPLACE TRIGGER", SQL))]
 FILLED = WORDS[JOURNAL_MAXIMUM]

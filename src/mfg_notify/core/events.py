@@ -1,11 +1,15 @@
 """Change events: what the triggers write, as frozen values.
 
 Owns the shape of a journal row's body and of a payload, and their validation. It never interprets a change: that is
-`rules`. The other half of this contract is `db/triggers/`: the image functions there list the same columns in the
-same order.
+`rules`. The other half of this contract is `db/triggers/`: `mfg_notify.watched_columns()` lists the columns in the
+order in which they come here. The triggers write bare columns; what is conversion is done here.
 """
 
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import ROUND_HALF_UP, Decimal
+from functools import lru_cache
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -19,7 +23,7 @@ Text = Annotated[str, Meta(max_length=128)]
 Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Microseconds = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-"""Since the epoch, by the clock of the writer. The times of an old image may be left out: None."""
+"""Since the epoch, by the clock of whoever wrote the row. Of an old image the times are left out: None."""
 
 
 class PipelineImage(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
@@ -119,78 +123,225 @@ class Event(Struct, frozen=True, gc=False):
 _TABLES = {kind: str(kind.__struct_config__.tag) for kind in (PipelineChange, TaskChange, FactoryChange)}
 
 
-class _Payload(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
-    version: int
-    id: Count
-    xid: Count
-    at: Microseconds
-    change: Change
+_Time: TypeAlias = Annotated[str, Meta(max_length=64)] | None
+_Number: TypeAlias = Whole | None
+_Inputs: TypeAlias = tuple[Count, Count] | None
+_Operation: TypeAlias = Literal["I", "U", "D", "R"]
+"""R tells a row again as it is, because the events of its changes came out of order: an update that moves no number."""
+_Pipeline: TypeAlias = tuple[
+    Literal["pipeline"],
+    _Operation,
+    tuple[Text | None, Text, Text, Text],
+    tuple[_Number, _Number, _Number, Whole, _Number, _Number, _Number],
+    tuple[_Time, _Time],
+]
+_Task: TypeAlias = tuple[
+    Literal["task"],
+    _Operation,
+    tuple[Text | None, Text | None, Text, Text, Text, Text | None],
+    tuple[_Number, _Number, _Number, Whole, _Number, _Number, _Number],
+    tuple[_Time, _Time, _Time],
+]
+_Factory: TypeAlias = tuple[
+    Literal["factory"],
+    _Operation,
+    tuple[Text | None, Text, Text, Text | None, Text | None],
+    tuple[Whole, Whole],
+    tuple[bool | None, bool | None],
+    bool | None,
+    _Inputs,
+    _Inputs,
+]
+"""An event as it is written: table, operation, then the columns by kind, those of the old row first."""
 
 
-_Image = TypeVar("_Image")
-_payload_decoder = msgspec.json.Decoder(_Payload)
+def _pipeline(event: _Pipeline) -> PipelineChange:
+    _, operation, texts, numbers, (started, completed) = event
+    was, key, product_good, status = texts
+    was_cost, was_revenue, was_profit, player_id, cost, revenue, profit = numbers
+    row = PipelineImage(
+        player_id,
+        product_good,
+        status,
+        cost or 0,
+        revenue or 0,
+        profit or 0,
+        None if started is None else _microseconds(started),
+        None if completed is None else _microseconds(completed),
+    )
+    if operation == "I":
+        return PipelineChange("I", key, None, row)
+    if operation == "D":
+        return PipelineChange("D", key, row, None)
+    if operation == "R":
+        # If it is not COMPLETED (any more), the profit rate must forget it.
+        was, was_cost, was_revenue, was_profit = "COMPLETED", cost, revenue, profit
+    old = PipelineImage(
+        player_id, product_good, _present(was), was_cost or 0, was_revenue or 0, was_profit or 0, None, None
+    )
+    return PipelineChange("U", key, old, row)
 
-_change_decoder: msgspec.json.Decoder[Change] = msgspec.json.Decoder(Change)
-_pipeline_decoder = msgspec.json.Decoder(PipelineImage)
-_task_decoder = msgspec.json.Decoder(TaskImage)
-_factory_decoder = msgspec.json.Decoder(FactoryImage)
 
+def _task(event: _Task) -> TaskChange:
+    _, operation, texts, numbers, (ready, started, completed) = event
+    was, was_on, key, task_type, status, ship = texts
+    was_retries, was_cost, was_revenue, player_id, retries, cost, revenue = numbers
+    row = TaskImage(
+        player_id,
+        task_type,
+        status,
+        ship or None,
+        retries or 0,
+        cost or 0,
+        revenue or 0,
+        None if ready is None else _microseconds(ready),
+        None if started is None else _microseconds(started),
+        None if completed is None else _microseconds(completed),
+    )
+    if operation == "I":
+        return TaskChange("I", key, None, row)
+    if operation == "D":
+        return TaskChange("D", key, row, None)
+    if operation == "R":
+        return TaskChange("U", key, row, row)
+    old = TaskImage(
+        player_id,
+        task_type,
+        _present(was),
+        was_on or None,
+        was_retries or 0,
+        was_cost or 0,
+        was_revenue or 0,
+        None,
+        None,
+        None,
+    )
+    return TaskChange("U", key, old, row)
+
+
+def _factory(event: _Factory) -> FactoryChange:
+    _, operation, texts, (number, player_id), (was_ready, ready), is_current, was_inputs, inputs = event
+    was, symbol, good, pipeline_id, supply = texts
+    delivered, required = inputs or was_inputs or (0, 0)
+    row = FactoryImage(
+        player_id, symbol, good, pipeline_id, delivered, required, supply or None, bool(ready), is_current
+    )
+    key = str(number)
+    if operation == "I":
+        return FactoryChange("I", key, None, row)
+    if operation == "D":
+        return FactoryChange("D", key, row, None)
+    if operation == "R":
+        return FactoryChange("U", key, row, row)
+    delivered, required = was_inputs or inputs or (0, 0)
+    old = FactoryImage(
+        player_id, symbol, good, pipeline_id, delivered, required, was or None, bool(was_ready), is_current=None
+    )
+    return FactoryChange("U", key, old, row)
+
+
+def _present(status: str | None) -> str:
+    if status is None:
+        raise MalformedEvent("an update without the old status")
+    return status
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@lru_cache(maxsize=8192)
+def _microseconds(text: str) -> int | None:
+    """Return a time as PostgreSQL's JSON writes it; None if it is no sensible one: infinite, or Go's zero time.
+
+    Cached, because a row tells the same times over and over.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        # Python's calendar has four digits for the year, and none before Christ.
+        year, dash, _ = text.partition("-")
+        if text in ("infinity", "-infinity") or text.endswith(" BC") or (dash and len(year) > 4 and year.isdecimal()):
+            return None
+        raise MalformedEvent("no time") from error
+    since = (time if time.tzinfo is not None else time.replace(tzinfo=UTC)) - _EPOCH
+    microseconds = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    return microseconds if microseconds >= 0 else None
+
+
+class _Table(NamedTuple):
+    decoder: msgspec.json.Decoder[Any]
+    build: Callable[[Any], Change]
+    truncated: Change
+
+
+_TABLE_OF = {
+    '["pipeline"': _Table(msgspec.json.Decoder(_Pipeline), _pipeline, PipelineChange("T", "", None, None)),
+    '["task"': _Table(msgspec.json.Decoder(_Task), _task, TaskChange("T", "", None, None)),
+    '["factory"': _Table(msgspec.json.Decoder(_Factory), _factory, FactoryChange("T", "", None, None)),
+}
 _NOT_AN_EVENT = (msgspec.DecodeError, UnicodeError, RecursionError)
 """What the decoder raises: the last of them for brackets nested a thousand deep."""
-_IMAGES = {"I": (False, True), "U": (True, True), "D": (True, False), "T": (False, False)}
 
 
 def decode_change(body: str | bytes) -> Change:
-    """Decode the body of a journal row. Raise `MalformedEvent` where it is not one of this version."""
-    try:
-        change = _change_decoder.decode(body)
-    except _NOT_AN_EVENT as error:
-        raise MalformedEvent(str(error)) from error
-    return _checked(change)
+    """Decode the body of a journal row. Raise `MalformedEvent` if it is not one of this version.
 
-
-def decode_payload(payload: str) -> Event:
-    """Decode a notification: `[version, id, xid, at, body]`. Raise `MalformedEvent` where it is not one.
-
-    Anyone may have sent it who knows the channel: no text of the game's can hold the character 0, and none that does
-    may reach a page, which ends there for Prometheus. (Nor does one that spells this escape: the journal has that.)
+    Whatever comes out fits into the tables that a fold writes to: no character 0, no number or time beyond them.
     """
-    if "\\u0000" in payload:
-        raise MalformedEvent("a text with the character 0")
     try:
-        found = _payload_decoder.decode(payload)
+        text = body if isinstance(body, str) else body.decode()
+        table = _TABLE_OF.get(text[: text.find(",")])
+        if table is None:
+            raise MalformedEvent("of no table")
+        try:
+            event = table.decoder.decode(text)
+        except msgspec.ValidationError:
+            event = _decode_unusual(table, text)
+            if event is None:
+                return table.truncated
+        change = table.build(event)
     except _NOT_AN_EVENT as error:
         raise MalformedEvent(str(error)) from error
-    if found.version != VERSION:
-        raise MalformedEvent(f"version {found.version} is not {VERSION}")
-    return Event(found.id, found.xid, found.at, _checked(found.change))
-
-
-def _checked(change: Change) -> Change:
-    if (change.old is not None, change.new is not None) != _IMAGES[change.operation]:
-        raise MalformedEvent(f"operation {change.operation} does not go with its images")
-    if isinstance(change, FactoryChange) and change.operation != "T" and not change.key.removeprefix("-").isdecimal():
-        raise MalformedEvent("the key of a factory row is a number")
+    if "\\u0000" in text and any(part is not None and "\0" in part for part in event[2]):
+        raise MalformedEvent("a text with the character 0")
     return change
 
 
-def decode_pipeline(image: str | bytes) -> PipelineImage:
-    """Decode the image of a live row, as the snapshot reads it. Raise `MalformedEvent`."""
-    return _decode_image(_pipeline_decoder, image)
+_any_decoder = msgspec.json.Decoder(float_hook=Decimal)
 
 
-def decode_task(image: str | bytes) -> TaskImage:
-    """Decode the image of a live row, as the snapshot reads it. Raise `MalformedEvent`."""
-    return _decode_image(_task_decoder, image)
+def _decode_unusual(table: _Table, text: str) -> Any | None:  # noqa: ANN401 - one of the types above
+    """Decode an event of a TRUNCATE, which is None, or one with numbers that have a fraction or an exponent."""
+    parts = _any_decoder.decode(text)
+    if isinstance(parts, list) and parts[1:] == ["T"]:
+        return None
+    return msgspec.convert(_rounded(parts), table.decoder.type)
 
 
-def decode_factory(image: str | bytes) -> FactoryImage:
-    """Decode the image of a live row, as the snapshot reads it. Raise `MalformedEvent`."""
-    return _decode_image(_factory_decoder, image)
+def _rounded(part: Any) -> Any:  # noqa: ANN401 - JSON
+    # As PostgreSQL casts numeric to bigint.
+    if isinstance(part, Decimal):
+        if not part.is_finite() or part.adjusted() > len(str(2**63)):
+            raise MalformedEvent("a number that no bigint can hold")
+        return int(part.to_integral_value(ROUND_HALF_UP))
+    return [_rounded(each) for each in part] if isinstance(part, list) else part
 
 
-def _decode_image(decoder: msgspec.json.Decoder[_Image], image: str | bytes) -> _Image:
+_payload_decoder = msgspec.json.Decoder(tuple[int, Count, Count, str, msgspec.Raw])
+
+
+def decode_payload(payload: str) -> Event:
+    """Decode a notification: `[version, id, xid, at, body]`. Raise `MalformedEvent` if it is not one.
+
+    Anyone may have sent it who knows the channel.
+    """
     try:
-        return decoder.decode(image)
+        version, number, xid, written, body = _payload_decoder.decode(payload)
+        at = _microseconds(written)
     except _NOT_AN_EVENT as error:
         raise MalformedEvent(str(error)) from error
+    if version != VERSION:
+        raise MalformedEvent(f"version {version} is not {VERSION}")
+    if at is None:
+        raise MalformedEvent("no time")
+    return Event(number, xid, at, decode_change(bytes(body)))

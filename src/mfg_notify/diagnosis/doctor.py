@@ -355,19 +355,12 @@ def _describe_triggers(triggers: list[tuple[str, str]]) -> str:
 def _check_notify(examination: _Examination) -> _Result:
     notify = examination.settings is not None and examination.settings.notify
     prepared = examination.server.max_prepared_transactions
-    if notify and prepared:
-        return _Result(
-            "failed",
-            f"max_prepared_transactions is {prepared} and the triggers notify: the game's PREPARE TRANSACTION fails",
-            "UPDATE mfg_notify.settings SET notify = false",
-        )
     if prepared:
         return _Result(
             "warning",
             f"prepared transactions are on (max_prepared_transactions is {prepared}), so the triggers do not notify "
             "and the exporter polls once a second",
-            "if nothing uses them: ALTER SYSTEM SET max_prepared_transactions = 0; restart PostgreSQL; UPDATE "
-            "mfg_notify.settings SET notify = true",
+            "if nothing uses them: ALTER SYSTEM SET max_prepared_transactions = 0; restart PostgreSQL",
         )
     if not notify:
         message = "NOTIFY is switched off in mfg_notify.settings; the exporter polls once a second"

@@ -20,10 +20,9 @@ RELATIONS = (
     "notify_disabled",
 )
 FUNCTIONS = (
-    *("missing_columns", "microseconds", "pipeline_image", "task_image", "factory_image"),
-    *("pipeline_image_of", "task_image_of", "factory_image_of", "is_current_row", "write_events", "backlog"),
-    *("buffer_event", "buffer_pipeline", "buffer_task", "buffer_factory"),
-    *("pipeline_changed", "task_changed", "factory_changed", "flush_at_commit"),
+    *("watched_columns", "missing_columns", "backlog", "transactions_can_be_prepared", "can_notify"),
+    *("database_is_utf8", "payload", "write_events", "count_inputs", "flush_at_commit"),
+    *("pipeline_changed", "task_changed", "factory_changed", "table_truncated"),
 )
 """If one of these relations and functions is missing, the installation is not complete."""
 

@@ -61,7 +61,7 @@ async def fold(
             begun = await beginning.fetchone()
             if begun is None:
                 raise psycopg.Rollback
-            generation, xid, xmin, last_id = begun
+            generation, xid, xmin, last_id, folded = begun
             rows = await takings[0].fetchall()
             if len(rows) == part:
                 for taken in range(part, chunk, part):
@@ -72,9 +72,12 @@ async def fold(
                 found.add(await taking.fetchall())
             if found.rows:
                 await _save(connection, found.settlement)
-                await connection.execute(QUERY["mark_folded"], {"id": found.last_id})
-            await connection.execute(QUERY["barrier"], {"channel": channel, "barrier": f"{BARRIER}{generation}"})
             drained = found.rows < chunk
+            # Ids that are handed out and not in a drained journal belong to transactions that are open or rolled back.
+            folded_to = last_id if drained else found.last_id
+            if folded_to > folded:
+                await connection.execute(QUERY["mark_folded"], {"id": folded_to})
+            await connection.execute(QUERY["barrier"], {"channel": channel, "barrier": f"{BARRIER}{generation}"})
             fold = Fold(generation, found.events, found.settlement, len(found.malformed), drained, xid, xmin, last_id)
     if n := len(found.malformed):
         # Do not say why: that would repeat the contents of the row.
@@ -120,7 +123,7 @@ async def _save(connection: Connection, settlement: Settlement) -> None:
             {
                 "metrics": [metric for (metric, _), _ in increments],
                 "labels": [_to_json(key) for key, _ in increments],
-                "n": [n for _, n in increments],
+                "n": [_bigint(n) for _, n in increments],
             },
         )
     done = [c for _, c in sorted(settlement.completions.items()) if c.profit is not None]
@@ -132,7 +135,7 @@ async def _save(connection: Connection, settlement: Settlement) -> None:
                 "ids": [c.pipeline_id for c in done],
                 "players": [c.player_id for c in done],
                 "completed": [c.completed_at for c in done],
-                "profits": [c.profit for c in done],
+                "profits": [_bigint(c.profit) for c in done if c.profit is not None],
             },
         )
     if undone:
@@ -150,12 +153,17 @@ async def _save(connection: Connection, settlement: Settlement) -> None:
         )
 
 
+def _bigint(n: int) -> int:
+    # A sum that no bigint can hold stops at the end of bigint.
+    return max(-(2**63), min(n, 2**63 - 1))
+
+
 async def prune(connection: Connection) -> None:
-    """Delete what no gauge needs any more from `recent` and `latest`, and the rows of ended transactions."""
+    """Delete what no gauge needs any more from `recent` and `latest`; count the buffers that were never written."""
     with translated_errors():
         await connection.execute(QUERY["forget_recent"], {"ids": []})
         await connection.execute(QUERY["forget_latest"])
-        await connection.execute(QUERY["clear_pending_commit"])
+        await connection.execute(QUERY["count_abandoned"])
 
 
 async def read_totals(connection: Connection) -> Totals:

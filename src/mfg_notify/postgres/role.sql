@@ -31,14 +31,12 @@ GRANT USAGE ON SCHEMA mfg_notify TO {role};
 GRANT SELECT ON mfg_notify.settings TO {role};
 GRANT SELECT, UPDATE ON mfg_notify.lease TO {role};
 GRANT SELECT, DELETE ON mfg_notify.event TO {role};
-GRANT DELETE ON mfg_notify.pending_commit TO {role};
+GRANT SELECT, DELETE ON mfg_notify.pending_commit TO {role};
 GRANT SELECT, INSERT, UPDATE ON mfg_notify.total TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON mfg_notify.recent, mfg_notify.latest TO {role};
-GRANT UPDATE ON SEQUENCE mfg_notify.folded TO {role};
-GRANT SELECT, UPDATE ON SEQUENCE mfg_notify.notify_disabled TO {role};
-GRANT SELECT ON SEQUENCE mfg_notify.event_id_seq, mfg_notify.lost TO {role};
-GRANT EXECUTE ON FUNCTION mfg_notify.missing_columns, mfg_notify.microseconds, mfg_notify.pipeline_image,
-    mfg_notify.task_image, mfg_notify.factory_image TO {role};
+GRANT SELECT, UPDATE ON SEQUENCE mfg_notify.folded, mfg_notify.notify_disabled, mfg_notify.lost TO {role};
+GRANT SELECT ON SEQUENCE mfg_notify.event_id_seq TO {role};
+GRANT EXECUTE ON FUNCTION mfg_notify.missing_columns, mfg_notify.watched_columns, mfg_notify.count_inputs TO {role};
 
 -- Records what is granted below: `down` revokes that, and nothing that the role had before. A row without a relation
 -- stands for USAGE on the schema, a row without a schema for CONNECT on the database.

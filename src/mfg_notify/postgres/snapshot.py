@@ -10,6 +10,7 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 
 from mfg_notify.core import events
+from mfg_notify.core.events import FactoryImage, PipelineImage, TaskImage
 from mfg_notify.core.ledger import Snapshot
 from mfg_notify.core.live_state import LiveRows
 from mfg_notify.postgres.connection import Connection, fetch_without_locks, translated_errors
@@ -56,12 +57,17 @@ async def read_snapshot(connection: Connection, schema: str) -> tuple[Snapshot, 
         found = await fetch_without_locks(connection, *queries)
     pipelines, tasks, factories, ((next_xid, in_progress),), *ships = found
     rows = LiveRows(
-        {key: events.decode_pipeline(image) for key, image in pipelines},
-        {key: events.decode_task(image) for key, image in tasks},
-        {key: events.decode_factory(image) for key, image in factories},
+        {key: row for key, row in map(_decode_row, pipelines) if isinstance(row, PipelineImage)},
+        {key: row for key, row in map(_decode_row, tasks) if isinstance(row, TaskImage)},
+        {int(key): row for key, row in map(_decode_row, factories) if isinstance(row, FactoryImage)},
         _idle_by_ship(ships[0]) if ships else None,
     )
     return Snapshot(rows, next_xid, frozenset(in_progress)), ships_query
+
+
+def _decode_row(found: TupleRow) -> tuple[str, PipelineImage | TaskImage | FactoryImage | None]:
+    change = events.decode_change(found[0])
+    return change.key, change.new
 
 
 async def _find_ships(connection: Connection, schema: str) -> ShipsQuery | None:

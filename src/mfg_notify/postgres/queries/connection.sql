@@ -2,12 +2,13 @@
 
 -- name: configure_session
 -- Pin the settings that the code relies on, whatever the defaults of the role and the database are. JIT is off because
--- the queries are small and run often.
+-- the queries are small and run often. Row security is off: a query that a policy would hide rows from raises an error.
 SELECT set_config(name, value, false)
 FROM (VALUES ('search_path', 'pg_catalog, pg_temp'), ('timezone', 'UTC'), ('jit', 'off'),
              ('default_transaction_isolation', 'read committed'), ('default_transaction_read_only', 'off'),
              ('synchronous_commit', 'on'), ('statement_timeout', '30s'), ('lock_timeout', '10s'),
-             ('idle_in_transaction_session_timeout', '5s'), ('tcp_user_timeout', '10s')) AS s (name, value)
+             ('idle_in_transaction_session_timeout', '5s'), ('tcp_user_timeout', '10s'),
+             ('row_security', 'off')) AS s (name, value)
 
 -- name: read_only_session
 -- Let the server itself refuse every write of a command that only reads.

@@ -7,8 +7,10 @@ SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamesp
 
 -- name: settings
 -- The settings, with the backend that this session's notifications name as their sender: behind a pooler the client
--- knows a different process id.
-SELECT version, channel, notify, pg_backend_pid() FROM mfg_notify.settings
+-- knows a different process id. The triggers do not notify if transactions can be prepared, because PREPARE TRANSACTION
+-- refuses a transaction that has notified.
+SELECT version, channel, notify AND current_setting('max_prepared_transactions') = '0', pg_backend_pid()
+FROM mfg_notify.settings
 
 -- name: missing_objects
 -- Names of the relations and functions that a migration makes and that do not exist. Triggers are counted separately.

@@ -2,11 +2,13 @@
 
 -- name: begin_fold
 -- Lock the lease (the mutex of folds) and advance the generation (the fencing token). No row: this exporter is not the
--- leader. Returns the generation, this transaction, the oldest open transaction and the last id of the journal.
+-- leader. Returns the generation, this transaction, the oldest open transaction, the last id of the journal, and the id
+-- up to which the journal is known to be folded.
 UPDATE mfg_notify.lease SET generation = generation + 1, renewed_at = clock_timestamp()
 WHERE holder = %(holder)s
 RETURNING generation, pg_current_xact_id()::text::bigint, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
-          (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM mfg_notify.event_id_seq)
+          (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM mfg_notify.event_id_seq),
+          (SELECT last_value FROM mfg_notify.folded)
 
 -- name: disable_notify
 -- Disable NOTIFY: the triggers only write the journal from now on. Sent within a fold, so that only the leader can do
@@ -26,14 +28,17 @@ WHERE ctid = ANY (ARRAY(SELECT ctid FROM mfg_notify.event WHERE version = %(vers
 RETURNING id, xid::text::bigint, (date_part('epoch', at) * 1000000)::bigint, body
 
 -- name: mark_folded
--- Store the last folded id: the triggers read it to bound the backlog. It is not transactional and need not be.
-SELECT setval('mfg_notify.folded', %(id)s)
+-- Store the id up to which everything is folded: the triggers read it to bound the backlog. It never goes back. It is
+-- not transactional and need not be.
+SELECT setval('mfg_notify.folded', greatest(%(id)s, last_value)) FROM mfg_notify.folded
 
 -- name: barrier
 -- Send the barrier in the fold's transaction: when it arrives, every notification of an event that was folded up to now
 -- has arrived before it.
 SELECT pg_notify(%(channel)s, %(barrier)s)
 
--- name: clear_pending_commit
--- Delete the rows of transactions that have ended; those of open transactions are not visible.
-DELETE FROM mfg_notify.pending_commit
+-- name: count_abandoned
+-- Count the buffers that were not written at the COMMIT: the flush deletes its row, so a visible row is a lost buffer. A
+-- buffer holds at most 64 events.
+WITH abandoned AS (DELETE FROM mfg_notify.pending_commit RETURNING xid)
+SELECT count(nextval('mfg_notify.lost')) FROM abandoned, generate_series(1, 64)

@@ -6,23 +6,35 @@ SELECT pg_snapshot_xmax(s)::text::bigint, ARRAY(SELECT x::text::bigint FROM pg_s
 FROM pg_current_snapshot() s
 
 -- name: live_pipelines
--- Pipelines that are not finished.
-SELECT p.id, mfg_notify.pipeline_image(p.player_id, p.product_good, p.status, p.total_cost, p.total_revenue,
-                                       p.net_profit, p.started_at, p.completed_at)::text
+-- Pipelines that are not finished. This and the two queries below write rows as the triggers write their INSERT, so that
+-- a row looks the same in an event and in a snapshot.
+SELECT json_build_array(
+    'pipeline', 'I',
+    ARRAY[NULL, p.id::varchar(128), p.product_good::varchar(128), p.status::varchar(128)],
+    ARRAY[NULL, NULL, NULL, p.player_id, p.total_cost, p.total_revenue, p.net_profit],
+    ARRAY[p.started_at::timestamptz, p.completed_at::timestamptz])::text
 FROM {pipelines} p WHERE p.status IN ('PLANNING', 'EXECUTING')
 
 -- name: live_tasks
 -- Tasks that are not finished.
-SELECT t.id, mfg_notify.task_image(t.player_id, t.task_type, t.status, t.assigned_ship, t.retry_count, t.total_cost,
-                                   t.total_revenue, t.ready_at, t.started_at, t.completed_at)::text
+SELECT json_build_array(
+    'task', 'I',
+    ARRAY[NULL, NULL, t.id::varchar(128), t.task_type::varchar(128), t.status::varchar(128),
+          t.assigned_ship::varchar(128)],
+    ARRAY[NULL, NULL, NULL, t.player_id, t.retry_count, t.total_cost, t.total_revenue],
+    ARRAY[t.ready_at::timestamptz, t.started_at::timestamptz, t.completed_at::timestamptz])::text
 FROM {tasks} t WHERE t.status IN ('PENDING', 'READY', 'ASSIGNED', 'EXECUTING')
 
 -- name: live_factories
 -- The factory rows of live pipelines. Starts at the pipelines, because the rows of finished ones stay in the table and
 -- are many.
-SELECT f.id, mfg_notify.factory_image(f.player_id, f.factory_symbol, f.output_good, f.pipeline_id,
-                                      f.required_inputs::jsonb, f.delivered_inputs::jsonb, f.current_supply,
-                                      f.ready_for_collection, NULL)::text
+SELECT json_build_array(
+    'factory', 'I',
+    ARRAY[NULL, f.factory_symbol::varchar(128), f.output_good::varchar(128), f.pipeline_id::varchar(128),
+          f.current_supply::varchar(128)],
+    ARRAY[f.id, f.player_id],
+    ARRAY[NULL, f.ready_for_collection::boolean],
+    NULL, NULL, mfg_notify.count_inputs(f.required_inputs::jsonb, f.delivered_inputs::jsonb)::json)::text
 FROM {factories} f
 WHERE f.pipeline_id IS NULL
    OR f.pipeline_id = ANY (ARRAY(SELECT p.id FROM {pipelines} p WHERE p.status IN ('PLANNING', 'EXECUTING')))
