@@ -13,14 +13,15 @@ SET LOCAL lock_timeout = '50ms';
 -- The tables may be gone by now.
 DO $$
 DECLARE
-    tab   text;
-    event text;
+    tab          text;
+    trigger_name name;
 BEGIN
     FOREACH tab IN ARRAY ARRAY['public.manufacturing_pipelines', 'public.manufacturing_tasks',
                                'public.manufacturing_factory_states'] LOOP
         IF to_regclass(tab) IS NOT NULL THEN
-            FOREACH event IN ARRAY ARRAY['insert', 'update', 'delete', 'statement'] LOOP
-                EXECUTE format('DROP TRIGGER IF EXISTS mfg_notify_%s ON %s', event, tab);
+            FOR trigger_name IN SELECT tgname FROM pg_trigger
+                                WHERE tgrelid = tab::regclass AND NOT tgisinternal AND starts_with(tgname, 'mfg_notify_') LOOP
+                EXECUTE format('DROP TRIGGER %I ON %s', trigger_name, tab);
             END LOOP;
         END IF;
     END LOOP;

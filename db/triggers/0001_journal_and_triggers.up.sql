@@ -80,6 +80,11 @@ BEGIN
         RAISE EXCEPTION 'mfg-notify works on plain tables, not on partitioned tables or views'
             USING ERRCODE = 'wrong_object_type';
     END IF;
+    IF to_regclass('mfg_notify.settings') IS NOT NULL AND NOT EXISTS (
+            SELECT FROM pg_attribute AS a WHERE a.attrelid = to_regclass('mfg_notify.settings') AND a.attname = 'objects') THEN
+        RAISE EXCEPTION 'an unreleased version of mfg-notify is installed; apply db/triggers/0001_*.down.sql first'
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
     -- A trigger may be made with less, but only the owner can take it away again.
     IF EXISTS (SELECT FROM pg_class c WHERE c.oid = ANY (game::regclass[]) AND NOT pg_has_role(c.relowner, 'USAGE')) THEN
         RAISE EXCEPTION 'install as the role that owns the game''s tables; % does not', current_user
@@ -153,7 +158,9 @@ CREATE TABLE IF NOT EXISTS mfg_notify.settings (
     version  integer NOT NULL,
     channel  text NOT NULL,
     notify   boolean NOT NULL,
-    seeded   boolean NOT NULL DEFAULT false
+    seeded   boolean NOT NULL DEFAULT false,
+    applied  jsonb NOT NULL DEFAULT '{}',  -- number of each migration → its hash, by which a release is recognised
+    objects  jsonb NOT NULL DEFAULT '{}'   -- what object_hashes() returned when the last one had been applied
 );
 INSERT INTO mfg_notify.settings (version, channel, notify)
 VALUES (
@@ -183,6 +190,23 @@ BEGIN
     PERFORM setval(name, 0) FROM unnest('{mfg_notify.folded,mfg_notify.notify_disabled}'::regclass[]) AS name
     WHERE pg_sequence_last_value(name) IS NULL;
 END
+$$;
+
+-- Our functions and triggers by name, with a hash of each, and our tables and sequences: what `migrate` and `doctor`
+-- compare with settings.objects. (The table `granted` belongs to the exporter's role.)
+CREATE OR REPLACE FUNCTION mfg_notify.object_hashes() RETURNS jsonb LANGUAGE sql STABLE AS $$
+    SELECT jsonb_object_agg(name, hash) FROM (
+        SELECT 'function ' || p.proname AS name,
+               md5(concat_ws(' ', p.prosrc, p.proconfig, p.prosecdef, p.provolatile, p.proowner::regrole)) AS hash
+        FROM pg_proc AS p WHERE p.pronamespace = 'mfg_notify'::regnamespace
+        UNION ALL
+        SELECT format('trigger %s on %s', t.tgname, c.relname), md5(concat_ws(' ', t.tgtype, p.proname, t.tgargs, t.tgqual))
+        FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_proc AS p ON p.oid = t.tgfoid
+        WHERE p.pronamespace = 'mfg_notify'::regnamespace
+        UNION ALL
+        SELECT CASE c.relkind WHEN 'S' THEN 'sequence ' ELSE 'table ' END || c.relname, ''
+        FROM pg_class AS c
+        WHERE c.relnamespace = 'mfg_notify'::regnamespace AND c.relkind IN ('r', 'S') AND c.relname <> 'granted') AS object
 $$;
 
 REVOKE ALL ON ALL TABLES IN SCHEMA mfg_notify FROM PUBLIC;
@@ -650,5 +674,10 @@ CREATE OR REPLACE TRIGGER mfg_notify_delete AFTER DELETE ON public.manufacturing
     FOR EACH ROW EXECUTE FUNCTION mfg_notify.factory_changed();
 CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER TRUNCATE ON public.manufacturing_factory_states
     FOR EACH STATEMENT EXECUTE FUNCTION mfg_notify.table_truncated('factory');
+
+-- The hash is that of this file without the hash itself. A released file never changes.
+UPDATE mfg_notify.settings SET
+    applied = applied || '{"1": "92e982fb13c41c2a4920f9fcec262e6ba6f9ed067475089c267ca077fcc2959e"}',
+    objects = mfg_notify.object_hashes();
 
 COMMIT;

@@ -68,6 +68,9 @@ WHERE t.assigned_ship <> '' AND isfinite(greatest(t.ready_at, t.started_at, t.co
 GROUP BY 2, 3
 ON CONFLICT (kind, player_id, key) DO UPDATE SET at = greatest(latest.at, excluded.at);
 
-UPDATE mfg_notify.settings SET version = 2, seeded = true;
+UPDATE mfg_notify.settings SET
+    version = 2, seeded = true,
+    applied = applied || '{"2": "049baefc3eaaec20658d4f65288e7893c87c6f5f118669067ecccf985e16b470"}',
+    objects = mfg_notify.object_hashes();
 
 COMMIT;

@@ -369,8 +369,16 @@ def test_a_superuser(installed: Database) -> None:
         ("UPDATE mfg_notify.settings SET version = 1", "version", "schema has version 1", "mfg-notify migrate up"),
         ("UPDATE mfg_notify.settings SET version = 99", "version", "schema has version 99", "pip install --upgrade"),
         ("DELETE FROM mfg_notify.settings", "version", "has lost its row", "mfg-notify migrate down, then"),
-        ("DROP TABLE mfg_notify.latest", "version", "missing in schema mfg_notify: latest", "mfg-notify migrate up"),
-        ("DROP FUNCTION mfg_notify.write_events", "version", "mfg_notify: write_events", "mfg-notify migrate up"),
+        ("DROP TABLE mfg_notify.latest", "version", "in schema mfg_notify: table latest", "mfg-notify migrate up"),
+        ("DROP FUNCTION mfg_notify.write_events", "version", "function write_events", "mfg-notify migrate up"),
+        (
+            "CREATE OR REPLACE FUNCTION mfg_notify.backlog() RETURNS bigint LANGUAGE sql AS 'SELECT 0::bigint'",
+            "version", "not as version 2 installs it: function backlog", "mfg-notify migrate up",
+        ),
+        (
+            "ALTER TABLE mfg_notify.settings DROP objects, DROP applied",
+            "version", "by an unreleased version", "mfg-notify migrate down, then mfg-notify migrate up",
+        ),
         ("ALTER TABLE manufacturing_tasks DROP ready_at", "columns", "manufacturing_tasks.ready_at", "upgrade the bot"),
         (
             "DROP TRIGGER mfg_notify_statement ON manufacturing_pipelines",

@@ -23,7 +23,7 @@ from mfg_notify.demo.game import create_tables, play
 from mfg_notify.demo.world import GameOptions
 from mfg_notify.errors import SchemaNotReady, UsageError
 from mfg_notify.postgres import migrations
-from mfg_notify.postgres.installation import TRIGGERS, read_status
+from mfg_notify.postgres.installation import SCHEMA_VERSION, TRIGGERS, read_status
 
 
 def migrate(*arguments: str) -> str:
@@ -202,6 +202,82 @@ def test_what_the_documents_say_turns_the_triggers_off_and_on(database: Database
             connection.execute(said.replace("manufacturing_tasks", table).encode())
         assert set(read_status(connection, "public").triggers.values()) == {0}
         migrations.up(connection, "public", print)
+        assert read_status(connection, "public").complete
+
+
+OTHERWISE = (
+    "CREATE OR REPLACE FUNCTION mfg_notify.backlog() RETURNS bigint LANGUAGE sql AS 'SELECT 0::bigint'",
+    "ALTER FUNCTION mfg_notify.task_changed() SECURITY INVOKER",
+    "ALTER FUNCTION mfg_notify.flush_at_commit() RESET lock_timeout",
+    "CREATE OR REPLACE TRIGGER mfg_notify_update AFTER UPDATE ON manufacturing_tasks FOR EACH ROW"
+    " WHEN (NEW.status = 'READY') EXECUTE FUNCTION mfg_notify.task_changed()",
+)
+
+
+def test_what_was_changed_is_named_and_repaired(database: Database) -> None:
+    with database.connect() as connection:
+        migrations.up(connection, "public", print)
+        fresh = objects(connection)
+        for statement in OTHERWISE:
+            connection.execute(statement.encode())
+        changed = {"function backlog", "function task_changed", "function flush_at_commit",
+                   "trigger mfg_notify_update on manufacturing_tasks"}  # fmt: skip
+        assert set(read_status(connection, "public").changed) == changed
+        result = CliRunner().invoke(main, ["migrate", "status", "--dsn", database.dsn])
+        assert result.exit_code == 1
+        assert all(name in result.output for name in changed)
+        printed = migrate("up", "--dsn", database.dsn)
+        assert all(f"repaired {name}" in printed for name in changed)
+        assert objects(connection) == fresh
+        assert "nothing to do" in migrate("up", "--dsn", database.dsn)
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_an_upgrade_installs_what_a_fresh_installation_does(database: Database, version: int) -> None:
+    def dump() -> tuple[set[tuple[str, ...]], object]:
+        settings = connection.execute("SELECT version, notify, seeded, applied, objects FROM mfg_notify.settings")
+        return objects(connection), settings.fetchall()
+
+    with database.connect() as connection:
+        migrations.up(connection, "public", print)
+        fresh = dump()
+        migrations.down(connection, "public", print)
+        for migration in migrations.migrations()[:version]:
+            connection.execute(migration.up.encode())
+        assert [migration.number for migration in migrations.up(connection, "public", print)] == [
+            *range(version + 1, SCHEMA_VERSION + 1)
+        ]
+        assert dump() == fresh
+
+
+@pytest.mark.parametrize(
+    "unreleased",
+    [
+        "ALTER TABLE mfg_notify.settings DROP applied, DROP objects",
+        """UPDATE mfg_notify.settings SET applied = applied || '{"1": "0"}'""",
+    ],
+)
+def test_an_unreleased_version_is_refused(database: Database, unreleased: str) -> None:
+    with database.connect() as connection:
+        before = objects(connection)
+        migrations.up(connection, "public", print)
+        # As an early version had it.
+        connection.execute(
+            "CREATE TRIGGER mfg_notify_truncate AFTER TRUNCATE ON manufacturing_tasks"
+            " EXECUTE FUNCTION mfg_notify.table_truncated('task')"
+        )
+        connection.execute(unreleased.encode())
+        for command in ("up", "status"):
+            result = CliRunner().invoke(main, ["migrate", command, "--dsn", database.dsn])
+            assert result.exit_code == 1
+            assert "unreleased" in result.output
+            assert "mfg-notify migrate down, then mfg-notify migrate up" in result.output
+        if "DROP" in unreleased:
+            assert "unreleased version of mfg-notify" in send(connection, FILES["up"][0])
+            connection.execute("ROLLBACK")
+        migrate("down", "--dsn", database.dsn)
+        assert objects(connection) == before
+        migrate("up", "--dsn", database.dsn)
         assert read_status(connection, "public").complete
 
 

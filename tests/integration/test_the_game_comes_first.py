@@ -484,7 +484,8 @@ def enum(table: str, column: str, labels: str) -> str:
     """Return the statements that make a column of the game an enum."""
     return (
         f"DROP INDEX IF EXISTS manufacturing_tasks_to_assign; CREATE TYPE game_{column} AS ENUM ({labels});"
-        f" ALTER TABLE manufacturing_{table} DROP CONSTRAINT IF EXISTS manufacturing_{table}_status, ALTER COLUMN {column} DROP DEFAULT,"
+        f" ALTER TABLE manufacturing_{table} DROP CONSTRAINT IF EXISTS manufacturing_{table}_status,"
+        f" ALTER COLUMN {column} DROP DEFAULT,"
         f" ALTER COLUMN {column} TYPE game_{column} USING {column}::text::game_{column}"
     )
 

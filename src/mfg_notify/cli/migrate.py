@@ -33,10 +33,13 @@ def migrate_up(dsn: str, game_schema: str, create_role: str | None) -> None:
     """Install or upgrade. Safe to repeat, also while the game and the exporter run."""
     conninfo = complete_conninfo(dsn, APPLICATION)
     with migrations.connect(conninfo) as connection:
+        before = installation.read_status(connection, game_schema)
         applied = migrations.up(connection, game_schema, print_waiting)
         status = installation.read_status(connection, game_schema)
     for migration in applied:
         print_line(f"[green]applied[/] {migration.number:04d}_{migration.name}")
+    for name in (*before.missing, *before.changed):
+        print_line(f"[green]repaired[/] {escape(name)}")
     if not applied:
         print_line(f"nothing to do: {describe(conninfo)} has version {status.version}")
     if status.installation is not None and not status.installation.notify:
@@ -85,6 +88,11 @@ def migrate_status(dsn: str, game_schema: str) -> None:
         print_line(f"notify    {'on' if status.installation.notify else 'off'}")
     if status.missing:
         print_line(f"missing   {', '.join(status.missing)}")
+    if status.changed:
+        print_line(f"changed   {', '.join(status.changed)}")
+    if status.installation is not None and not status.installation.released:
+        print_line(f"[yellow]unreleased[/]: run {installation.REINSTALL}")
+        sys.exit(1)
     if not status.complete:
         print_line("[yellow]not complete[/]: run mfg-notify migrate up")
         sys.exit(1)

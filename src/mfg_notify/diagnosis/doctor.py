@@ -306,16 +306,21 @@ def _check_excess(examination: _Examination) -> _Result:
 
 def _check_version(examination: _Examination) -> _Result:
     if examination.settings is None:
-        remedy = "mfg-notify migrate down, then mfg-notify migrate up: the totals start again"
-        return _Result("failed", "mfg_notify.settings has lost its row", remedy)
+        return _Result("failed", "mfg_notify.settings has lost its row", installation.REINSTALL)
     version, latest = examination.settings.version, installation.SCHEMA_VERSION
     if version > latest:
         return _Result("failed", f"the schema has version {version}, this mfg-notify knows {latest}", UPGRADE)
     if version < latest:
         return _Result("failed", f"the schema has version {version}, this mfg-notify needs {latest}", MIGRATE)
-    missing = installation.find_missing_objects(examination.working)
+    if not examination.settings.released:
+        return _Result("failed", installation.UNRELEASED, installation.REINSTALL)
+    missing, changed = installation.find_differences(examination.working)
+    # The next check reports triggers.
+    missing = [name for name in missing if not name.startswith("trigger ")]
     if missing:
         return _Result("failed", f"missing in schema mfg_notify: {_list(missing)}", MIGRATE)
+    if changed:
+        return _Result("failed", f"not as version {version} installs it: {_list(changed)}", MIGRATE)
     return _Result("ok", f"version {version} is installed, the newest")
 
 

@@ -4,27 +4,28 @@ The one place that decides this, for the exporter, `migrate`, `doctor` and `tail
 what is installed.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mfg_notify.errors import SchemaNotReady, SchemaTooNew
 from mfg_notify.postgres.connection import BlockingConnection, Connection, translated_errors
 from mfg_notify.postgres.queries import QUERY
 
-SCHEMA_VERSION = 2
-"""Version of the schema that this code works with: the number of the newest migration in `db/triggers`."""
+MIGRATION_HASHES = {
+    "1": "92e982fb13c41c2a4920f9fcec262e6ba6f9ed067475089c267ca077fcc2959e",
+    "2": "049baefc3eaaec20658d4f65288e7893c87c6f5f118669067ecccf985e16b470",
+}
+"""The migrations in `db/triggers` by number, with the hash that each stores when it is applied.
+
+A file never changes after its release. An installation with other hashes was made by an unreleased version.
+"""
+SCHEMA_VERSION = len(MIGRATION_HASHES)
+"""Version of the schema that this code works with: the number of the newest migration."""
 TRIGGERS_PER_TABLE = 4
 TRIGGERS = 3 * TRIGGERS_PER_TABLE
 """On the game's three tables."""
-RELATIONS = (
-    *("event", "event_id_seq", "pending_commit", "total", "recent", "latest", "lease", "settings", "lost", "folded"),
-    "notify_disabled",
-)
-FUNCTIONS = (
-    *("watched_columns", "missing_columns", "backlog", "transactions_can_be_prepared", "can_notify"),
-    *("database_is_utf8", "payload", "write_events", "count_inputs", "flush_at_commit"),
-    *("pipeline_changed", "task_changed", "factory_changed", "table_truncated"),
-)
-"""If one of these relations and functions is missing, the installation is not complete."""
+UNRELEASED = "the triggers were installed by an unreleased version of mfg-notify"
+REINSTALL = "mfg-notify migrate down, then mfg-notify migrate up: the totals start again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,16 @@ class Installation:
     """False: this installation never notifies; the exporter polls the journal."""
     backend_pid: int
     """Backend that the notifications of the asking session name as their sender."""
+    applied: Mapping[str, str] | None
+    """Hash of each applied migration by number; None before hashes were stored."""
+
+    @property
+    def released(self) -> bool:
+        """Whether every migration was applied in the form in which it was released, as far as this code knows it."""
+        applied = self.applied or {}
+        return all(
+            applied.get(number) == known for number, known in MIGRATION_HASHES.items() if int(number) <= self.version
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +60,9 @@ class Status:
     triggers: dict[str, int]
     """Number of enabled triggers on each of the game's tables that exist."""
     missing: tuple[str, ...] = ()
-    """Relations and functions of the schema that somebody has dropped."""
+    """Functions, triggers, tables and sequences that somebody has dropped."""
+    changed: tuple[str, ...] = ()
+    """Those that somebody has changed."""
 
     @property
     def version(self) -> int | None:
@@ -58,8 +71,10 @@ class Status:
 
     @property
     def intact(self) -> bool:
-        """Whether everything that the installed version consists of exists and every trigger is enabled."""
-        return self.installation is not None and not self.missing and sum(self.triggers.values()) == TRIGGERS
+        """Whether everything of the installed version is as it was installed and every trigger is enabled."""
+        if self.installation is None or self.missing or self.changed:
+            return False
+        return sum(self.triggers.values()) == TRIGGERS
 
     @property
     def complete(self) -> bool:
@@ -80,6 +95,8 @@ async def check_installation(connection: Connection) -> Installation:
             f"the database has schema version {installation.version}, this exporter knows {SCHEMA_VERSION}; "
             "upgrade mfg-notify"
         )
+    if not installation.released:
+        raise SchemaNotReady(f"{UNRELEASED}; run {REINSTALL}")
     with translated_errors():
         missing = await (await connection.execute(QUERY["missing_columns"])).fetchall()
     if missing:
@@ -104,7 +121,11 @@ def read_status(connection: BlockingConnection, schema: str) -> Status:
         counted: list[tuple[str, int]] = connection.execute(QUERY["triggers"], {"schema": schema}).fetchall()
     if not is_installed(connection):
         return Status(None, dict(counted))
-    return Status(read_settings(connection), dict(counted), tuple(find_missing_objects(connection)))
+    settings = read_settings(connection)
+    if settings is None or settings.applied is None:
+        return Status(settings, dict(counted))
+    missing, changed = find_differences(connection)
+    return Status(settings, dict(counted), tuple(missing), tuple(changed))
 
 
 def is_installed(connection: BlockingConnection) -> bool:
@@ -120,11 +141,13 @@ def read_settings(connection: BlockingConnection) -> Installation | None:
     return Installation(*row) if row is not None else None
 
 
-def find_missing_objects(connection: BlockingConnection) -> list[str]:
-    """Return the relations and functions of the schema that do not exist."""
+def find_differences(connection: BlockingConnection) -> tuple[list[str], list[str]]:
+    """Return which objects of the installed version are missing, and which are not as they were installed."""
     with translated_errors():
-        names = {"relations": list(RELATIONS), "functions": list(FUNCTIONS)}
-        return [name for (name,) in connection.execute(QUERY["missing_objects"], names).fetchall()]
+        if connection.execute(QUERY["can_compare"]).fetchone() != (True,):
+            return ["function object_hashes"], []
+        found = connection.execute(QUERY["different_objects"]).fetchall()
+    return [name for name, exists in found if not exists], [name for name, exists in found if exists]
 
 
 def find_missing_columns(connection: BlockingConnection) -> list[str]:

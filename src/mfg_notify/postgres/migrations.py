@@ -19,7 +19,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from mfg_notify.errors import AccessDenied, DatabaseUnavailable, UsageError
 from mfg_notify.postgres.connection import BlockingConnection, translate, translated_errors
-from mfg_notify.postgres.installation import SCHEMA_VERSION, read_status
+from mfg_notify.postgres.installation import REINSTALL, SCHEMA_VERSION, UNRELEASED, read_status
 from mfg_notify.postgres.queries import QUERY
 
 OLDEST_SERVER = 140000
@@ -105,14 +105,16 @@ def up(connection: BlockingConnection, schema: str, on_wait: Callable[[str], Non
     if connection.info.server_version < OLDEST_SERVER:
         raise UsageError(f"PostgreSQL {connection.info.server_version // 10000} is too old: 14 or newer is needed")
     status = read_status(connection, schema)
-    if status.complete:
-        return []
     if status.version is not None and status.version > SCHEMA_VERSION:
         raise UsageError(
             f"the database has schema version {status.version}, this mfg-notify knows {SCHEMA_VERSION}: "
             "upgrade mfg-notify"
         )
-    # To restore what somebody has dropped, apply every file again: all of them are safe to repeat.
+    if status.installation is not None and not status.installation.released:
+        raise UsageError(f"{UNRELEASED}; run {REINSTALL}")
+    # To restore what somebody has dropped or changed, apply every file again: all of them are safe to repeat.
+    if status.complete:
+        return []
     installed = status.version if status.intact and status.version is not None else 0
     pending = [migration for migration in migrations() if migration.number > installed]
     for migration in pending:

@@ -36,7 +36,8 @@ GRANT SELECT, INSERT, UPDATE ON mfg_notify.total TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON mfg_notify.recent, mfg_notify.latest TO {role};
 GRANT SELECT, UPDATE ON SEQUENCE mfg_notify.folded, mfg_notify.notify_disabled, mfg_notify.lost TO {role};
 GRANT SELECT ON SEQUENCE mfg_notify.event_id_seq TO {role};
-GRANT EXECUTE ON FUNCTION mfg_notify.missing_columns, mfg_notify.watched_columns, mfg_notify.count_inputs TO {role};
+GRANT EXECUTE ON FUNCTION mfg_notify.missing_columns, mfg_notify.watched_columns, mfg_notify.object_hashes,
+    mfg_notify.count_inputs TO {role};
 
 -- Records what is granted below: `down` revokes that, and nothing that the role had before. A row without a relation
 -- stands for USAGE on the schema, a row without a schema for CONNECT on the database.

@@ -45,7 +45,7 @@ UNION ALL
 SELECT 'EXECUTE ON FUNCTION mfg_notify.' || p.proname, true
 FROM pg_proc p
 WHERE p.pronamespace = to_regnamespace('mfg_notify') AND NOT has_function_privilege(p.oid, 'EXECUTE')
-  AND p.proname IN ('missing_columns', 'watched_columns', 'count_inputs')
+  AND p.proname IN ('missing_columns', 'watched_columns', 'object_hashes', 'count_inputs')
 UNION ALL
 SELECT format('SELECT (%%s) ON %%I.%%I', string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum),
               %(schema)s, c.relname),

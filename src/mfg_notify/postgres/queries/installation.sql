@@ -8,16 +8,21 @@ SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamesp
 -- name: settings
 -- The settings, with the backend that this session's notifications name as their sender: behind a pooler the client
 -- knows a different process id. The triggers do not notify if transactions can be prepared, because PREPARE TRANSACTION
--- refuses a transaction that has notified.
-SELECT version, channel, notify AND current_setting('max_prepared_transactions') = '0', pg_backend_pid()
-FROM mfg_notify.settings
+-- refuses a transaction that has notified. Versions before the first release did not store what they applied.
+SELECT version, channel, notify AND current_setting('max_prepared_transactions') = '0', pg_backend_pid(),
+       to_jsonb(s) -> 'applied'
+FROM mfg_notify.settings AS s
 
--- name: missing_objects
--- Names of the relations and functions that a migration makes and that do not exist. Triggers are counted separately.
-SELECT name FROM unnest(%(relations)s::text[]) name WHERE to_regclass('mfg_notify.' || name) IS NULL
-UNION ALL
-SELECT name FROM unnest(%(functions)s::text[]) name
-WHERE NOT EXISTS (SELECT FROM pg_proc WHERE proname = name AND pronamespace = to_regnamespace('mfg_notify'))
+-- name: can_compare
+-- Whether the function exists that hashes the installed objects.
+SELECT to_regprocedure('mfg_notify.object_hashes()') IS NOT NULL
+
+-- name: different_objects
+-- The objects that are not as they were installed, and whether they exist.
+SELECT name, actual.hash IS NOT NULL
+FROM mfg_notify.settings AS s CROSS JOIN LATERAL jsonb_each_text(s.objects) AS installed (name, hash)
+LEFT JOIN jsonb_each_text(mfg_notify.object_hashes()) AS actual (name, hash) USING (name)
+WHERE actual.hash IS DISTINCT FROM installed.hash ORDER BY name
 
 -- name: missing_columns
 -- Columns of the game's tables that the triggers need and that do not exist.
