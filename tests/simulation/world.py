@@ -117,6 +117,7 @@ class World(Watcher):
         """In the last foul weather."""
         self._phase = 0
         self._fair = False
+        self._postponed = False
         self.weather = Weather()
         for exporter in self.exporters:
             exporter.start()
@@ -187,6 +188,12 @@ class World(Watcher):
             self.agenda.after(1, self._start_all, phase)
 
     def _be_fair(self) -> None:
+        if self._leader().ledger.reconciling and not self._postponed:
+            # The periodic reconciliation has just begun. Let it end.
+            self._postponed = True
+            self.agenda.after(PUNCTUAL, self._be_fair)
+            return
+        self._postponed = False
         self._check_convergence()
         self._forged.clear()
         self._set_weather(fair(self._chance))

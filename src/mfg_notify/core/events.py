@@ -8,7 +8,6 @@ order in which they come here. The triggers write bare columns; what is conversi
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal
-from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -123,7 +122,7 @@ class Event(Struct, frozen=True, gc=False):
 _TABLES = {kind: str(kind.__struct_config__.tag) for kind in (PipelineChange, TaskChange, FactoryChange)}
 
 
-_Time: TypeAlias = Annotated[str, Meta(max_length=64)] | None
+_Time: TypeAlias = Annotated[datetime, Meta(tz=True)]
 _Number: TypeAlias = Whole | None
 _Inputs: TypeAlias = tuple[Count, Count] | None
 _Operation: TypeAlias = Literal["I", "U", "D", "R"]
@@ -133,14 +132,14 @@ _Pipeline: TypeAlias = tuple[
     _Operation,
     tuple[Text | None, Text, Text, Text],
     tuple[_Number, _Number, _Number, Whole, _Number, _Number, _Number],
-    tuple[_Time, _Time],
+    tuple[_Time | None, _Time | None],
 ]
 _Task: TypeAlias = tuple[
     Literal["task"],
     _Operation,
     tuple[Text | None, Text | None, Text, Text, Text, Text | None],
     tuple[_Number, _Number, _Number, Whole, _Number, _Number, _Number],
-    tuple[_Time, _Time, _Time],
+    tuple[_Time | None, _Time | None, _Time | None],
 ]
 _Factory: TypeAlias = tuple[
     Literal["factory"],
@@ -166,8 +165,8 @@ def _pipeline(event: _Pipeline) -> PipelineChange:
         cost or 0,
         revenue or 0,
         profit or 0,
-        None if started is None else _microseconds(started),
-        None if completed is None else _microseconds(completed),
+        _microseconds(started),
+        _microseconds(completed),
     )
     if operation == "I":
         return PipelineChange("I", key, None, row)
@@ -194,9 +193,9 @@ def _task(event: _Task) -> TaskChange:
         retries or 0,
         cost or 0,
         revenue or 0,
-        None if ready is None else _microseconds(ready),
-        None if started is None else _microseconds(started),
-        None if completed is None else _microseconds(completed),
+        _microseconds(ready),
+        _microseconds(started),
+        _microseconds(completed),
     )
     if operation == "I":
         return TaskChange("I", key, None, row)
@@ -249,23 +248,12 @@ def _present(status: str | None) -> str:
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@lru_cache(maxsize=8192)
-def _microseconds(text: str) -> int | None:
-    """Return a time as PostgreSQL's JSON writes it; None if it is no sensible one: infinite, or Go's zero time.
-
-    Cached, because a row tells the same times over and over.
-    """
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError as error:
-        # Python's calendar has four digits for the year, and none before Christ.
-        year, dash, _ = text.partition("-")
-        if text in ("infinity", "-infinity") or text.endswith(" BC") or (dash and len(year) > 4 and year.isdecimal()):
-            return None
-        raise MalformedEvent("no time") from error
-    since = (time if time.tzinfo is not None else time.replace(tzinfo=UTC)) - _EPOCH
-    microseconds = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
-    return microseconds if microseconds >= 0 else None
+def _microseconds(time: datetime | None) -> int | None:
+    """Return epoch microseconds; None if there is no sensible time: before 1970, for example Go's zero time."""
+    if time is None or time < _EPOCH:
+        return None
+    since = time - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 class _Table(NamedTuple):
@@ -275,10 +263,11 @@ class _Table(NamedTuple):
 
 
 _TABLE_OF = {
-    '["pipeline"': _Table(msgspec.json.Decoder(_Pipeline), _pipeline, PipelineChange("T", "", None, None)),
-    '["task"': _Table(msgspec.json.Decoder(_Task), _task, TaskChange("T", "", None, None)),
-    '["factory"': _Table(msgspec.json.Decoder(_Factory), _factory, FactoryChange("T", "", None, None)),
+    "p": _Table(msgspec.json.Decoder(_Pipeline), _pipeline, PipelineChange("T", "", None, None)),
+    "t": _Table(msgspec.json.Decoder(_Task), _task, TaskChange("T", "", None, None)),
+    "f": _Table(msgspec.json.Decoder(_Factory), _factory, FactoryChange("T", "", None, None)),
 }
+"""By the first letter of the table, the third character of an event."""
 _NOT_AN_EVENT = (msgspec.DecodeError, UnicodeError, RecursionError)
 """What the decoder raises: the last of them for brackets nested a thousand deep."""
 
@@ -290,7 +279,7 @@ def decode_change(body: str | bytes) -> Change:
     """
     try:
         text = body if isinstance(body, str) else body.decode()
-        table = _TABLE_OF.get(text[: text.find(",")])
+        table = _TABLE_OF.get(text[2:3])
         if table is None:
             raise MalformedEvent("of no table")
         try:
@@ -308,14 +297,25 @@ def decode_change(body: str | bytes) -> Change:
 
 
 _any_decoder = msgspec.json.Decoder(float_hook=Decimal)
+_TIMES = 4
+"""Place of the times in an event of a pipeline or task, their last part."""
 
 
 def _decode_unusual(table: _Table, text: str) -> Any | None:  # noqa: ANN401 - one of the types above
-    """Decode an event of a TRUNCATE, which is None, or one with numbers that have a fraction or an exponent."""
+    """Decode what the decoder of the table refuses, if it is an event.
+
+    That of a TRUNCATE, which is None, or one with a number that has a fraction or an exponent, or with a time that
+    Python's calendar does not have.
+    """
     parts = _any_decoder.decode(text)
-    if isinstance(parts, list) and parts[1:] == ["T"]:
+    if not isinstance(parts, list):
+        raise MalformedEvent("no array")
+    if parts[1:] == ["T"]:
         return None
-    return msgspec.convert(_rounded(parts), table.decoder.type)
+    parts = _rounded(parts)
+    if len(parts) == _TIMES + 1 and isinstance(parts[_TIMES], list):
+        parts[_TIMES] = [_in_calendar(time) for time in parts[_TIMES]]
+    return msgspec.convert(parts, table.decoder.type)
 
 
 def _rounded(part: Any) -> Any:  # noqa: ANN401 - JSON
@@ -327,7 +327,20 @@ def _rounded(part: Any) -> Any:  # noqa: ANN401 - JSON
     return [_rounded(each) for each in part] if isinstance(part, list) else part
 
 
-_payload_decoder = msgspec.json.Decoder(tuple[int, Count, Count, str, msgspec.Raw])
+def _in_calendar(text: Any) -> Any:  # noqa: ANN401 - JSON
+    # As PostgreSQL writes times in JSON: the year may have more than four digits, the offset seconds.
+    if not isinstance(text, str):
+        return text
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        year = text.partition("-")[0]
+        beyond = text in ("infinity", "-infinity") or text.endswith(" BC") or (len(year) > 4 and year.isdecimal())
+        return None if beyond else text
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
+_payload_decoder = msgspec.json.Decoder(tuple[int, Count, Count, _Time, msgspec.Raw])
 
 
 def decode_payload(payload: str) -> Event:
