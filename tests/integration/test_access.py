@@ -32,6 +32,8 @@ from mfg_notify.errors import UsageError
 from mfg_notify.web.access import QUEUE_MAXIMUM, Access, BasicAuthMiddleware, Passwords, _read
 from mfg_notify.web.configuration import ConfigurationError, parse
 
+pytestmark = pytest.mark.slow
+
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine")
 
 
@@ -550,7 +552,6 @@ async def test_no_decoy_lets_anyone_in(setting: Setting, monkeypatch: pytest.Mon
 
 
 @pytest.mark.anyio
-@pytest.mark.slow
 async def test_bcrypt_does_not_hold_up_the_others(setting: Setting) -> None:
     finished: list[str] = []
     with guarded(setting, {"alice": hashed(PASSWORD), "slow": hashed("x", 14)}) as (access, client):
@@ -647,7 +648,6 @@ async def test_clients_that_have_gone_leave_the_queue(setting: Setting, monkeypa
     assert statuses == [401, 0, 200, 0]
 
 
-@pytest.mark.slow
 def test_disconnected_guesses_do_not_delay_the_right_password(setting: Setting) -> None:
     setting.write(basic_auth_users={"alice": hashed(PASSWORD, 11)})
     with setting.exporter() as exporter:

@@ -15,6 +15,8 @@ from tests.support import ROOT, ExporterProcess, eventually, free_port
 from mfg_notify import __version__
 from mfg_notify.postgres import migrations
 
+pytestmark = pytest.mark.slow
+
 ATTEMPTS = 5
 """Tries to connect that one line stands for."""
 JSON = ("--log.format", "json", "--reconcile-interval", "200ms")
@@ -40,7 +42,6 @@ def reconcile(exporter: ExporterProcess, times: int = 3) -> None:
     eventually(exporter.page, lambda page: number(page, RECONCILED) > before + times)
 
 
-@pytest.mark.slow
 def test_the_database_goes_and_comes(postgres: Postgres) -> None:
     port = free_port()
     with postgres.make({"listen_addresses": "127.0.0.1", "port": str(port)}) as server:

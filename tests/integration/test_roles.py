@@ -22,6 +22,8 @@ from mfg_notify.demo.world import GameOptions
 from mfg_notify.postgres import migrations
 from mfg_notify.postgres.queries import QUERY
 
+pytestmark = pytest.mark.slow
+
 Connection = psycopg.Connection[Any]
 OFTEN = ("--reconcile-interval", "200ms")
 ELSEWHERE = "Game_2"

@@ -10,6 +10,8 @@ from psycopg.conninfo import conninfo_to_dict
 from tests.conftest import Database
 from tests.support import ExporterProcess, eventually, run_command
 
+pytestmark = pytest.mark.slow
+
 SECRET = "Tr0ub4dor&3 'is' @home/secret"  # noqa: S105 - of nobody
 FORMS = {SECRET, quote(SECRET, safe=""), SECRET.replace("'", "\\'"), "Tr0ub4dor", "@home", "secret"}
 """None of these may appear."""
@@ -112,9 +114,7 @@ def test_a_running_exporter(way: str, log_format: str, installed: Database, tmp_
         assert_hidden(exporter.read_log())
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=[pytest.mark.slow] if n else []) for n, way in enumerate(WAYS)]
-)
+@pytest.mark.parametrize("way", WAYS)
 def test_migrate_simulate_and_doctor(way: str, database: Database, tmp_path: Path) -> None:
     dsn, more = WAYS[way](server_of(database), tmp_path)
     codes = []
@@ -130,7 +130,7 @@ def test_migrate_simulate_and_doctor(way: str, database: Database, tmp_path: Pat
 
 
 @pytest.mark.parametrize("dsn", WRONG)
-@pytest.mark.parametrize("by", ["option", pytest.param("variable", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("by", ["option", "variable"])
 def test_a_dsn_that_cannot_work(dsn: str, by: str) -> None:
     options, more = (["--dsn", dsn], {}) if by == "option" else ([], {"MFG_NOTIFY_DSN": dsn})
     code, text = run_command("migrate", "status", *options, environment=more)

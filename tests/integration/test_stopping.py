@@ -11,6 +11,8 @@ from tests.support import ExporterProcess, assert_exact, eventually, settled_pag
 
 from mfg_notify.postgres import migrations
 
+pytestmark = pytest.mark.slow
+
 
 def test_sigterm_folds_and_ends_well(installed: Database) -> None:
     with installed.connect() as connection:
@@ -51,7 +53,6 @@ def test_database_comes_up_later(postgres: Postgres) -> None:
             assert exporter.terminate() == 0
 
 
-@pytest.mark.slow
 def test_sigterm_while_the_database_hangs(installed: Database) -> None:
     with installed.connect() as connection, ExporterProcess(installed.dsn) as exporter:
         exporter.wait_ready()

@@ -18,6 +18,8 @@ from mfg_notify.cli import main
 from mfg_notify.core.tuning import Tuning
 from mfg_notify.web.server import GRACE
 
+pytestmark = pytest.mark.slow
+
 NOWHERE = "host=/nonexistent dbname=game"
 
 

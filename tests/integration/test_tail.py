@@ -35,6 +35,8 @@ from mfg_notify.diagnosis.tail.gaps import Gap, ShownEvents
 from mfg_notify.diagnosis.tail.output import format_json, format_line
 from mfg_notify.postgres import migrations
 
+pytestmark = pytest.mark.slow
+
 PIPE_SIZE = 65536
 
 
@@ -155,7 +157,6 @@ def test_notify_disabled_under_load(installed: Database) -> None:
         assert tail.read_log().count("t-1") == 1
 
 
-@pytest.mark.slow
 def test_an_event_of_an_open_transaction_is_not_missing(installed: Database) -> None:
     with installed.connect() as slow, installed.connect() as quick, tailing(installed.dsn) as tail:
         add_player(slow)

@@ -12,7 +12,7 @@ from tests.support import PATIENCE, exporting, page_of
 
 from mfg_notify.exporter import Exporter
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 NEVER_AGAIN = 3600.0
 """Seconds between reconciliations: none comes to help."""
 
