@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results.json"
+INSTRUCTIONS = RESULTS.with_name("instructions.json")
 CHART = Path(__file__).parents[1] / "docs" / "pictures" / "performance.svg"
 Figures = dict[str, Any]
 
@@ -15,6 +16,8 @@ def parts() -> dict[str, str]:
     return {
         "machine": ", ".join(f"{name} {value}" for name, value in results["machine"].items()),
         "writer table": _writers(results["writers"]),
+        "factory table": _factories(results["factories"]),
+        "instruction table": _instructions(json.loads(INSTRUCTIONS.read_text(encoding="utf-8"))),
         "figure table": _figures(results),
         "history table": _history(results["history"]),
         "delay table": _delay(results["delay"]),
@@ -26,25 +29,37 @@ def _table(*rows: tuple[str, ...]) -> str:
     return "\n".join((head, "|" + "---|" * len(rows[0]), *rest))
 
 
-def _writers(found: Figures) -> str:
-    names = {
-        "none": "no triggers",
-        "triggers": "triggers, no exporter running",
-        "exporter": "triggers and exporter (`--notify adaptive`)",
-        "always": "triggers and exporter, `--notify always`",
-        "plain": "a plain `pg_notify` in every commit, with a listener",
-    }
+_INSTALLED = {
+    "none": "no triggers",
+    "triggers": "triggers, no exporter running",
+    "exporter": "triggers and exporter (`--notify adaptive`)",
+    "always": "triggers and exporter, `--notify always`",
+    "plain": "a plain `pg_notify` in every commit, with a listener",
+}
 
+
+def _throughput(found: Figures, *scripts: str) -> list[tuple[str, ...]]:
     def cell(script: str, name: str, clients: int) -> str:
         figures = found.get(f"{script} {name} {clients}")
         return "" if figures is None else f"{figures['rate']:,.0f}/s ({figures['ratio']:.2f})"
 
+    rows = ((label, *(cell(s, name, n) for s in scripts for n in (1, 8))) for name, label in _INSTALLED.items())
+    return [row for row in rows if any(row[1:])]
+
+
+def _writers(found: Figures) -> str:
+    head = ("", "every statement a change, 1 client", "8 clients", "nothing watched changes, 1 client", "8 clients")
+    return _table(head, *_throughput(found, "change", "save"))
+
+
+def _factories(found: Figures) -> str:
+    return _table(("", "the supply of a factory changes, 1 client", "8 clients"), *_throughput(found, "supply"))
+
+
+def _instructions(found: Figures) -> str:
     return _table(
-        ("", "every statement a change, 1 client", "8 clients", "nothing watched changes, 1 client", "8 clients"),
-        *(
-            (label, *(cell(script, name, clients) for script in ("change", "save") for clients in (1, 8)))
-            for name, label in names.items()
-        ),
+        ("statement", "without triggers", "the triggers add, NOTIFY off", "NOTIFY on"),
+        *((name, *(f"{counts[key]:,}" for key in ("bare", "notify off", "notify on"))) for name, counts in found.items()),
     )
 
 
