@@ -203,7 +203,8 @@ async def test_a_viewer_that_does_not_read_is_disconnected() -> None:
         return BoardSnapshot("1", "live", True, f"{next(count)} " + "x" * 2**20, None, None, [], [])
 
     board = Board(snapshot)
-    limits = Limits(response_seconds=1.0)
+    # Long enough for a viewer that reads on a busy machine.
+    limits = Limits(response_seconds=3.0)
     async with serving(pages(None, limits, board), limits) as found:
         stuck = unread_socket(found.port)
         stuck.sendall(request(path="/-/board/stream"))
