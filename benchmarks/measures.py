@@ -186,15 +186,13 @@ def backlog(stage: Stage, say: Say, *, events: int) -> Figures:
     with stage.connect("backlog") as connection:
         connection.execute(
             """INSERT INTO mfg_notify.event (body)
-               SELECT json_build_array('task', 'U', 't' || g %% 100000,
-                   json_build_array(1 + g %% 20, (ARRAY['ACQUIRE_DELIVER', 'COLLECT_SELL', 'LIQUIDATE'])[1 + g %% 3],
-                       (ARRAY['READY', 'ASSIGNED', 'EXECUTING'])[1 + g %% 3], 'SHIP-' || g %% 400, 0, 0, 0,
-                       1700000000000000 + g, NULL, NULL),
-                   json_build_array(1 + g %% 20, (ARRAY['ACQUIRE_DELIVER', 'COLLECT_SELL', 'LIQUIDATE'])[1 + g %% 3],
-                       (ARRAY['ASSIGNED', 'EXECUTING', 'COMPLETED'])[1 + g %% 3], 'SHIP-' || g %% 400, 0, 50, 120,
-                       1700000000000000 + g, 1700000000000000 + g,
-                       CASE WHEN g %% 3 = 2 THEN 1700000090000000 + g END))
-               FROM generate_series(1, %s) g""",
+               SELECT json_build_array('task', 'U',
+                   ARRAY[(ARRAY['READY', 'ASSIGNED', 'EXECUTING'])[1 + g %% 3], 'SHIP-' || g %% 400, 't' || g %% 100000,
+                         (ARRAY['ACQUIRE_DELIVER', 'COLLECT_SELL', 'LIQUIDATE'])[1 + g %% 3],
+                         (ARRAY['ASSIGNED', 'EXECUTING', 'COMPLETED'])[1 + g %% 3], 'SHIP-' || g %% 400],
+                   ARRAY[0, 0, 0, 1 + g %% 20, 0, 50, 120],
+                   ARRAY[seen.at, seen.at, CASE WHEN g %% 3 = 2 THEN seen.at + interval '90 s' END])
+               FROM generate_series(1, %s) g, LATERAL (SELECT to_timestamp(1700000000 + g / 1e6) AS at) AS seen""",
             (events,),
         )
         connection.execute("VACUUM ANALYZE mfg_notify.event")

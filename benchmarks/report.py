@@ -59,7 +59,10 @@ def _factories(found: Figures) -> str:
 def _instructions(found: Figures) -> str:
     return _table(
         ("statement", "without triggers", "the triggers add, NOTIFY off", "NOTIFY on"),
-        *((name, *(f"{counts[key]:,}" for key in ("bare", "notify off", "notify on"))) for name, counts in found.items()),
+        *(
+            (name, *(f"{counts[key]:,}" for key in ("bare", "notify off", "notify on")))
+            for name, counts in found.items()
+        ),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self, TypeVar
+from typing import LiteralString, Self, TypeVar
 
 import anyio
 import httpx
@@ -32,6 +32,12 @@ _NO_TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """For httpx, which otherwise spends 45 ms on reading the machine's certificates for every page."""
 
 Answer = TypeVar("Answer")
+
+
+def to_trigger_role(statement: LiteralString) -> LiteralString:
+    """Return a statement that runs this one with the owner of the trigger functions in place of `%1$s`."""
+    owner = "(SELECT proowner::regrole FROM pg_proc WHERE proname = 'task_changed')"
+    return f"DO $do$ BEGIN EXECUTE format($text${statement}$text$, {owner}); END $do$"
 
 
 def eventually(

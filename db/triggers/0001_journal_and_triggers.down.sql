@@ -10,6 +10,26 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL client_min_messages = warning;
 SET LOCAL lock_timeout = '50ms';
 
+-- Triggers on a table that somebody else has planted in our schema would run with the rights of whoever migrates.
+DO $$
+DECLARE
+    stranger constant name := (
+        SELECT r.rolname
+        FROM (SELECT n.nspowner AS owner FROM pg_namespace AS n WHERE n.nspname = 'mfg_notify'
+              UNION ALL SELECT c.relowner FROM pg_class AS c WHERE c.relnamespace = to_regnamespace('mfg_notify')
+              -- The trigger functions have an owner of their own, in a restored copy that of the original.
+              UNION ALL SELECT p.proowner FROM pg_proc AS p WHERE p.pronamespace = to_regnamespace('mfg_notify')
+                                                              AND p.prorettype <> 'trigger'::regtype) AS object
+        JOIN pg_roles AS r ON r.oid = object.owner WHERE r.rolname <> current_user LIMIT 1);
+BEGIN
+    IF stranger IS NOT NULL THEN
+        RAISE EXCEPTION 'the schema mfg_notify, or something in it, belongs to role %, not to %: migrate as the role that '
+            'has installed it; if none has, DROP SCHEMA mfg_notify CASCADE', stranger, current_user
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+END
+$$;
+
 -- The tables may be gone by now.
 DO $$
 DECLARE
@@ -77,17 +97,20 @@ BEGIN
 END
 $$;
 DO $$
+DECLARE
+    owner constant name := 'mfg_notify_owner_' || (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database());
 BEGIN
-    IF to_regrole('mfg_notify_owner') IS NOT NULL THEN
-        DROP OWNED BY mfg_notify_owner;  -- its rights on the game's tables
+    IF shobj_description(to_regrole(owner), 'pg_authid')
+       = 'owner of the trigger functions of mfg-notify, made by its migration' THEN
+        EXECUTE format('DROP OWNED BY %I', owner);  -- its rights on the game's tables
         BEGIN
-            DROP ROLE mfg_notify_owner;
+            EXECUTE format('DROP ROLE %I', owner);
         EXCEPTION WHEN dependent_objects_still_exist THEN
-            RAISE NOTICE 'role mfg_notify_owner stays: another database uses it';
+            RAISE NOTICE 'role % stays: another database uses it', owner;
         END;
     END IF;
 EXCEPTION WHEN insufficient_privilege THEN
-    RAISE NOTICE 'role mfg_notify_owner stays: not allowed to drop it';
+    RAISE NOTICE 'role % stays: not allowed to drop it', owner;
 END
 $$;
 

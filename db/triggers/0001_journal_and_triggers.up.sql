@@ -11,6 +11,26 @@ BEGIN;
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL client_min_messages = warning;
 
+-- Triggers on a table that somebody else has planted in our schema would run with the rights of whoever migrates.
+DO $$
+DECLARE
+    stranger constant name := (
+        SELECT r.rolname
+        FROM (SELECT n.nspowner AS owner FROM pg_namespace AS n WHERE n.nspname = 'mfg_notify'
+              UNION ALL SELECT c.relowner FROM pg_class AS c WHERE c.relnamespace = to_regnamespace('mfg_notify')
+              -- The trigger functions have an owner of their own, in a restored copy that of the original.
+              UNION ALL SELECT p.proowner FROM pg_proc AS p WHERE p.pronamespace = to_regnamespace('mfg_notify')
+                                                              AND p.prorettype <> 'trigger'::regtype) AS object
+        JOIN pg_roles AS r ON r.oid = object.owner WHERE r.rolname <> current_user LIMIT 1);
+BEGIN
+    IF stranger IS NOT NULL THEN
+        RAISE EXCEPTION 'the schema mfg_notify, or something in it, belongs to role %, not to %: migrate as the role that '
+            'has installed it; if none has, DROP SCHEMA mfg_notify CASCADE', stranger, current_user
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+END
+$$;
+
 CREATE SCHEMA IF NOT EXISTS mfg_notify;
 COMMENT ON SCHEMA mfg_notify IS 'mfg-notify: journal of manufacturing events and their settled totals';
 
@@ -432,9 +452,9 @@ $template$;
             END IF;$observe$;
     -- A factory event tells how many inputs have come and, of a change of supply or readiness, whether the row is the
     -- current one of its factory: the newest whose pipeline is live, or which has none. Several rows, one a pipeline,
-    -- describe a factory at once, and rows of finished pipelines stay behind. Mostly it is among the newest rows of all.
-    -- If it is not, the search goes from the live pipelines into the indexes of the factory rows. Neither grows with
-    -- history; OFFSET 0 keeps the planner from ways that do.
+    -- describe a factory at once, and rows of finished pipelines stay behind. If only a few rows of all factories are
+    -- newer, they are looked through. Else the search goes from the live pipelines into the indexes of the factory rows.
+    -- Neither grows with history; LIMIT and OFFSET 0 keep the planner from ways that do.
     look_at_factory constant text := $look$IF TG_OP <> 'DELETE' THEN
                 inputs := mfg_notify.count_inputs(NEW.required_inputs::jsonb, NEW.delivered_inputs::jsonb);
             END IF;
@@ -448,26 +468,34 @@ $template$;
                    OR row_security_active('public.manufacturing_pipelines'::regclass) THEN
                     RAISE EXCEPTION 'row-level security hides rows of manufacturing_factory_states';
                 END IF;
-                SELECT newest.id = NEW.id INTO is_current
-                FROM (SELECT f.id, f.pipeline_id, f.factory_symbol, f.output_good, f.player_id
-                      FROM public.manufacturing_factory_states AS f ORDER BY f.id DESC LIMIT 300) AS newest
-                WHERE newest.factory_symbol = NEW.factory_symbol AND newest.output_good = NEW.output_good
-                  AND newest.player_id = NEW.player_id
-                  AND (newest.pipeline_id IS NULL
-                       OR EXISTS (SELECT FROM public.manufacturing_pipelines AS p
-                                  WHERE p.id = newest.pipeline_id AND p.status IN ('PLANNING', 'EXECUTING') OFFSET 0))
-                ORDER BY newest.id DESC LIMIT 1;
-                IF is_current IS NULL THEN
-                    SELECT coalesce(max(f.id) = NEW.id, false) INTO is_current FROM (
-                        (SELECT f.id, f.player_id FROM public.manufacturing_factory_states AS f
-                         WHERE f.factory_symbol = NEW.factory_symbol AND f.output_good = NEW.output_good
-                           AND f.pipeline_id = ANY (ARRAY(SELECT p.id FROM public.manufacturing_pipelines AS p
-                                                          WHERE p.status IN ('PLANNING', 'EXECUTING'))) OFFSET 0)
-                        UNION ALL
-                        (SELECT f.id, f.player_id FROM public.manufacturing_factory_states AS f
-                         WHERE f.factory_symbol = NEW.factory_symbol AND f.output_good = NEW.output_good
-                           AND f.pipeline_id IS NULL OFFSET 0)) AS f
-                    WHERE f.player_id = NEW.player_id;
+                is_current := NEW.pipeline_id IS NULL OR EXISTS (
+                    SELECT FROM public.manufacturing_pipelines AS p
+                    WHERE p.id = NEW.pipeline_id AND p.status IN ('PLANNING', 'EXECUTING'));
+                IF is_current AND (SELECT f.id FROM public.manufacturing_factory_states AS f
+                                   ORDER BY f.id DESC LIMIT 1) - NEW.id <= 100 THEN
+                    is_current := NOT EXISTS (
+                        SELECT FROM (SELECT f.factory_symbol, f.output_good, f.player_id, f.pipeline_id
+                                     FROM public.manufacturing_factory_states AS f
+                                     WHERE f.id > NEW.id ORDER BY f.id DESC LIMIT 100) AS newer
+                        WHERE newer.factory_symbol = NEW.factory_symbol AND newer.output_good = NEW.output_good
+                          AND newer.player_id = NEW.player_id
+                          AND (newer.pipeline_id IS NULL
+                               OR EXISTS (SELECT FROM public.manufacturing_pipelines AS p
+                                          WHERE p.id = newer.pipeline_id AND p.status IN ('PLANNING', 'EXECUTING')
+                                          OFFSET 0)));
+                ELSIF is_current THEN
+                    is_current := NOT EXISTS (
+                        SELECT FROM (SELECT f.factory_symbol, f.output_good, f.player_id, f.id
+                                     FROM public.manufacturing_factory_states AS f
+                                     WHERE f.pipeline_id = ANY (ARRAY(SELECT p.id FROM public.manufacturing_pipelines AS p
+                                                                      WHERE p.status IN ('PLANNING', 'EXECUTING')))
+                                     OFFSET 0) AS other
+                        WHERE other.factory_symbol = NEW.factory_symbol AND other.output_good = NEW.output_good
+                          AND other.player_id = NEW.player_id AND other.id > NEW.id)
+                    AND NOT EXISTS (
+                        SELECT FROM public.manufacturing_factory_states AS f
+                        WHERE f.factory_symbol = NEW.factory_symbol AND f.output_good = NEW.output_good
+                          AND f.pipeline_id IS NULL AND f.player_id + 0 = NEW.player_id AND f.id + 0 > NEW.id OFFSET 0);
                 END IF;
             END IF;$look$;
     t        record;
@@ -578,50 +606,90 @@ BEGIN
 END
 $$;
 
+-- The exporter's role has no right to delete from the journal, because with it comes the right to lock it. It calls
+-- these. Journal rows are never updated, so a ctid identifies a row while the fold holds its lock on the lease. Up to the
+-- id `after` there are only dead rows, which the scan of the index skips.
+CREATE OR REPLACE FUNCTION mfg_notify.take_events(of_version integer, after bigint, at_most integer)
+RETURNS TABLE (id bigint, xid bigint, at bigint, body text)
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_sort = off  -- without statistics the planner might sort the whole journal
+AS $$
+    DELETE FROM mfg_notify.event AS taken
+    WHERE taken.ctid = ANY (ARRAY(SELECT e.ctid FROM mfg_notify.event AS e WHERE e.version = of_version AND e.id > after
+                                  ORDER BY e.id LIMIT at_most))
+    RETURNING taken.id, taken.xid::text::bigint, (date_part('epoch', taken.at) * 1000000)::bigint, taken.body
+$$;
+
+-- Counts the buffers that were not written at their COMMIT: the flush deletes its row, so a visible row is a lost buffer,
+-- which holds at most 64 events.
+CREATE OR REPLACE FUNCTION mfg_notify.count_abandoned() RETURNS bigint
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    WITH abandoned AS (DELETE FROM mfg_notify.pending_commit RETURNING xid)
+    SELECT count(nextval('mfg_notify.lost')) FROM abandoned, generate_series(1, 64)
+$$;
+
 -- Otherwise anyone could hang these on a table of theirs and forge events.
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA mfg_notify FROM PUBLIC;
 
--- The trigger functions run as a role that can do nothing else, where the installer may make one; else as the
--- installer.
+-- The trigger functions run as a role of this database that can do nothing else, if the installer may create one; else
+-- as the installer. A role that somebody else has made, or that others are members of, is not used.
 DO $$
+DECLARE
+    owner constant name := 'mfg_notify_owner_' || (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database());
+    made  constant text := 'owner of the trigger functions of mfg-notify, made by its migration';
+    installer constant regrole := to_regrole(quote_ident(current_user));
+    statement text;
+    function  text;
 BEGIN
-    IF to_regrole('mfg_notify_owner') IS NULL THEN
-        BEGIN
-            CREATE ROLE mfg_notify_owner NOLOGIN;
-        EXCEPTION WHEN duplicate_object OR unique_violation THEN
-            NULL;  -- another database of the cluster was quicker
-        END;
-    END IF;
-    IF NOT pg_has_role('mfg_notify_owner', 'USAGE') THEN
-        EXECUTE format('GRANT mfg_notify_owner TO %I', current_user);
-    END IF;
-    GRANT USAGE, CREATE ON SCHEMA mfg_notify TO mfg_notify_owner;
-    GRANT SELECT, INSERT ON mfg_notify.event TO mfg_notify_owner;
-    GRANT SELECT, INSERT, DELETE ON mfg_notify.pending_commit TO mfg_notify_owner;
-    GRANT SELECT ON mfg_notify.settings TO mfg_notify_owner;
-    GRANT USAGE, SELECT ON mfg_notify.event_id_seq, mfg_notify.lost, mfg_notify.folded, mfg_notify.notify_disabled
-        TO mfg_notify_owner;
-    GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA mfg_notify TO mfg_notify_owner;
-    GRANT USAGE ON SCHEMA public TO mfg_notify_owner;
-    GRANT SELECT ON public.manufacturing_pipelines, public.manufacturing_tasks, public.manufacturing_factory_states
-        TO mfg_notify_owner;
-    -- Who may use these but not share them is told so by a warning only.
-    IF NOT has_schema_privilege('mfg_notify_owner', (SELECT c.relnamespace FROM pg_class c
-                                                     WHERE c.oid = 'public.manufacturing_pipelines'::regclass), 'USAGE')
-       OR NOT has_table_privilege('mfg_notify_owner', 'public.manufacturing_pipelines', 'SELECT')
-       OR NOT has_table_privilege('mfg_notify_owner', 'public.manufacturing_tasks', 'SELECT')
-       OR NOT has_table_privilege('mfg_notify_owner', 'public.manufacturing_factory_states', 'SELECT') THEN
-        RAISE insufficient_privilege;
-    END IF;
-    ALTER FUNCTION mfg_notify.pipeline_changed() OWNER TO mfg_notify_owner;
-    ALTER FUNCTION mfg_notify.task_changed() OWNER TO mfg_notify_owner;
-    ALTER FUNCTION mfg_notify.factory_changed() OWNER TO mfg_notify_owner;
-    ALTER FUNCTION mfg_notify.table_truncated() OWNER TO mfg_notify_owner;
-    ALTER FUNCTION mfg_notify.flush_at_commit() OWNER TO mfg_notify_owner;
-    REVOKE CREATE ON SCHEMA mfg_notify FROM mfg_notify_owner;
-EXCEPTION WHEN insufficient_privilege THEN
-    -- Not allowed to make the role, or to give it these rights: the functions stay with the installer.
-    RAISE NOTICE 'mfg-notify: the trigger functions run as %', current_user;
+    BEGIN
+        IF to_regrole(owner) IS NULL THEN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', owner);
+            EXECUTE format('COMMENT ON ROLE %I IS %L', owner, made);
+        ELSIF shobj_description(to_regrole(owner), 'pg_authid') IS DISTINCT FROM made
+              OR EXISTS (SELECT FROM pg_auth_members AS m WHERE m.roleid = to_regrole(owner) AND m.member <> installer)
+              OR EXISTS (SELECT FROM pg_roles AS r WHERE r.oid = to_regrole(owner)
+                         AND (rolcanlogin OR rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls)) THEN
+            RAISE EXCEPTION 'role % has other members or was not made by this migration', owner
+                USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        IF NOT pg_has_role(owner, 'USAGE') THEN
+            EXECUTE format('GRANT %I TO %I', owner, current_user);
+        END IF;
+        FOREACH statement IN ARRAY ARRAY[
+            'GRANT USAGE, CREATE ON SCHEMA mfg_notify TO %I',
+            'GRANT SELECT, INSERT ON mfg_notify.event TO %I',
+            'GRANT SELECT, INSERT, DELETE ON mfg_notify.pending_commit TO %I',
+            'GRANT SELECT ON mfg_notify.settings TO %I',
+            'GRANT USAGE, SELECT ON mfg_notify.event_id_seq, mfg_notify.lost, mfg_notify.folded, mfg_notify.notify_disabled TO %I',
+            'GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA mfg_notify TO %I',
+            'REVOKE EXECUTE ON FUNCTION mfg_notify.take_events, mfg_notify.count_abandoned FROM %I',
+            'GRANT USAGE ON SCHEMA public TO %I',
+            'GRANT SELECT ON public.manufacturing_pipelines TO %I',
+            'GRANT SELECT ON public.manufacturing_tasks TO %I',
+            'GRANT SELECT ON public.manufacturing_factory_states TO %I'] LOOP
+            EXECUTE format(statement, owner);
+        END LOOP;
+        -- Who may use these but not share them is told so by a warning only.
+        IF NOT has_schema_privilege(owner, (SELECT c.relnamespace FROM pg_class c
+                                            WHERE c.oid = 'public.manufacturing_pipelines'::regclass), 'USAGE')
+           OR NOT has_table_privilege(owner, 'public.manufacturing_pipelines', 'SELECT')
+           OR NOT has_table_privilege(owner, 'public.manufacturing_tasks', 'SELECT')
+           OR NOT has_table_privilege(owner, 'public.manufacturing_factory_states', 'SELECT') THEN
+            RAISE EXCEPTION 'the installer may not share its rights on the game''s tables'
+                USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        FOR function IN SELECT p.oid::regprocedure FROM pg_proc AS p
+                        WHERE p.pronamespace = 'mfg_notify'::regnamespace AND p.prorettype = 'trigger'::regtype LOOP
+            EXECUTE format('ALTER FUNCTION %s OWNER TO %I', function, owner);
+        END LOOP;
+        EXECUTE format('REVOKE CREATE ON SCHEMA mfg_notify FROM %I', owner);
+    EXCEPTION WHEN insufficient_privilege THEN
+        RAISE WARNING 'the trigger functions run as %: %', current_user, SQLERRM;
+        FOR function IN SELECT p.oid::regprocedure FROM pg_proc AS p
+                        WHERE p.pronamespace = 'mfg_notify'::regnamespace AND p.proowner <> installer LOOP
+            EXECUTE format('ALTER FUNCTION %s OWNER TO %I', function, current_user);
+        END LOOP;
+    END;
 END
 $$;
 
@@ -677,7 +745,7 @@ CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER TRUNCATE ON public.manufact
 
 -- The hash is that of this file without the hash itself. A released file never changes.
 UPDATE mfg_notify.settings SET
-    applied = applied || '{"1": "92e982fb13c41c2a4920f9fcec262e6ba6f9ed067475089c267ca077fcc2959e"}',
+    applied = applied || '{"1": "1167d29fe63ea1cfa29b76f1b87b9ecbb524cba95ed80fb127f880601b310cf8"}',
     objects = mfg_notify.object_hashes();
 
 COMMIT;

@@ -14,7 +14,7 @@ from psycopg import errors, sql
 from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 from tests.faults.rig import Rig, fault
 from tests.samples import number, total
-from tests.support import ExporterProcess, eventually
+from tests.support import ExporterProcess, eventually, to_trigger_role
 
 from mfg_notify.postgres import migrations
 
@@ -113,10 +113,12 @@ LOCKS = (
 )
 CHANGES = (
     (
-        "REVOKE ALL ON ALL TABLES IN SCHEMA mfg_notify FROM mfg_notify_owner",
-        "GRANT SELECT, INSERT ON mfg_notify.event TO mfg_notify_owner;"
-        " GRANT SELECT, INSERT, DELETE ON mfg_notify.pending_commit TO mfg_notify_owner;"
-        " GRANT SELECT ON mfg_notify.settings TO mfg_notify_owner",
+        to_trigger_role("REVOKE ALL ON ALL TABLES IN SCHEMA mfg_notify FROM %1$s"),
+        to_trigger_role(
+            "GRANT SELECT, INSERT ON mfg_notify.event TO %1$s;"
+            " GRANT SELECT, INSERT, DELETE ON mfg_notify.pending_commit TO %1$s;"
+            " GRANT SELECT ON mfg_notify.settings TO %1$s"
+        ),
     ),
     ("ALTER TABLE mfg_notify.event RENAME TO elsewhere", "ALTER TABLE mfg_notify.elsewhere RENAME TO event"),
     (

@@ -181,6 +181,19 @@ def test_waits_for_a_lock_without_queueing(database: Database) -> None:
     assert "slow game" in reasons[0]
 
 
+def test_what_the_database_says_is_no_markup(database: Database) -> None:
+    with database.connect() as connection, database.connect(application_name="[/red]boom") as game:
+        with game.transaction():
+            game.execute("LOCK TABLE manufacturing_tasks IN ROW EXCLUSIVE MODE")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(migrations, "LOCK_TIMEOUT", 0.2)
+                result = CliRunner().invoke(main, ["migrate", "up", "--dsn", database.dsn])
+        assert result.exit_code == 1
+        assert "waiting: " in result.output
+        assert "[/red]boom" in result.output
+        assert not read_status(connection, "public").complete
+
+
 def test_dropped_trigger_comes_back(database: Database) -> None:
     with database.connect() as connection:
         migrations.up(connection, "public", print)

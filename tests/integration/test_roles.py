@@ -156,9 +156,6 @@ def test_its_rights_are_sufficient_and_necessary(exporter_role: str, installed: 
     with installed.connect() as connection:
         add_player(connection)
         add_task(connection)
-        # A buffer that was never written: counting it takes rights.
-        connection.execute("ALTER TABLE mfg_notify.pending_commit DISABLE TRIGGER mfg_notify_flush")
-        connection.execute("INSERT INTO mfg_notify.pending_commit DEFAULT VALUES")
         granted = [
             (kind, thing, right) for kind, thing, grantee, right in rights(connection) if grantee == exporter_role
         ]
@@ -205,6 +202,13 @@ FORBIDDEN: tuple[LiteralString, ...] = (
     "DELETE FROM market_data",
     "INSERT INTO mfg_notify.event (body) VALUES ('[]')",
     "UPDATE mfg_notify.event SET body = '[]'",
+    "DELETE FROM mfg_notify.event",
+    "LOCK TABLE mfg_notify.event IN ROW EXCLUSIVE MODE",
+    "LOCK TABLE mfg_notify.event IN ACCESS EXCLUSIVE MODE",
+    "LOCK TABLE mfg_notify.pending_commit IN ROW EXCLUSIVE MODE",
+    "LOCK TABLE mfg_notify.settings IN ROW EXCLUSIVE MODE",
+    "SELECT nextval('mfg_notify.lost')",
+    "SELECT setval('mfg_notify.lost', 1)",
     "TRUNCATE mfg_notify.event",
     "SELECT nextval('mfg_notify.event_id_seq')",
     "DELETE FROM mfg_notify.total",
@@ -245,11 +249,15 @@ def test_an_ordinary_role_can_neither_read_nor_forge(roles: Roles, installed: Da
     try:
         with installed.connect(user=ordinary) as connection:
             everything = (*FORBIDDEN, "SELECT * FROM mfg_notify.settings", "SELECT * FROM mfg_notify.event",
-                          "SELECT * FROM mfg_notify.total", "DELETE FROM mfg_notify.event",
+                          "SELECT * FROM mfg_notify.total", "SELECT mfg_notify.take_events(1, 0, 1)",
+                          "SELECT mfg_notify.count_abandoned()",
                           "UPDATE mfg_notify.lease SET holder = 'me'", "SELECT setval('mfg_notify.folded', 1)",
-                          "SELECT nextval('mfg_notify.folded')", "SELECT nextval('mfg_notify.lost')",
-                          "SET ROLE mfg_notify_owner")  # fmt: skip
+                          "SELECT nextval('mfg_notify.folded')",
+                          "SELECT * FROM mfg_notify.lease")  # fmt: skip
             assert allowed_of(everything, connection) == []
+            for owner in run_as(connection):
+                with pytest.raises(errors.InsufficientPrivilege):
+                    execute(connection, "SET ROLE {role}", role=owner)
     finally:
         with installed.connect() as connection:
             execute(connection, "DROP OWNED BY {ordinary}", ordinary=ordinary)
@@ -273,7 +281,8 @@ def test_it_may_do_nothing_else(exporter_role: str, installed: Database) -> None
         ("CONNECT ON DATABASE {database}", "permission denied for database"),
         ("SELECT ON mfg_notify.settings", "table settings"),
         ("UPDATE ON mfg_notify.lease", "table lease"),
-        ("DELETE ON mfg_notify.event", "table event"),
+        ("SELECT ON mfg_notify.event", "table event"),
+        ("EXECUTE ON FUNCTION mfg_notify.take_events", "function take_events"),
         ("UPDATE ON SEQUENCE mfg_notify.folded", "sequence folded"),
         ("SELECT ON SEQUENCE mfg_notify.lost", "sequence lost"),
         ("EXECUTE ON FUNCTION mfg_notify.count_inputs", "function count_inputs"),
@@ -413,9 +422,16 @@ def run_as(connection: Connection) -> list[str]:
     """Return the roles with whose rights the triggers work."""
     owners = connection.execute(
         "SELECT DISTINCT r.rolname FROM pg_proc p JOIN pg_roles r ON r.oid = p.proowner"
-        " WHERE p.prosecdef AND p.pronamespace = 'mfg_notify'::regnamespace"
+        " WHERE p.prosecdef AND p.prorettype = 'trigger'::regtype AND p.pronamespace = 'mfg_notify'::regnamespace"
     )
     return [name for (name,) in owners]
+
+
+def trigger_role(connection: Connection) -> str:
+    """Return the name of the role that owns the trigger functions, if the installer may create it."""
+    row = connection.execute("SELECT oid FROM pg_database WHERE datname = current_database()").fetchone()
+    assert row is not None
+    return f"mfg_notify_owner_{row[0]}"
 
 
 def let_write(connection: Connection, role: str) -> None:
@@ -454,7 +470,7 @@ async def test_installing(roles: Roles, database: Database, kind: Installer) -> 
         if kind == "owner":
             assert run_as(connection) == [owner]
         elif kind == "superuser":
-            assert run_as(connection) == ["mfg_notify_owner"]
+            assert run_as(connection) == [trigger_role(connection)]
 
         with ExporterProcess(as_role(database.dsn, exporter_role), *OFTEN) as exporter:
             exporter.wait_ready()
@@ -490,12 +506,12 @@ async def test_installing_first_in_a_cluster_with_createrole(postgres: Postgres)
                 with psycopg.connect(dsn) as game:
                     assert lost(game) == 0
                     assert game.execute("SELECT EXISTS (SELECT FROM mfg_notify.event)").fetchone() == (True,)
-                    assert run_as(game) == ["mfg_notify_owner"]
+                    assert run_as(game) == [trigger_role(game)]
                 with ExporterProcess(make_conninfo(dsn, user="exporter")) as exporter:
                     exporter.wait_ready()
             printed = migrate("down", "--dsn", first)
             assert "role exporter stays" in printed
-            assert "role mfg_notify_owner stays" in printed
+            assert "role mfg_notify_owner" not in printed
             printed = migrate("down", "--dsn", second)
             assert "stays" not in printed
             assert connection.execute("SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1").fetchall() == [
@@ -537,6 +553,83 @@ def test_who_could_not_remove_it_may_not_install_it(roles: Roles, database: Data
         result = CliRunner().invoke(main, ["migrate", "up", "--dsn", as_role(database.dsn, user)])
         assert (result.exit_code, "install as the role that owns" in result.output) == (1, True)
         assert rights(connection) == before
+
+
+PLANTED: tuple[LiteralString, ...] = (
+    """CREATE SCHEMA mfg_notify;
+       CREATE TABLE mfg_notify.lease (only_row boolean PRIMARY KEY, generation bigint, holder text, backend_pid integer,
+                                      renewed_at timestamptz);
+       CREATE FUNCTION mfg_notify.attack() RETURNS trigger LANGUAGE plpgsql AS
+           $$ BEGIN EXECUTE 'CREATE TABLE public.attacked ()'; RETURN NEW; END $$;
+       CREATE TRIGGER attack BEFORE INSERT ON mfg_notify.lease FOR EACH ROW EXECUTE FUNCTION mfg_notify.attack()""",
+    """CREATE SCHEMA mfg_notify;
+       CREATE TABLE mfg_notify.granted (role name, schema name, relation name, col name);
+       CREATE FUNCTION mfg_notify.attack() RETURNS trigger LANGUAGE plpgsql AS
+           $$ BEGIN EXECUTE 'CREATE TABLE public.attacked ()'; RETURN NEW; END $$;
+       CREATE TRIGGER attack BEFORE INSERT ON mfg_notify.granted FOR EACH ROW EXECUTE FUNCTION mfg_notify.attack()""",
+)
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_planted_schema_is_refused(roles: Roles, database: Database, planted: LiteralString) -> None:
+    attacker = roles.make("attacker")
+    with database.connect() as connection:
+        execute(connection, "GRANT CREATE ON DATABASE {database} TO {role}", database=database.name, role=attacker)
+        with database.connect(user=attacker) as session:
+            session.execute(planted)
+        before = rights(connection)
+        role = roles.name("exporter")
+        for arguments in (("up",), ("up", "--create-role", role), ("down",)):
+            result = CliRunner().invoke(main, ["migrate", *arguments, "--dsn", database.dsn])
+            assert result.exit_code == 1
+            assert f"belongs to role {attacker}" in result.output.replace("\n", " ")
+            assert "DROP SCHEMA mfg_notify CASCADE" in result.output.replace("\n", " ")
+        with pytest.raises(errors.InsufficientPrivilege, match="belongs to role"):
+            connection.execute(migrations.render_role(role, "public").encode())
+        connection.execute("ROLLBACK")
+        assert rights(connection) == before
+        assert connection.execute("SELECT to_regclass('public.attacked')").fetchone() == (None,)
+        connection.execute("DROP SCHEMA mfg_notify CASCADE")
+        migrate("up", "--dsn", database.dsn)
+        migrate("down", "--dsn", database.dsn)
+
+
+@pytest.mark.parametrize("comment", [False, True])
+def test_a_planted_owner_of_the_trigger_functions_is_not_used(
+    roles: Roles, database: Database, *, comment: bool
+) -> None:
+    """Who remains a member of it could read the channel and change functions that the game runs."""
+    attacker = roles.make("attacker", "CREATEROLE")
+    with database.connect() as connection:
+        owner = trigger_role(connection)
+        try:
+            with database.connect(user=attacker) as session:
+                execute(session, "CREATE ROLE {owner}", owner=owner)
+                if comment:
+                    text = "owner of the trigger functions of mfg-notify, made by its migration"
+                    session.execute(
+                        sql.SQL("COMMENT ON ROLE {} IS {}").format(sql.Identifier(owner), sql.Literal(text))
+                    )
+                execute(session, "GRANT {owner} TO {attacker}", owner=owner, attacker=attacker)
+            printed = migrate("up", "--dsn", database.dsn)
+            [(installer,)] = connection.execute("SELECT current_user").fetchall()
+            assert run_as(connection) == [installer]
+            assert f"the trigger functions run as {installer}: role {owner} has other members" in printed
+            with database.connect(user=attacker) as session:
+                execute(session, "SET ROLE {owner}", owner=owner)
+                assert allowed_of(("SELECT channel FROM mfg_notify.settings",), session) == []
+            # A member who joins later is found by the next migration.
+            execute(connection, "DROP OWNED BY {owner}", owner=owner)
+            execute(connection, "DROP ROLE {owner}", owner=owner)
+            connection.execute("DROP FUNCTION mfg_notify.backlog")
+            migrate("up", "--dsn", database.dsn)
+            assert run_as(connection) == [owner]
+            execute(connection, "GRANT {owner} TO {attacker}", owner=owner, attacker=attacker)
+            connection.execute("DROP FUNCTION mfg_notify.backlog")
+            migrate("up", "--dsn", database.dsn)
+            assert run_as(connection) == [installer]
+        finally:
+            migrate("down", "--dsn", database.dsn)
 
 
 @pytest.mark.anyio

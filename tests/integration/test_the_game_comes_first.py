@@ -8,6 +8,7 @@ import pytest
 from psycopg import sql
 from tests import truth
 from tests.conftest import Database, Postgres, Roles, create_game_tables
+from tests.support import to_trigger_role
 
 from mfg_notify.core.events import Change, FactoryChange, decode_change
 from mfg_notify.core.ledger import Fold
@@ -85,8 +86,8 @@ def test_locked(installed: Database, game: psycopg.Connection, lock: str, counte
         ("DROP SEQUENCE mfg_notify.lost; DROP TABLE mfg_notify.event", False),
         ("DROP TABLE mfg_notify.settings CASCADE", True),
         ("DROP FUNCTION mfg_notify.write_events", True),
-        ("REVOKE ALL ON ALL TABLES IN SCHEMA mfg_notify FROM mfg_notify_owner", True),
-        ("REVOKE ALL ON SCHEMA mfg_notify FROM mfg_notify_owner", False),
+        (to_trigger_role("REVOKE ALL ON ALL TABLES IN SCHEMA mfg_notify FROM %1$s"), True),
+        (to_trigger_role("REVOKE ALL ON SCHEMA mfg_notify FROM %1$s"), False),
         ("ALTER TABLE mfg_notify.event ADD CHECK (false) NOT VALID", True),
         ("ALTER TABLE mfg_notify.event RENAME TO elsewhere", True),
     ],

@@ -16,4 +16,4 @@ def print_notice(message: str) -> None:
 
 def print_waiting(reason: str) -> None:
     """Print why a command waits."""
-    print_line(f"[yellow]waiting[/]: {reason}")
+    print_line(f"[yellow]waiting[/]: {escape(reason)}")

@@ -32,7 +32,7 @@ def migrate() -> None:
 def migrate_up(dsn: str, game_schema: str, create_role: str | None) -> None:
     """Install or upgrade. Safe to repeat, also while the game and the exporter run."""
     conninfo = complete_conninfo(dsn, APPLICATION)
-    with migrations.connect(conninfo) as connection:
+    with migrations.connect(conninfo, print_notice) as connection:
         before = installation.read_status(connection, game_schema)
         applied = migrations.up(connection, game_schema, print_waiting)
         status = installation.read_status(connection, game_schema)
@@ -41,7 +41,7 @@ def migrate_up(dsn: str, game_schema: str, create_role: str | None) -> None:
     for name in (*before.missing, *before.changed):
         print_line(f"[green]repaired[/] {escape(name)}")
     if not applied:
-        print_line(f"nothing to do: {describe(conninfo)} has version {status.version}")
+        print_line(f"nothing to do: {escape(describe(conninfo))} has version {status.version}")
     if status.installation is not None and not status.installation.notify:
         print_line(
             "[yellow]note[/]: max_prepared_transactions is not 0 here, so the triggers write the journal and do not "
@@ -69,7 +69,7 @@ def migrate_down(dsn: str, game_schema: str) -> None:
     conninfo = complete_conninfo(dsn, APPLICATION)
     with migrations.connect(conninfo, print_notice) as connection:
         removed = migrations.down(connection, game_schema, print_waiting)
-    print_line("[green]removed[/]" if removed else f"nothing to remove in {describe(conninfo)}")
+    print_line("[green]removed[/]" if removed else f"nothing to remove in {escape(describe(conninfo))}")
 
 
 @migrate.command("status")
@@ -83,7 +83,7 @@ def migrate_status(dsn: str, game_schema: str) -> None:
     for table, count in sorted(status.triggers.items()):
         print_line(f"triggers  {table}: {count} of {installation.TRIGGERS_PER_TABLE} enabled")
     if not status.triggers:
-        print_line(f"triggers  the game's tables are not in schema {game_schema}; see --game-schema")
+        print_line(f"triggers  the game's tables are not in schema {escape(game_schema)}; see --game-schema")
     if status.installation is not None:
         print_line(f"notify    {'on' if status.installation.notify else 'off'}")
     if status.missing:

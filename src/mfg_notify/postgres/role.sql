@@ -11,6 +11,26 @@ SET LOCAL lock_timeout = '50ms';
 SET LOCAL mfg_notify.role = {name};
 SET LOCAL mfg_notify.game_schema = {schema};
 
+-- Triggers on a table that somebody else has planted in our schema would run with the rights of whoever migrates.
+DO $$
+DECLARE
+    stranger constant name := (
+        SELECT r.rolname
+        FROM (SELECT n.nspowner AS owner FROM pg_namespace AS n WHERE n.nspname = 'mfg_notify'
+              UNION ALL SELECT c.relowner FROM pg_class AS c WHERE c.relnamespace = to_regnamespace('mfg_notify')
+              -- The trigger functions have an owner of their own, in a restored copy that of the original.
+              UNION ALL SELECT p.proowner FROM pg_proc AS p WHERE p.pronamespace = to_regnamespace('mfg_notify')
+                                                              AND p.prorettype <> 'trigger'::regtype) AS object
+        JOIN pg_roles AS r ON r.oid = object.owner WHERE r.rolname <> current_user LIMIT 1);
+BEGIN
+    IF stranger IS NOT NULL THEN
+        RAISE EXCEPTION 'the schema mfg_notify, or something in it, belongs to role %, not to %: migrate as the role that '
+            'has installed it; if none has, DROP SCHEMA mfg_notify CASCADE', stranger, current_user
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+END
+$$;
+
 -- Roles belong to the whole cluster. The comment marks this one as created here, so that the last `down` drops it.
 DO $$
 DECLARE
@@ -30,14 +50,13 @@ $$;
 GRANT USAGE ON SCHEMA mfg_notify TO {role};
 GRANT SELECT ON mfg_notify.settings TO {role};
 GRANT SELECT, UPDATE ON mfg_notify.lease TO {role};
-GRANT SELECT, DELETE ON mfg_notify.event TO {role};
-GRANT SELECT, DELETE ON mfg_notify.pending_commit TO {role};
+GRANT SELECT ON mfg_notify.event TO {role};
 GRANT SELECT, INSERT, UPDATE ON mfg_notify.total TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON mfg_notify.recent, mfg_notify.latest TO {role};
-GRANT SELECT, UPDATE ON SEQUENCE mfg_notify.folded, mfg_notify.notify_disabled, mfg_notify.lost TO {role};
-GRANT SELECT ON SEQUENCE mfg_notify.event_id_seq TO {role};
+GRANT SELECT, UPDATE ON SEQUENCE mfg_notify.folded, mfg_notify.notify_disabled TO {role};
+GRANT SELECT ON SEQUENCE mfg_notify.event_id_seq, mfg_notify.lost TO {role};
 GRANT EXECUTE ON FUNCTION mfg_notify.missing_columns, mfg_notify.watched_columns, mfg_notify.object_hashes,
-    mfg_notify.count_inputs TO {role};
+    mfg_notify.count_inputs, mfg_notify.take_events, mfg_notify.count_abandoned TO {role};
 
 -- Records what is granted below: `down` revokes that, and nothing that the role had before. A row without a relation
 -- stands for USAGE on the schema, a row without a schema for CONNECT on the database.

@@ -33,10 +33,10 @@ FROM pg_namespace n
 WHERE n.nspname IN ('mfg_notify', %(schema)s) AND NOT has_schema_privilege(n.oid, 'USAGE')
 UNION ALL
 SELECT string_agg(allowed, ', ') || ' ON mfg_notify.' || c.relname, true
-FROM (VALUES ('settings', 'SELECT'), ('lease', 'SELECT UPDATE'), ('event', 'SELECT DELETE'), ('event_id_seq', 'SELECT'),
+FROM (VALUES ('settings', 'SELECT'), ('lease', 'SELECT UPDATE'), ('event', 'SELECT'), ('event_id_seq', 'SELECT'),
              ('total', 'SELECT INSERT UPDATE'), ('recent', 'SELECT INSERT UPDATE DELETE'),
-             ('latest', 'SELECT INSERT UPDATE DELETE'), ('pending_commit', 'SELECT DELETE'),
-             ('folded', 'SELECT UPDATE'), ('notify_disabled', 'SELECT UPDATE'), ('lost', 'SELECT UPDATE')) AS ours (name, rights)
+             ('latest', 'SELECT INSERT UPDATE DELETE'), ('folded', 'SELECT UPDATE'),
+             ('notify_disabled', 'SELECT UPDATE'), ('lost', 'SELECT')) AS ours (name, rights)
 CROSS JOIN LATERAL string_to_table(ours.rights, ' ') AS allowed
 JOIN pg_class c ON c.relname = ours.name AND c.relnamespace = to_regnamespace('mfg_notify')
 WHERE NOT has_table_privilege(c.oid, allowed)
@@ -45,7 +45,8 @@ UNION ALL
 SELECT 'EXECUTE ON FUNCTION mfg_notify.' || p.proname, true
 FROM pg_proc p
 WHERE p.pronamespace = to_regnamespace('mfg_notify') AND NOT has_function_privilege(p.oid, 'EXECUTE')
-  AND p.proname IN ('missing_columns', 'watched_columns', 'object_hashes', 'count_inputs')
+  AND p.proname IN ('missing_columns', 'watched_columns', 'object_hashes', 'count_inputs', 'take_events',
+                    'count_abandoned')
 UNION ALL
 SELECT format('SELECT (%%s) ON %%I.%%I', string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum),
               %(schema)s, c.relname),

@@ -20,12 +20,8 @@ SELECT setval('mfg_notify.notify_disabled', 1) FROM mfg_notify.lease WHERE holde
 SELECT setval('mfg_notify.notify_disabled', 0)
 
 -- name: take_events
--- Take the oldest events out of the journal. Journal rows are never updated, so a ctid identifies a row for as long as
--- the fold holds its lock. Up to the id `after` there are only dead rows, which the scan skips.
-DELETE FROM mfg_notify.event
-WHERE ctid = ANY (ARRAY(SELECT ctid FROM mfg_notify.event WHERE version = %(version)s AND id > %(after)s
-                        ORDER BY id LIMIT %(chunk)s))
-RETURNING id, xid::text::bigint, (date_part('epoch', at) * 1000000)::bigint, body
+-- Take the oldest events with ids above `after` out of the journal.
+SELECT id, xid, at, body FROM mfg_notify.take_events(%(version)s::integer, %(after)s::bigint, %(chunk)s::integer)
 
 -- name: mark_folded
 -- Store the id up to which everything is folded: the triggers read it to bound the backlog. It never goes back. It is
@@ -38,7 +34,5 @@ SELECT setval('mfg_notify.folded', greatest(%(id)s, last_value)) FROM mfg_notify
 SELECT pg_notify(%(channel)s, %(barrier)s)
 
 -- name: count_abandoned
--- Count the buffers that were not written at the COMMIT: the flush deletes its row, so a visible row is a lost buffer. A
--- buffer holds at most 64 events.
-WITH abandoned AS (DELETE FROM mfg_notify.pending_commit RETURNING xid)
-SELECT count(nextval('mfg_notify.lost')) FROM abandoned, generate_series(1, 64)
+-- Count the buffers that were not written at their COMMIT as lost.
+SELECT mfg_notify.count_abandoned()
