@@ -133,6 +133,16 @@ CREATE TABLE IF NOT EXISTS mfg_notify.event (
     vacuum_truncate = false
 );
 
+-- Rows of the journal that are not events: they count as nothing. The exporter keeps the last 1,000 for inspection.
+CREATE TABLE IF NOT EXISTS mfg_notify.dead_letter (
+    id           bigint PRIMARY KEY,
+    xid          xid8 NOT NULL,
+    at           timestamptz NOT NULL,
+    body         text NOT NULL,
+    reason       text NOT NULL,
+    set_aside_at timestamptz NOT NULL DEFAULT now()
+);
+
 -- Settled counters: every event that has left the journal is in here, once. Labels are {"name": "value"}. A
 -- histogram is its bucket rows (metric …_bucket with label le, each observation in one bucket only: not cumulative)
 -- and one …_sum row. Durations are microseconds, credits are credits, so that sums are exact.
@@ -745,7 +755,7 @@ CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER TRUNCATE ON public.manufact
 
 -- The hash is that of this file without the hash itself. A released file never changes.
 UPDATE mfg_notify.settings SET
-    applied = applied || '{"1": "1167d29fe63ea1cfa29b76f1b87b9ecbb524cba95ed80fb127f880601b310cf8"}',
+    applied = applied || '{"1": "143ba540581fcd029843388620260ec4c84f896b691a1c85265a83d80fe0429d"}',
     objects = mfg_notify.object_hashes();
 
 COMMIT;

@@ -114,6 +114,7 @@ class Telemetry:
         self.journal_rows = gauge("journal_rows")
         self.journal_oldest_age = gauge("journal_oldest_age_seconds")
         self.queue_usage = gauge("notification_queue_usage_ratio")
+        self.unreadable_rows = gauge("unreadable_rows")
         self.triggers_installed = gauge("triggers_installed")
         self.web_config_failures = counter("web_config_failures_total")
         self.http_responses = counter("http_responses_total")

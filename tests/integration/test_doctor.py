@@ -25,7 +25,7 @@ from mfg_notify.postgres.inspection import connect
 
 EVERYTHING = [
     *("connection", "server", "primary", "clock", "delivery", "queue", "game", "installation", "rights"),
-    *("excess", "version", "columns", "triggers", "notify", "exporter", "backlog", "losses", "idle"),
+    *("excess", "version", "columns", "triggers", "notify", "exporter", "backlog", "losses", "unreadable", "idle"),
 ]
 
 RIGHT = "r1ght-s3cr3t"

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from tests.conftest import Database
-from tests.game_rows import add_player, add_tasks
+from tests.game_rows import add_player, add_task, add_tasks
 from tests.samples import number, samples, value
 from tests.support import PATIENCE, eventually, exporting, page_of, settled
 from tests.web_configuration import Setting
@@ -213,6 +213,13 @@ def test_responses_and_connections(tmp_path: Path) -> None:
         with socket.create_connection((host, int(port)), timeout=PATIENCE) as silent:
             assert silent.recv(1) == b""
         assert value(exporter.page(), "mfg_notify_http_connections_dropped_total", reason="request_timeout") == 1
+
+
+async def test_a_row_that_cannot_be_read(bench: Bench) -> None:
+    await bench.until("unreadable_rows", lambda n: n == 0, table="manufacturing_tasks")
+    bench.game.execute("ALTER TABLE manufacturing_tasks ALTER player_id DROP NOT NULL")
+    add_task(bench.game, "bad", player_id=None)
+    await bench.until("unreadable_rows", lambda n: n == 1, table="manufacturing_tasks")
 
 
 def test_every_metric_has_its_test() -> None:

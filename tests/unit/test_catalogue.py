@@ -78,6 +78,7 @@ EXPORTER = [
     ("notification_queue_usage_ratio", "gauge", ""),
     ("lost_changes_total", "counter", ""),
     ("triggers_installed", "gauge", "table"),
+    ("unreadable_rows", "gauge", "table"),
     ("web_config_failures_total", "counter", ""),
     ("http_responses_total", "counter", "code"),
     ("http_connections_dropped_total", "counter", "reason"),

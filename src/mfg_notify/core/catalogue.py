@@ -440,6 +440,12 @@ EXPORTER_METRICS = (
         (),
         "Changed rows of the game that the triggers gave up recording",
     ),
+    SelfMetric(
+        "unreadable_rows",
+        Kind.GAUGE,
+        ("table",),
+        "Live rows of the table that cannot be read and are missing from the gauges",
+    ),
     SelfMetric("triggers_installed", Kind.GAUGE, ("table",), "Enabled triggers of this exporter on the table"),
     SelfMetric(
         "web_config_failures_total",

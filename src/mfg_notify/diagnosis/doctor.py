@@ -429,6 +429,23 @@ def _check_losses(examination: _Examination) -> _Result:
     return _Result("ok", "no change was lost")
 
 
+def _check_unreadable(examination: _Examination) -> _Result:
+    rows = inspection.find_unreadable_rows(examination.working, examination.schema)
+    letters = inspection.read_dead_letters(examination.working)
+    problems = []
+    if rows:
+        problems.append(f"live rows that cannot be read are missing from the gauges: {_list(rows)}")
+    if letters.count:
+        kept = f"{letters.count} row{'s' if letters.count != 1 else ''} of the journal"
+        problems.append(
+            f"{kept} could not be read and count as nothing; the last is {letters.last_id}: {letters.reason}"
+        )
+    if problems:
+        remedy = "correct the rows of the game, if any are named; SELECT * FROM mfg_notify.dead_letter"
+        return _Result("warning", "; ".join(problems), remedy)
+    return _Result("ok", "every live row and every event can be read")
+
+
 def _check_idle(examination: _Examination) -> _Result:
     # Some daemons of the game never fill certain columns. That is no fault, but it explains a metric that stays at 0.
     activity = inspection.read_activity(examination.working)
@@ -462,6 +479,7 @@ _CHECKS: tuple[tuple[str, tuple[str, ...], Callable[[_Examination], _Result]], .
     ("exporter", ("version", "primary"), _check_exporter),
     ("backlog", ("version", "primary"), _check_backlog),
     ("losses", ("version",), _check_losses),
+    ("unreadable", ("version", "columns"), _check_unreadable),
     ("idle", ("version", "rights"), _check_idle),
 )
 """Name, the checks that it depends on, and the check itself, in the order in which they are printed."""

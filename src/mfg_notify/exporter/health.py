@@ -4,6 +4,7 @@ Lives as long as the exporter, so that a new session does not repeat what the lo
 """
 
 from collections import Counter
+from collections.abc import Mapping
 
 import structlog
 
@@ -20,6 +21,7 @@ class HealthReporter:
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
         self._triggers: dict[str, int] = {}
+        self._unreadable: dict[str, int] = {}
         self._newer_version_reported = False
         self._unconfirmed_reported = False
         self._unconfirmed_since_reconciliation = False
@@ -48,6 +50,18 @@ class HealthReporter:
                 log.info("all triggers are enabled again", table=table)
             self._triggers[table] = count
             self._telemetry.triggers_installed.labels(table).set(count)
+
+    def report_unreadable(self, rows: Mapping[str, int]) -> None:
+        """Export how many live rows of each table the gauges lack; warn if there are more than at the last report."""
+        for table, count in rows.items():
+            if count > self._unreadable.get(table, 0):
+                log.warning(
+                    "live rows cannot be read and are missing from the gauges; `mfg-notify doctor` names them",
+                    table=table,
+                    rows=count,
+                )
+            self._telemetry.unreadable_rows.labels(table).set(count)
+        self._unreadable = dict(rows)
 
     def _report_newer_version(self, events: int) -> str | None:
         if events and not self._newer_version_reported:

@@ -59,12 +59,15 @@ class Reconciling:
         if (installation.channel, installation.notify) != (known.channel, known.notify):
             raise SchemaNotReady("mfg_notify.settings has changed; connecting again")
         try:
-            taken, self._ships_query = await in_time(timeout, snapshot.read_snapshot(self._connection, self._schema))
+            taken, self._ships_query, unreadable = await in_time(
+                timeout, snapshot.read_snapshot(self._connection, self._schema)
+            )
         except SchemaNotReady:
             # The game may have changed its tables since the check: that says in plain words what is missing.
             await in_time(self._tuning.answer_timeout, check_installation(self._connection))
             raise
         self._ledger.reconcile(taken)
+        self._health.report_unreadable(unreadable)
         await in_time(self._tuning.answer_timeout, journal.prune(self._connection))
         health = await in_time(timeout, snapshot.read_health(self._connection, self._schema))
         self.problem = self._health.report(health)

@@ -151,6 +151,8 @@ async def fetch_without_locks(connection: Connection, *queries: sql.Composable) 
     async with connection.pipeline():
         async with connection.transaction():
             await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            # A query that fails at the COMMIT, where the cursors are filled, leaves those before it open.
+            await connection.execute("CLOSE ALL")
             for name, query in zip(names, queries, strict=True):
                 await connection.execute(sql.SQL("DECLARE {} NO SCROLL CURSOR WITH HOLD FOR {}").format(name, query))
         cursors = [await connection.execute(sql.SQL("FETCH ALL FROM {}").format(name)) for name in names]

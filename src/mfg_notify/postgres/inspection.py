@@ -8,12 +8,15 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
 import psycopg
 from psycopg import errors, sql
 
-from mfg_notify.core.events import VERSION
+from mfg_notify.core.events import VERSION, decode_change
+from mfg_notify.errors import MalformedEvent
 from mfg_notify.postgres.connection import BlockingConnection, quote_identifier, translated_errors
 from mfg_notify.postgres.queries import QUERY
+from mfg_notify.postgres.snapshot import game_tables
 
 Delivery = Literal["received", "missing", "queue full"]
 
@@ -49,6 +52,15 @@ class ExcessRights:
     superuser: bool
     reads_players: bool
     writable_tables: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetters:
+    """Journal rows that were not events: how many are kept, the last one's id and why it is none."""
+
+    count: int
+    last_id: int | None
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +179,30 @@ def read_journal(connection: BlockingConnection) -> Journal:
     """Return the state of the journal."""
     [(events, oldest_age, newer_version_events, _, lost_changes, _)] = _ask(connection, "health", version=VERSION)
     return Journal(events, oldest_age, newer_version_events, lost_changes)
+
+
+def read_dead_letters(connection: BlockingConnection) -> DeadLetters:
+    """Return how many journal rows were not events, and the last of them."""
+    return DeadLetters(*_ask(connection, "dead_letters")[0])
+
+
+def find_unreadable_rows(connection: BlockingConnection, schema: str) -> list[str]:
+    """Return the live rows that cannot be read as `table id`, as far as their id can be told."""
+    game = game_tables(schema)
+    unreadable = []
+    with translated_errors():
+        for name, table, place in (
+            ("live_pipelines", "manufacturing_pipelines", (2, 1)),
+            ("live_tasks", "manufacturing_tasks", (2, 2)),
+            ("live_factories", "manufacturing_factory_states", (3, 0)),
+        ):
+            for (body,) in connection.execute(sql.SQL(QUERY[name]).format(**game)):
+                try:
+                    decode_change(body)
+                except MalformedEvent:
+                    part, position = place
+                    unreadable.append(f"{table} {msgspec.json.decode(body)[part][position]}")
+    return unreadable
 
 
 def read_activity(connection: BlockingConnection) -> Activity:

@@ -12,7 +12,7 @@ from mfg_notify.postgres.connection import BlockingConnection, Connection, trans
 from mfg_notify.postgres.queries import QUERY
 
 MIGRATION_HASHES = {
-    "1": "1167d29fe63ea1cfa29b76f1b87b9ecbb524cba95ed80fb127f880601b310cf8",
+    "1": "143ba540581fcd029843388620260ec4c84f896b691a1c85265a83d80fe0429d",
     "2": "049baefc3eaaec20658d4f65288e7893c87c6f5f118669067ecccf985e16b470",
 }
 """The migrations in `db/triggers` by number, with the hash that each stores when it is applied.

@@ -4,6 +4,8 @@ Owns what makes a number exact: an event leaves the journal and enters the total
 adds is decided in `core.rules`.
 """
 
+from typing import NamedTuple
+
 import msgspec
 import psycopg
 import structlog
@@ -21,6 +23,9 @@ from mfg_notify.postgres.queries import QUERY
 
 BARRIER = "barrier "
 """Payload that ends a fold: `barrier ` and its generation. It counts only from the exporter's own backend."""
+
+DEAD_LETTERS_KEPT = 1_000
+"""Journal rows that are not events, kept for inspection."""
 
 log = structlog.get_logger(__name__)
 
@@ -72,6 +77,8 @@ async def fold(
                 found.add(await taking.fetchall())
             if found.rows:
                 await _save(connection, found.settlement)
+            if found.malformed:
+                await _set_aside(connection, found.malformed[-DEAD_LETTERS_KEPT:])
             drained = found.rows < chunk
             # Ids that are handed out and not in a drained journal belong to transactions that are open or rolled back.
             folded_to = last_id if drained else found.last_id
@@ -80,9 +87,23 @@ async def fold(
             await connection.execute(QUERY["barrier"], {"channel": channel, "barrier": f"{BARRIER}{generation}"})
             fold = Fold(generation, found.events, found.settlement, len(found.malformed), drained, xid, xmin, last_id)
     if n := len(found.malformed):
-        # Do not say why: that would repeat the contents of the row.
-        log.warning("journal rows are not events; they count as nothing", rows=n, last_id=found.malformed[-1])
+        # Do not say why: that could repeat the contents of the row.
+        log.warning(
+            "journal rows are not events; they count as nothing and are in mfg_notify.dead_letter",
+            rows=n,
+            last_id=found.malformed[-1].id,
+        )
     return fold
+
+
+class _DeadLetter(NamedTuple):
+    """A journal row that is not an event; `at` in epoch microseconds."""
+
+    id: int
+    xid: int
+    at: int
+    body: str
+    reason: str
 
 
 class _Found:
@@ -96,7 +117,7 @@ class _Found:
         self.rows = 0
         self.last_id = -1
         self.events: list[Event] = []
-        self.malformed: list[int] = []
+        self.malformed: list[_DeadLetter] = []
         self.settlement = Settlement()
 
     def add(self, rows: list[TupleRow]) -> None:
@@ -106,8 +127,8 @@ class _Found:
         for number, xid, at, body in rows:
             try:
                 events.append(Event(number, xid, at, decode_change(body)))
-            except MalformedEvent:
-                self.malformed.append(number)
+            except MalformedEvent as error:
+                self.malformed.append(_DeadLetter(number, xid, at, body, str(error)))
         self.rows += len(rows)
         self.last_id = max(self.last_id, rows[-1][0] if rows else -1)
         self.events += events
@@ -153,6 +174,12 @@ async def _save(connection: Connection, settlement: Settlement) -> None:
         )
 
 
+async def _set_aside(connection: Connection, letters: list[_DeadLetter]) -> None:
+    ids, xids, at, bodies, reasons = map(list, zip(*letters, strict=True))
+    parameters = {"ids": ids, "xids": xids, "at": at, "bodies": bodies, "reasons": reasons}
+    await connection.execute(QUERY["add_dead_letters"], parameters)
+
+
 def _bigint(n: int) -> int:
     # A sum that no bigint can hold stops at the end of bigint.
     return max(-(2**63), min(n, 2**63 - 1))
@@ -164,6 +191,7 @@ async def prune(connection: Connection) -> None:
         await connection.execute(QUERY["forget_recent"], {"ids": []})
         await connection.execute(QUERY["forget_latest"])
         await connection.execute(QUERY["count_abandoned"])
+        await connection.execute(QUERY["forget_dead_letters"], {"kept": DEAD_LETTERS_KEPT})
 
 
 async def read_totals(connection: Connection) -> Totals:

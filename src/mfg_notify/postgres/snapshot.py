@@ -3,16 +3,18 @@
 Reads only. It starts at live pipelines and live tasks, by the game's own indexes on status, never at the history.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from psycopg import sql
+from psycopg import DataError, ProgrammingError, sql
 from psycopg.rows import TupleRow
 
 from mfg_notify.core import events
-from mfg_notify.core.events import FactoryImage, PipelineImage, TaskImage
+from mfg_notify.core.events import Change, FactoryChange, PipelineChange, TaskChange
 from mfg_notify.core.ledger import Snapshot
 from mfg_notify.core.live_state import LiveRows
+from mfg_notify.errors import MalformedEvent
 from mfg_notify.postgres.connection import Connection, fetch_without_locks, translated_errors
 from mfg_notify.postgres.queries import QUERY
 
@@ -38,36 +40,63 @@ class Health:
     """Enabled triggers of ours by table of the game."""
 
 
-async def read_snapshot(connection: Connection, schema: str) -> tuple[Snapshot, ShipsQuery | None]:
-    """Read the live rows and the ships in one snapshot of the database.
-
-    Also return the query by which `read_ships` reads the ships again; None if the game has no table of ships that this
-    role may read.
-    """
-    game = {
+def game_tables(schema: str) -> dict[str, sql.Identifier]:
+    """Return the game's tables by their names in the queries of the live rows."""
+    return {
         name: sql.Identifier(schema, f"manufacturing_{table}")
         for name, table in (("pipelines", "pipelines"), ("tasks", "tasks"), ("factories", "factory_states"))
     }
+
+
+class Reading(NamedTuple):
+    """The live rows and the ships, and how to read the ships again."""
+
+    snapshot: Snapshot
+    ships_query: ShipsQuery | None
+    """For `read_ships`; None if the game has no table of ships that can be read."""
+    unreadable: Mapping[str, int]
+    """Number of rows that are left out because they cannot be read, by table; 0 for the others."""
+
+
+async def read_snapshot(connection: Connection, schema: str) -> Reading:
+    """Read the live rows and the ships in one snapshot of the database.
+
+    A row that cannot be read is left out. A table of ships that cannot be read is left out as a whole: it is optional.
+    """
+    game = game_tables(schema)
     with translated_errors():
         ships_query = await _find_ships(connection, schema)
         live = [QUERY["live_pipelines"], QUERY["live_tasks"], QUERY["live_factories"]]
         queries = [*(sql.SQL(query).format(**game) for query in live), sql.SQL(QUERY["visible"])]
-        if ships_query is not None:
-            queries.append(ships_query)
-        found = await fetch_without_locks(connection, *queries)
+        try:
+            found = await fetch_without_locks(connection, *queries, *([] if ships_query is None else [ships_query]))
+        except (DataError, ProgrammingError):
+            if ships_query is None:
+                raise
+            ships_query = None
+            found = await fetch_without_locks(connection, *queries)
     pipelines, tasks, factories, ((next_xid, in_progress),), *ships = found
+    unreadable = dict.fromkeys(("manufacturing_pipelines", "manufacturing_tasks", "manufacturing_factory_states"), 0)
+    changes = [
+        change
+        for table, live_rows in zip(unreadable, (pipelines, tasks, factories), strict=True)
+        for change in _decode_rows(live_rows, table, unreadable)
+    ]
     rows = LiveRows(
-        {key: row for key, row in map(_decode_row, pipelines) if isinstance(row, PipelineImage)},
-        {key: row for key, row in map(_decode_row, tasks) if isinstance(row, TaskImage)},
-        {int(key): row for key, row in map(_decode_row, factories) if isinstance(row, FactoryImage)},
+        {change.key: change.new for change in changes if isinstance(change, PipelineChange) and change.new},
+        {change.key: change.new for change in changes if isinstance(change, TaskChange) and change.new},
+        {int(change.key): change.new for change in changes if isinstance(change, FactoryChange) and change.new},
         _idle_by_ship(ships[0]) if ships else None,
     )
-    return Snapshot(rows, next_xid, frozenset(in_progress)), ships_query
+    return Reading(Snapshot(rows, next_xid, frozenset(in_progress)), ships_query, unreadable)
 
 
-def _decode_row(found: TupleRow) -> tuple[str, PipelineImage | TaskImage | FactoryImage | None]:
-    change = events.decode_change(found[0])
-    return change.key, change.new
+def _decode_rows(found: list[TupleRow], table: str, unreadable: dict[str, int]) -> Iterator[Change]:
+    for (body,) in found:
+        try:
+            yield events.decode_change(body)
+        except MalformedEvent:
+            unreadable[table] += 1
 
 
 async def _find_ships(connection: Connection, schema: str) -> ShipsQuery | None:
@@ -90,7 +119,7 @@ async def read_ships(connection: Connection, query: ShipsQuery) -> dict[tuple[in
 
 
 def _idle_by_ship(rows: list[TupleRow]) -> dict[tuple[int, str], bool]:
-    return {(player, ship[:128]): bool(idle) for player, ship, idle in rows}
+    return {(int(player), ship[:128]): bool(idle) for player, ship, idle in rows}
 
 
 async def read_health(connection: Connection, schema: str) -> Health:

@@ -34,7 +34,7 @@ WHERE n.nspname IN ('mfg_notify', %(schema)s) AND NOT has_schema_privilege(n.oid
 UNION ALL
 SELECT string_agg(allowed, ', ') || ' ON mfg_notify.' || c.relname, true
 FROM (VALUES ('settings', 'SELECT'), ('lease', 'SELECT UPDATE'), ('event', 'SELECT'), ('event_id_seq', 'SELECT'),
-             ('total', 'SELECT INSERT UPDATE'), ('recent', 'SELECT INSERT UPDATE DELETE'),
+             ('dead_letter', 'SELECT INSERT DELETE'), ('total', 'SELECT INSERT UPDATE'), ('recent', 'SELECT INSERT UPDATE DELETE'),
              ('latest', 'SELECT INSERT UPDATE DELETE'), ('folded', 'SELECT UPDATE'),
              ('notify_disabled', 'SELECT UPDATE'), ('lost', 'SELECT')) AS ours (name, rights)
 CROSS JOIN LATERAL string_to_table(ours.rights, ' ') AS allowed
@@ -101,6 +101,11 @@ SELECT last_value = 1 FROM mfg_notify.notify_disabled
 SELECT holder,
        CASE WHEN isfinite(renewed_at) THEN date_part('epoch', clock_timestamp() - renewed_at) END
 FROM mfg_notify.lease
+
+-- name: dead_letters
+-- The number of journal rows that were not events, and the last of them with its reason.
+SELECT count(*), max(id), (SELECT reason FROM mfg_notify.dead_letter ORDER BY id DESC LIMIT 1)
+FROM mfg_notify.dead_letter
 
 -- name: moved_metrics
 -- The metrics that have counted anything since the installation, and the number of events.

@@ -23,6 +23,19 @@ SELECT setval('mfg_notify.notify_disabled', 0)
 -- Take the oldest events with ids above `after` out of the journal.
 SELECT id, xid, at, body FROM mfg_notify.take_events(%(version)s::integer, %(after)s::bigint, %(chunk)s::integer)
 
+-- name: add_dead_letters
+-- Set aside journal rows that are not events. An id may come again after the database was restored.
+INSERT INTO mfg_notify.dead_letter (id, xid, at, body, reason)
+SELECT id, xid::text::xid8, to_timestamp(at / 1000000.0), left(body, 10000), reason
+FROM unnest(%(ids)s::bigint[], %(xids)s::bigint[], %(at)s::bigint[], %(bodies)s::text[], %(reasons)s::text[])
+     AS d (id, xid, at, body, reason)
+ON CONFLICT (id) DO NOTHING
+
+-- name: forget_dead_letters
+-- Delete all but the newest of them.
+DELETE FROM mfg_notify.dead_letter
+WHERE id <= (SELECT id FROM mfg_notify.dead_letter ORDER BY id DESC OFFSET %(kept)s LIMIT 1)
+
 -- name: mark_folded
 -- Store the id up to which everything is folded: the triggers read it to bound the backlog. It never goes back. It is
 -- not transactional and need not be.

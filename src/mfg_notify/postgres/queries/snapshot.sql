@@ -49,8 +49,9 @@ WHERE n.nspname = %(schema)s AND c.relname IN ('ships', 'ship_assignments') AND 
 GROUP BY c.relname
 
 -- name: ships
--- All ships, and whether the game calls them idle.
-SELECT player_id, ship_symbol::text, {status} = 'idle' FROM {ships} WHERE ship_symbol <> ''
+-- All ships that have an owner, and whether the game calls them idle.
+SELECT player_id::bigint, ship_symbol::text, {status}::text = 'idle' FROM {ships}
+WHERE ship_symbol::text <> '' AND player_id IS NOT NULL
 
 -- name: health
 -- The backlog, its age, events of a newer version, the notification queue, the lost changes and the clock.
