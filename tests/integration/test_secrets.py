@@ -55,6 +55,10 @@ WAYS: dict[str, Callable[[Mapping[str, object], Path], Way]] = {
         f"{keywords(given)} passfile={in_file(folder, 'pass', f'*:*:*:*:{SECRET}')}",
         {},
     ),
+    "DSN file": lambda given, folder: (
+        "",
+        {"MFG_NOTIFY_DSN_FILE": in_file(folder, "dsn", f"{keywords(given)} password={_quoted(SECRET)}\n")},
+    ),
     "PGPASSFILE": lambda given, folder: (
         keywords(given),
         {"PGPASSFILE": in_file(folder, "pass", f"*:*:*:*:{SECRET}")},

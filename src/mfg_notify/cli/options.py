@@ -54,6 +54,21 @@ def _hide_dsn(_: click.Context, __: click.Parameter, dsn: str) -> str:
     return dsn
 
 
+def _read_dsn(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Let the DSN be the contents of a file, which neither the process title nor the environment shows."""
+    if path is None:
+        return
+    if ctx.params.get("dsn"):
+        raise UsageError("give either --dsn or --dsn-file, not both (or MFG_NOTIFY_DSN and MFG_NOTIFY_DSN_FILE)")
+    try:
+        ctx.params["dsn"] = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UsageError(f"--dsn-file {path}: {reason}") from None
+    if not ctx.params["dsn"]:
+        raise UsageError(f"--dsn-file {path}: it is empty")
+
+
 schema_option = click.option(
     "--game-schema",
     envvar="MFG_NOTIFY_GAME_SCHEMA",
@@ -66,11 +81,22 @@ connection_options = combine(
     click.option(
         "--dsn",
         callback=_hide_dsn,
+        is_eager=True,
         envvar="MFG_NOTIFY_DSN",
         show_envvar=True,
         default="",
         help="Connection string or URI. Without it libpq's own PG* variables, service and password file decide. A "
-        "password is better off in PGPASSWORD or ~/.pgpass.",
+        "password is better off in ~/.pgpass or in --dsn-file.",
+    ),
+    click.option(
+        "--dsn-file",
+        callback=_read_dsn,
+        expose_value=False,
+        envvar="MFG_NOTIFY_DSN_FILE",
+        show_envvar=True,
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="File that contains the connection string or URI, for example a systemd credential.",
     ),
     schema_option,
 )

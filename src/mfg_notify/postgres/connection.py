@@ -54,13 +54,19 @@ def complete_conninfo(dsn: str, application_name: str = "mfg-notify") -> str:
     An empty dsn leaves everything to libpq's own PG* variables, service file and password file. The error never repeats
     the dsn: one wrong character may put the password in another place.
     """
-    authority = re.match(r"postgres(?:ql)?://([^/?]*)", dsn)
-    if authority and authority.group(1).count("@") > 1:
-        raise UsageError("the DSN has more than one '@' before its path: write %40 for an '@' in user or password")
+    uri = re.match(r"postgres(?:ql)?://([^/?#]*)(.*)", dsn, re.DOTALL)
+    if uri and (uri.group(1).count("@") > 1 or "@" in uri.group(2)):
+        raise UsageError(
+            "the DSN is ambiguous: it has more than one '@', or one after its first '/', '?' or '#'; in user and "
+            "password write %40 for '@', %2F for '/', %3F for '?' and %23 for '#'"
+        )
     try:
         given = conninfo_to_dict(dsn)
+    except UnicodeError:
+        raise UsageError("the DSN cannot be parsed: a percent-encoded value in it is not UTF-8") from None
     except psycopg.Error as error:
-        reason = re.sub(r'"[^"]*"?', '"…"', str(error).strip())
+        # From the first quotation mark to the last: what libpq quotes may contain some.
+        reason = re.sub(r'".*"|".*', '"…"', str(error).strip(), flags=re.DOTALL)
         raise UsageError(
             f"the DSN cannot be parsed ({reason}); it looks like postgresql://user@host:5432/database "
             "or host=… dbname=… user=…"
@@ -173,7 +179,7 @@ def translated_errors() -> Iterator[None]:
 def translate(error: psycopg.Error) -> DatabaseError:
     """Return the error of `mfg_notify.errors` for one of psycopg's; its message says what to do."""
     # libpq repeats the value of an option that it cannot read, which may be a misplaced password.
-    text = re.sub(r'(invalid [\w ]+:?) ".*?"(?=\s|$)', r'\1 "…"', " ".join(str(error).split()))
+    text = re.sub(r'(invalid [\w ]+:?) ".*"', r'\1 "…"', " ".join(str(error).split()))
     match error:
         case errors.InsufficientPrivilege():
             return AccessDenied(f"{text}; `mfg-notify migrate up --create-role NAME` grants a role what it needs")

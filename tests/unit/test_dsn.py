@@ -1,0 +1,87 @@
+"""A DSN with a password: it is understood as it is meant, or refused without repeating any of it."""
+
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from psycopg.conninfo import conninfo_to_dict
+
+from mfg_notify.cli.main import main
+from mfg_notify.errors import UsageError
+from mfg_notify.postgres.connection import complete_conninfo, describe
+
+PASSWORDS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=6, max_size=24)
+"""What people type and forget to escape."""
+
+
+def parts(password: str) -> list[str]:
+    """Return the parts of a password that no message may repeat: three characters in a row tell enough."""
+    return [password[n : n + 4] for n in range(len(password) - 3)]
+
+
+@given(PASSWORDS)
+@settings(max_examples=1000, deadline=None)
+@example("Hunter2/2secret")
+@example("12/3secret")
+@example("2secret@/game")
+@example("a?b=c&user=Hunter2")
+@example("a#secret")
+@example("[::1]:5432/secret")
+@example('00"00%')
+@example("000%80")
+def test_a_password_that_is_not_escaped(password: str) -> None:
+    dsn = f"postgresql://bot:{password}@game.example/db"
+    try:
+        conninfo = complete_conninfo(dsn)
+    except UsageError as error:
+        said = str(error)
+        # Apart from the words of the message itself.
+        assert not [part for part in parts(password) if part in said and part not in ADVICE], said
+        return
+    found = conninfo_to_dict(conninfo)
+    shown = describe(conninfo)
+    assert (found["user"], found["host"], found["dbname"]) == ("bot", "game.example", "db")
+    assert not [part for part in parts(str(found["password"])) if part in shown]
+
+
+ADVICE = (
+    "the DSN is ambiguous: it has more than one '@', or one after its first '/', '?' or '#'; in user and password "
+    "write %40 for '@', %2F for '/', %3F for '?' and %23 for '#' the DSN cannot be parsed invalid percent-encoded "
+    "token: forbidden value %00 in percent-encoded value; it looks like postgresql://user@host:5432/database or "
+    "host=… dbname=… user=… a percent-encoded value in it is not UTF-8"
+)
+
+
+@given(PASSWORDS)
+@settings(max_examples=300, deadline=None)
+def test_a_password_that_is_escaped(password: str) -> None:
+    found = conninfo_to_dict(complete_conninfo(f"postgresql://bot:{quote(password, safe='')}@game.example/db"))
+    assert (found["password"], found["host"]) == (password, "game.example")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "said"),
+    [
+        (["--dsn", "host=/nowhere"], "host=/nowhere", "give either --dsn or --dsn-file"),
+        ([], "", "it is empty"),
+        ([], None, "No such file or directory"),
+    ],
+)
+def test_a_file_with_the_dsn(tmp_path: Path, arguments: list[str], text: str | None, said: str) -> None:
+    file = tmp_path / "dsn"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    result = CliRunner().invoke(main, ["migrate", "status", *arguments, "--dsn-file", str(file)])
+    assert result.exit_code == 1
+    assert said in result.output
+
+
+def test_the_file_decides_where_to_connect(tmp_path: Path) -> None:
+    file = tmp_path / "dsn"
+    file.write_text("host=/nowhere/at/all dbname=game password=Hunter2secret\n", encoding="utf-8")
+    result = CliRunner().invoke(main, ["migrate", "status"], env={"MFG_NOTIFY_DSN_FILE": str(file)})
+    assert "/nowhere/at/all" in result.output
+    assert "Hunter2secret" not in result.output
