@@ -99,7 +99,9 @@ def test_what_is_no_event(installed: Database) -> None:
         malformed = 'mfg_notify_events_rejected_total{reason="malformed"} 51.0'
         eventually(exporter.page, lambda page: malformed in page)
         reconcile(exporter)
-        assert said(exporter)[3:] == [("warning", "journal rows are not events; they count as nothing")]
+        assert said(exporter)[3:] == [
+            ("warning", "journal rows are not events; they count as nothing and are in mfg_notify.dead_letter")
+        ]
         assert {"rows": 50, "last_id": 50}.items() <= lines(exporter)[3].items()
         assert "s3cr3t" not in exporter.read_log()
 
