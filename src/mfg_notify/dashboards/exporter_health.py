@@ -150,8 +150,7 @@ def _panels(scope: Scope, y: int) -> Iterator[Panel]:
     yield panels.events(
         Frame(
             "Corrections and Trouble",
-            "What should not happen: gauges that a reconciliation had to correct, rejected events, live rows that "
-            "cannot be read, and reconnects.",
+            "What should not happen: gauges that a reconciliation had to correct, rejected events, and reconnects.",
             "Nothing of the kind happened in this time range",
             at=(8, lower, 8, 8),
         ),
@@ -160,7 +159,6 @@ def _panels(scope: Scope, y: int) -> Iterator[Panel]:
             "corrected {{metric}}",
         ),
         query(f"sum by (reason) (increase({scope.own('events_rejected_total')}{RATE})) > 0", "rejected: {{reason}}"),
-        query(f"max by (table) ({scope.own('unreadable_rows')}) > 0", "unreadable rows: {{table}}"),
         query(f"sum by (reason) (increase({scope.own('reconnects_total')}{RATE})) > 0", "reconnected: {{reason}}"),
     )
     yield panels.lines(
