@@ -10,7 +10,7 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL client_min_messages = warning;
 SET LOCAL lock_timeout = '50ms';
 
--- Triggers on a table that somebody else has planted in our schema would run with the rights of whoever migrates.
+-- A trigger on a table that another role has planted in our schema would run with the rights of the role that migrates.
 DO $$
 DECLARE
     stranger constant name := (

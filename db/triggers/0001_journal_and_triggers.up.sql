@@ -11,7 +11,7 @@ BEGIN;
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL client_min_messages = warning;
 
--- Triggers on a table that somebody else has planted in our schema would run with the rights of whoever migrates.
+-- A trigger on a table that another role has planted in our schema would run with the rights of the role that migrates.
 DO $$
 DECLARE
     stranger constant name := (
@@ -117,7 +117,7 @@ $$;
 
 -- The journal (an outbox): a trigger adds a row in the game's own transaction, a fold takes it away. The body is JSON as
 -- text: ["task", operation, [texts], [numbers], [times]], see watched_columns(). Operations are I, U and D; T for a
--- TRUNCATE; and R for a row that is told again because its events came out of order.
+-- TRUNCATE; and R, which repeats a row as it is because its events came out of order.
 CREATE TABLE IF NOT EXISTS mfg_notify.event (
     id      bigint GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME mfg_notify.event_id_seq) PRIMARY KEY,
     xid     xid8 NOT NULL DEFAULT pg_current_xact_id(),
@@ -246,7 +246,7 @@ REVOKE ALL ON SCHEMA mfg_notify FROM PUBLIC;
 -- The game comes first. Whatever fails here is caught, counted in mfg_notify.lost and forgotten. Nothing waits longer
 -- than 25 ms (less would lose events without need: the server itself holds the lock that extends the journal's file for
 -- over 10 ms on a busy machine). A circuit breaker makes a transaction pay for a failure once: after the first one its
--- triggers only count. One error is not ours to hide: a serialization failure tells a SERIALIZABLE transaction to retry.
+-- triggers only count. One error is passed on: after a serialization failure a SERIALIZABLE transaction has to retry.
 --
 -- The first event of a transaction is written at once, because most transactions have no other. Later ones are buffered
 -- in a transaction-local setting and flushed at the COMMIT: a write within an EXCEPTION block is a subtransaction with
@@ -272,8 +272,8 @@ CREATE OR REPLACE FUNCTION mfg_notify.transactions_can_be_prepared() RETURNS boo
     SELECT current_setting('max_prepared_transactions')::integer > 0
 $$;
 
--- A full notification queue fails the COMMIT of whoever notifies, past any EXCEPTION block; so does NOTIFY in a
--- transaction that is PREPAREd.
+-- With a full notification queue, the COMMIT of a transaction that notifies fails, and no EXCEPTION block can catch that.
+-- PREPARE TRANSACTION refuses a transaction that has notified.
 CREATE OR REPLACE FUNCTION mfg_notify.can_notify() RETURNS boolean LANGUAGE sql AS $$
     SELECT NOT mfg_notify.transactions_can_be_prepared() AND pg_notification_queue_usage() < 0.25
 $$;
@@ -436,8 +436,8 @@ $template$;
                     END IF;
                 END IF;
                 IF NEW.xmax <> '0' THEN
-                    -- Somebody has locked the new row, or a trigger of the game that fires before ours has changed it
-                    -- again. Then that event stands before this one: tell the row once more as it is.
+                    -- Another session has locked the new row, or a trigger of the game that fires before ours has changed
+                    -- it again. The event of that change comes before this one, so repeat the row as it is now.
                     SELECT t.*, t.ctid AS place INTO latest FROM {relation} AS t WHERE t.id = NEW.id;
                     IF row_security_active('{relation}'::regclass) THEN
                         RAISE EXCEPTION 'row-level security hides rows of %', TG_TABLE_NAME;
@@ -460,7 +460,7 @@ $template$;
                 buffered := set_config('mfg_notify.buffered', '-1', true);
                 RETURN NULL;
             END IF;$observe$;
-    -- A factory event tells how many inputs have come and, of a change of supply or readiness, whether the row is the
+    -- A factory event says how many inputs have come and, for a change of supply or readiness, whether the row is the
     -- current one of its factory: the newest whose pipeline is live, or which has none. Several rows, one a pipeline,
     -- describe a factory at once, and rows of finished pipelines stay behind. If only a few rows of all factories are
     -- newer, they are looked through. Else the search goes from the live pipelines into the indexes of the factory rows.
@@ -679,7 +679,7 @@ BEGIN
             'GRANT SELECT ON public.manufacturing_factory_states TO %I'] LOOP
             EXECUTE format(statement, owner);
         END LOOP;
-        -- Who may use these but not share them is told so by a warning only.
+        -- GRANT only warns a role that has these rights without the grant option.
         IF NOT has_schema_privilege(owner, (SELECT c.relnamespace FROM pg_class c
                                             WHERE c.oid = 'public.manufacturing_pipelines'::regclass), 'USAGE')
            OR NOT has_table_privilege(owner, 'public.manufacturing_pipelines', 'SELECT')
@@ -755,7 +755,7 @@ CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER TRUNCATE ON public.manufact
 
 -- The hash is that of this file without the hash itself. A released file never changes.
 UPDATE mfg_notify.settings SET
-    applied = applied || '{"1": "143ba540581fcd029843388620260ec4c84f896b691a1c85265a83d80fe0429d"}',
+    applied = applied || '{"1": "724d0d4fefc011cf096828a7327ecbcafffe26205bceb957c5aa311226c25138"}',
     objects = mfg_notify.object_hashes();
 
 COMMIT;

@@ -47,7 +47,7 @@ async def stalling(dsn: str) -> AsyncIterator[tuple[Proxy, str]]:
 
 async def read_tasks(conninfo: str) -> int:
     async with await connect(conninfo) as connection:
-        taken, _, _ = await snapshot.read_snapshot(connection, "public")
+        taken = (await snapshot.read_snapshot(connection, "public")).snapshot
         return len(taken.rows.tasks)
 
 

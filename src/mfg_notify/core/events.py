@@ -22,7 +22,7 @@ Text = Annotated[str, Meta(max_length=128)]
 Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Microseconds = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-"""Since the epoch, by the clock of whoever wrote the row. Of an old image the times are left out: None."""
+"""Since the epoch, by the clock of the writer. An old image has no times: they are None."""
 
 
 class PipelineImage(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
@@ -126,7 +126,7 @@ _Time: TypeAlias = Annotated[datetime, Meta(tz=True)]
 _Number: TypeAlias = Whole | None
 _Inputs: TypeAlias = tuple[Count, Count] | None
 _Operation: TypeAlias = Literal["I", "U", "D", "R"]
-"""R tells a row again as it is, because the events of its changes came out of order: an update that moves no number."""
+"""R repeats a row as it is, because the events of its changes came out of order: an update that counts nothing."""
 _Pipeline: TypeAlias = tuple[
     Literal["pipeline"],
     _Operation,

@@ -22,6 +22,7 @@ class HealthReporter:
         self._telemetry = telemetry
         self._triggers: dict[str, int] = {}
         self._unreadable: dict[str, int] = {}
+        self._ships_error: str | None = None
         self._newer_version_reported = False
         self._unconfirmed_reported = False
         self._unconfirmed_since_reconciliation = False
@@ -62,6 +63,14 @@ class HealthReporter:
                 )
             self._telemetry.unreadable_rows.labels(table).set(count)
         self._unreadable = dict(rows)
+
+    def report_ships(self, error: str | None) -> None:
+        """Warn once that the table of ships cannot be read, and say when it can be again."""
+        if error is not None and self._ships_error is None:
+            log.warning("the table of ships cannot be read; the ships are those that tasks name", error=error)
+        elif error is None and self._ships_error is not None:
+            log.info("the table of ships can be read again")
+        self._ships_error = error
 
     def _report_newer_version(self, events: int) -> str | None:
         if events and not self._newer_version_reported:

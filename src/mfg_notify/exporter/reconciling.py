@@ -59,15 +59,15 @@ class Reconciling:
         if (installation.channel, installation.notify) != (known.channel, known.notify):
             raise SchemaNotReady("mfg_notify.settings has changed; connecting again")
         try:
-            taken, self._ships_query, unreadable = await in_time(
-                timeout, snapshot.read_snapshot(self._connection, self._schema)
-            )
+            reading = await in_time(timeout, snapshot.read_snapshot(self._connection, self._schema))
         except SchemaNotReady:
             # The game may have changed its tables since the check: that says in plain words what is missing.
             await in_time(self._tuning.answer_timeout, check_installation(self._connection))
             raise
-        self._ledger.reconcile(taken)
-        self._health.report_unreadable(unreadable)
+        self._ships_query = reading.ships_query
+        self._ledger.reconcile(reading.snapshot)
+        self._health.report_unreadable(reading.unreadable)
+        self._health.report_ships(reading.ships_error)
         await in_time(self._tuning.answer_timeout, journal.prune(self._connection))
         health = await in_time(timeout, snapshot.read_health(self._connection, self._schema))
         self.problem = self._health.report(health)

@@ -12,7 +12,7 @@ from mfg_notify.postgres.connection import BlockingConnection, Connection, trans
 from mfg_notify.postgres.queries import QUERY
 
 MIGRATION_HASHES = {
-    "1": "143ba540581fcd029843388620260ec4c84f896b691a1c85265a83d80fe0429d",
+    "1": "724d0d4fefc011cf096828a7327ecbcafffe26205bceb957c5aa311226c25138",
     "2": "049baefc3eaaec20658d4f65288e7893c87c6f5f118669067ecccf985e16b470",
 }
 """The migrations in `db/triggers` by number, with the hash that each stores when it is applied.

@@ -11,7 +11,7 @@ SET LOCAL lock_timeout = '50ms';
 SET LOCAL mfg_notify.role = {name};
 SET LOCAL mfg_notify.game_schema = {schema};
 
--- Triggers on a table that somebody else has planted in our schema would run with the rights of whoever migrates.
+-- A trigger on a table that another role has planted in our schema would run with the rights of the role that migrates.
 DO $$
 DECLARE
     stranger constant name := (

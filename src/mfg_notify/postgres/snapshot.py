@@ -56,6 +56,8 @@ class Reading(NamedTuple):
     """For `read_ships`; None if the game has no table of ships that can be read."""
     unreadable: Mapping[str, int]
     """Number of rows that are left out because they cannot be read, by table; 0 for the others."""
+    ships_error: str | None
+    """Name of the error, if the table of ships exists and cannot be read; its message may repeat what is in a row."""
 
 
 async def read_snapshot(connection: Connection, schema: str) -> Reading:
@@ -68,12 +70,14 @@ async def read_snapshot(connection: Connection, schema: str) -> Reading:
         ships_query = await _find_ships(connection, schema)
         live = [QUERY["live_pipelines"], QUERY["live_tasks"], QUERY["live_factories"]]
         queries = [*(sql.SQL(query).format(**game) for query in live), sql.SQL(QUERY["visible"])]
+        ships_error = None
         try:
             found = await fetch_without_locks(connection, *queries, *([] if ships_query is None else [ships_query]))
-        except (DataError, ProgrammingError):
+        except (DataError, ProgrammingError) as error:
             if ships_query is None:
                 raise
-            ships_query = None
+            # Either the ships are to blame, or the same error comes again.
+            ships_query, ships_error = None, type(error).__name__
             found = await fetch_without_locks(connection, *queries)
     pipelines, tasks, factories, ((next_xid, in_progress),), *ships = found
     unreadable = dict.fromkeys(("manufacturing_pipelines", "manufacturing_tasks", "manufacturing_factory_states"), 0)
@@ -88,7 +92,7 @@ async def read_snapshot(connection: Connection, schema: str) -> Reading:
         {int(change.key): change.new for change in changes if isinstance(change, FactoryChange) and change.new},
         _idle_by_ship(ships[0]) if ships else None,
     )
-    return Reading(Snapshot(rows, next_xid, frozenset(in_progress)), ships_query, unreadable)
+    return Reading(Snapshot(rows, next_xid, frozenset(in_progress)), ships_query, unreadable, ships_error)
 
 
 def _decode_rows(found: list[TupleRow], table: str, unreadable: dict[str, int]) -> Iterator[Change]:
