@@ -126,7 +126,12 @@ class Rig:
         with ExporterProcess(
             dsn or self.dsn, *options, port=self._ports[slot], program=program, environment=environment
         ) as exporter:
-            yield exporter
+            try:
+                yield exporter
+            except Exception:
+                status = exporter.process.poll()
+                self.violation(f"exporter {slot}: exit status {status}, log ends with: {exporter.read_log()[-4000:]}")
+                raise
 
     def watch(self, slot: str = "first") -> Watch:
         """Return the watch of a slot."""
