@@ -21,6 +21,7 @@ from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 from tests import truth
 from tests.samples import number
 
+from mfg_notify.core.capped_totals import SERIES_MAXIMUM
 from mfg_notify.core.notify_mode import Policy
 from mfg_notify.core.tuning import Tuning
 from mfg_notify.exporter import Exporter, Settings
@@ -231,9 +232,16 @@ async def exporting(
     market_interval: float | None = None,
     notify: Policy = Policy.ADAPTIVE,
     tuning: Tuning | None = None,
+    series_maximum: int = SERIES_MAXIMUM,
 ) -> AsyncIterator[Exporter]:
     """Run an exporter in this loop until the block ends; it is ready when the block begins."""
-    settings = Settings(dsn, reconcile_interval=reconcile_interval, market_interval=market_interval, notify=notify)
+    settings = Settings(
+        dsn,
+        reconcile_interval=reconcile_interval,
+        market_interval=market_interval,
+        notify=notify,
+        series_maximum=series_maximum,
+    )
     exporter = Exporter(settings, tuning=tuning)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(exporter.run)

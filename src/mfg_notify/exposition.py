@@ -28,8 +28,9 @@ from prometheus_client.registry import Collector
 from mfg_notify import __version__
 from mfg_notify.core import catalogue
 from mfg_notify.core.board import Fact
+from mfg_notify.core.capped_totals import SERIES_MAXIMUM
 from mfg_notify.core.catalogue import EXPORTER_METRICS, MICROSECONDS_PER_SECOND, SELF_PREFIX, Kind, Metric
-from mfg_notify.core.series import SERIES_MAXIMUM, Distribution, Series, Values, View, lay_out, never_fall, with_silent
+from mfg_notify.core.series import Distribution, Presentation, Series, Values, View
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -115,6 +116,7 @@ class Telemetry:
         self.journal_oldest_age = gauge("journal_oldest_age_seconds")
         self.queue_usage = gauge("notification_queue_usage_ratio")
         self.unreadable_rows = gauge("unreadable_rows")
+        self.oldest_snapshot_age = gauge("oldest_snapshot_age_seconds")
         self.triggers_installed = gauge("triggers_installed")
         self.web_config_failures = counter("web_config_failures_total")
         self.http_responses = counter("http_responses_total")
@@ -215,9 +217,8 @@ class Page:
     ) -> None:
         self._read_view = read_view
         self._now = now
-        self._series_maximum = series_maximum
+        self._presentation = Presentation(series_maximum)
         self._lock = Lock()
-        self._shown: Series | None = None
         self._rendered: dict[tuple[str, str], tuple[Values, bytes]] = {}
         """The last text of each family, by format and metric."""
         self._own = CollectorRegistry()
@@ -242,7 +243,7 @@ class Page:
                     self.telemetry.series.set(0)
                     game = b""
                 else:
-                    series = series or self._lay_out(view, now)
+                    series = series or self._present(view, now)
                     game = self._render_game(view, series, content_type)
                 # Last, because the number of series is known only now.
                 return game + _ENCODERS[content_type](self._own)
@@ -260,14 +261,12 @@ class Page:
         if view is None:
             return b""
         with self._lock:
-            return self._render_game(view, self._lay_out(view, self._now()), content_type)
+            return self._render_game(view, self._present(view, self._now()), content_type)
 
-    def _lay_out(self, view: View, now: int) -> Series:
-        series = lay_out(view, now, self._series_maximum, self._shown)
-        left_out = never_fall(self._shown, series, self._series_maximum) if self._shown is not None else 0
-        self._shown = series if self._shown is None else with_silent(self._shown, series)
+    def _present(self, view: View, now: int) -> Series:
+        series = self._presentation.present(view, now)
         self.telemetry.series.set(series.number)
-        self.telemetry.series_dropped.set(series.dropped + left_out)
+        self.telemetry.series_dropped.set(series.dropped)
         return series
 
     def _render_game(self, view: View, series: Series, content_type: str) -> bytes:

@@ -107,7 +107,7 @@ async def play_out(dsn: str, steps: list[tuple[int, int, str]]) -> list[dict[Sam
         while not await exporter.fold(dsn, 500, ""):
             pass
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
-        stored = dict((await journal.read_totals(connection)).counters)
+        stored = (await journal.read_totals(connection)).counters.copy()
     return [exporters[0].exposed(), exporters[1].exposed(), stored]
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from tests.simulation.agenda import Agenda
 
+from mfg_notify.core.capped_totals import CappedTotals
 from mfg_notify.core.catalogue import PIPELINE_LIVE, TASK_LIVE
 from mfg_notify.core.counters import Settlement
 from mfg_notify.core.events import (
@@ -345,7 +346,7 @@ class Database:
         """Read the totals whole. Also return the ids in the journal, for the invariants."""
         state = self.state
         activity = RecentActivity(dict(state.recent), dict(state.latest))
-        return Totals(state.generation, dict(state.totals), activity), frozenset(state.journal)
+        return Totals(state.generation, CappedTotals(totals=state.totals), activity), frozenset(state.journal)
 
     def read_snapshot(self) -> Snapshot:
         """Read the live rows in one snapshot."""

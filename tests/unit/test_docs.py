@@ -19,6 +19,7 @@ from tests.support import ROOT
 
 from mfg_notify.cli import main
 from mfg_notify.core.board import CHANGES_MAXIMUM
+from mfg_notify.core.capped_totals import SERIES_MAXIMUM
 from mfg_notify.core.catalogue import (
     CATALOGUE,
     EXPORTER_METRICS,
@@ -28,7 +29,6 @@ from mfg_notify.core.catalogue import (
 )
 from mfg_notify.core.events import Text
 from mfg_notify.core.live_state import SHIP_MEMORY
-from mfg_notify.core.series import SERIES_MAXIMUM
 from mfg_notify.core.tuning import Tuning
 from mfg_notify.exporter.market_reader import MARKET_INTERVAL
 from mfg_notify.exporter.settings import Settings

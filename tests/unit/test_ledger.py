@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tests.unit.builders import NOW, SECOND, Image, event, pipeline, task
 
+from mfg_notify.core.capped_totals import CappedTotals
 from mfg_notify.core.counters import Arrival, settle
 from mfg_notify.core.events import Event
 from mfg_notify.core.ledger import Fold, Ledger, Snapshot, Totals
@@ -179,7 +180,7 @@ class _Exporter:
             outcome = self.ledger.settle(self.reply)
             if outcome.needs_totals:
                 database = self.database
-                totals = Totals(database.generation, dict(database.totals), RecentActivity())
+                totals = Totals(database.generation, CappedTotals(totals=database.totals), RecentActivity())
                 self.read = (totals, frozenset(database.folded))
                 return
         self.reply = self.read = None
@@ -759,7 +760,7 @@ def test_ships_are_taken_over(script: _Script) -> None:
 
 def test_totals_that_nobody_has_asked_for_are_refused(script: _Script) -> None:
     with pytest.raises(ValueError, match="no fold is waiting"):
-        script.one.ledger.resync(Totals(9, {}, RecentActivity()))
+        script.one.ledger.resync(Totals(9, CappedTotals(), RecentActivity()))
 
 
 def test_a_reconciliation_step_by_step(script: _Script) -> None:
@@ -893,7 +894,7 @@ def test_a_reconciliation_prunes_activity_and_is_current() -> None:
     ledger.begin_fold()
     first = Fold(1, [], settle([]), 0, drained=True, xid=0, xmin=0, last_id=0)
     assert ledger.settle(first).needs_totals
-    ledger.resync(Totals(1, {}, RecentActivity({}, {("ship", 1, "gone"): NOW - 24 * 3600 * SECOND})))
+    ledger.resync(Totals(1, CappedTotals(), RecentActivity({}, {("ship", 1, "gone"): NOW - 24 * 3600 * SECOND})))
     ledger.begin_reconciliation()
     ledger.reconcile(Snapshot(LiveRows(), 0, frozenset()))
     ledger.begin_fold()
@@ -923,7 +924,7 @@ def test_totals_that_a_lost_connection_asked_for_are_refused(script: _Script) ->
     script.one.answer()
     script.one.disconnect()
     with pytest.raises(ValueError, match="no fold is waiting"):
-        script.one.ledger.resync(Totals(9, {}, RecentActivity()))
+        script.one.ledger.resync(Totals(9, CappedTotals(), RecentActivity()))
 
 
 def test_the_last_changes_end_with_a_rewind(script: _Script) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.builders import NOW, SECOND, Image, event, factory, gauge, pipeline, task
 
 from mfg_notify.core import catalogue
+from mfg_notify.core.capped_totals import CappedTotals
 from mfg_notify.core.counters import settle
 from mfg_notify.core.events import (
     Change,
@@ -829,7 +830,7 @@ class _Game:
         drained = len(events) < chunk
         reply = Fold(self.generation, events, settle(events), 0, drained, xid=0, xmin=0, last_id=self.last_id)
         if self.ledger.settle(reply).needs_totals:
-            self.ledger.resync(Totals(self.generation, {}, RecentActivity()))
+            self.ledger.resync(Totals(self.generation, CappedTotals(), RecentActivity()))
         self.known |= {one.id for one in events}
         self.queue.append(self.generation)
         self.finish()

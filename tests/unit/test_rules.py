@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.builders import NOW, SECOND, Image, event, factory, pipeline, samples, task
 
 from mfg_notify.core import catalogue
+from mfg_notify.core.capped_totals import CappedTotals
 from mfg_notify.core.catalogue import Kind
 from mfg_notify.core.counters import Counters, settle
 from mfg_notify.core.events import (
@@ -657,7 +658,7 @@ def test_the_rules_are_pure(one: Event) -> None:
 def test_any_split_adds_up_to_the_whole(events: list[Event], cuts: list[int]) -> None:
     whole = settle(events)
     counters = Counters(Tuning().pending_maximum)
-    counters.resync({}, 0)
+    counters.resync(CappedTotals(), 0)
     completions: dict[str, Completion] = {}
     seen: dict[tuple[str, int, str], int] = {}
     for generation, (start, end) in enumerate(pairwise([0, *sorted(cuts), len(events)]), start=1):

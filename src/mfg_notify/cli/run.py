@@ -16,8 +16,8 @@ from mfg_notify.cli.options import (
     log_options,
     web_options,
 )
+from mfg_notify.core.capped_totals import SERIES_MAXIMUM
 from mfg_notify.core.notify_mode import Policy
-from mfg_notify.core.series import SERIES_MAXIMUM
 from mfg_notify.exporter import Exporter, Settings
 from mfg_notify.exporter.market_reader import MARKET_INTERVAL
 from mfg_notify.web import server

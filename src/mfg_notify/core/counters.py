@@ -4,10 +4,11 @@ Owns addition and the order in which payloads, folds and barriers may arrive. Wh
 how totals are stored in `postgres.journal`, and when to read them again in `ledger`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from mfg_notify.core.capped_totals import SERIES_MAXIMUM, CappedTotals
 from mfg_notify.core.events import Event
 from mfg_notify.core.rules import Completion, SampleKey, completion, increments, last_seen
 
@@ -58,7 +59,8 @@ class Arrival(Enum):
     DUPLICATE = auto()
     """It was counted before: the fold was faster, or the payload came twice."""
     DEFERRED = auto()
-    """The counters are not in step with the journal, or too much is pending: the fold that is due counts it."""
+    """The fold that is due counts it: the counters are not in step with the journal, too much is pending, or the cap on
+    series is near, and a fold decides which label set has its own series."""
 
 
 class Counters:
@@ -71,9 +73,9 @@ class Counters:
     nothing of the kind: they are not in commit order.
     """
 
-    def __init__(self, pending_maximum: int) -> None:
+    def __init__(self, pending_maximum: int, series_maximum: int = SERIES_MAXIMUM) -> None:
         self._pending_maximum = pending_maximum
-        self._base: dict[SampleKey, int] = {}
+        self._settled = CappedTotals(series_maximum)
         self._generation: int | None = None
         self._latest = -1
         self._pending: dict[int, _Announced] = {}
@@ -104,14 +106,19 @@ class Counters:
         self._pending.clear()
         self._mismatched = 0
 
-    def resync(self, totals: Mapping[SampleKey, int], generation: int, folded: Iterable[Event] = ()) -> None:
+    @property
+    def capped(self) -> bool:
+        """Tell whether the cap on series has been reached, so that some totals are summed under `other`."""
+        return self._settled.full
+
+    def resync(self, totals: CappedTotals, generation: int, folded: Iterable[Event] = ()) -> None:
         """Take over totals that were read as of this generation. One more fold must follow.
 
         `folded` are the events of the fold before the reading. If no other fold can have happened since the last known
         one, whatever else is pending is still in the journal, or nowhere: it stays pending until a fold drains the
         journal.
         """
-        self._base = dict(totals)
+        self._settled = totals
         if self.is_rewind(generation):
             # Barriers carry generation numbers: those received so far prove nothing about the numbers to come.
             self._barrier = -1
@@ -141,7 +148,10 @@ class Counters:
             return Arrival.DUPLICATE
         if not self.synced or len(self._pending) >= self._pending_maximum:
             return Arrival.DEFERRED
-        self._pending[event.id] = _Announced(event, settle((event,)))
+        settlement = settle((event,))
+        if not self._settled.announce(settlement.increments):
+            return Arrival.DEFERRED
+        self._pending[event.id] = _Announced(event, settlement)
         return Arrival.COUNTED
 
     def receive_barrier(self, generation: int) -> None:
@@ -170,7 +180,7 @@ class Counters:
                 if generation > self._barrier:
                     self._settled_before_announced[event.id] = generation
         for key, n in settlement.increments.items():
-            self._base[key] = self._base.get(key, 0) + n
+            self._settled.add(key, n)
         self._generation = self._latest = generation
         return news
 
@@ -196,8 +206,9 @@ class Counters:
 
     def exposed(self) -> dict[SampleKey, int]:
         """Return settled and pending together, label sets in order of arrival."""
-        totals = dict(self._base)
+        totals = self._settled.copy()
         for settlement in self.announced():
             for key, n in settlement.increments.items():
-                totals[key] = totals.get(key, 0) + n
+                place = self._settled.place(key)
+                totals[place] = totals.get(place, 0) + n
         return totals

@@ -25,11 +25,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mfg_notify.core.board import LastChanges
+from mfg_notify.core.capped_totals import SERIES_MAXIMUM, CappedTotals
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
 from mfg_notify.core.counters import Arrival, Counters, Settlement
 from mfg_notify.core.events import Event
 from mfg_notify.core.live_state import LiveRows, LiveState, RecentActivity
-from mfg_notify.core.rules import SampleKey
 from mfg_notify.core.series import View
 from mfg_notify.core.tuning import Tuning
 
@@ -56,7 +56,7 @@ class Totals:
     """What the database holds as of a generation."""
 
     generation: int
-    counters: Mapping[SampleKey, int]
+    counters: CappedTotals
     activity: RecentActivity
 
 
@@ -96,11 +96,13 @@ class Outcome:
 class Ledger:
     """Everything that one exporter knows about the game. `clock` returns monotonic seconds."""
 
-    def __init__(self, clock: Callable[[], float], clock_offset: int, tuning: Tuning) -> None:
+    def __init__(
+        self, clock: Callable[[], float], clock_offset: int, tuning: Tuning, series_maximum: int = SERIES_MAXIMUM
+    ) -> None:
         """Start empty; `clock_offset` (microseconds) is added to `clock` until the database's own clock is known."""
         self._clock = clock
         self._clock_offset = clock_offset
-        self._counters = Counters(tuning.pending_maximum)
+        self._counters = Counters(tuning.pending_maximum, series_maximum)
         self._live = LiveState()
         self._activity = RecentActivity()
         self._changes = LastChanges()
@@ -296,7 +298,7 @@ class Ledger:
         activity = self._activity.copy()
         for settlement in self._counters.announced():
             activity.add(settlement)
-        return View(self._counters.exposed(), self._live.gauges(), activity)
+        return View(self._counters.exposed(), self._live.gauges(), activity, capped=self._counters.capped)
 
     def last_changes(self) -> list[Event]:
         """Return the last change events, newest first."""

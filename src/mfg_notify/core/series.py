@@ -11,14 +11,16 @@ from operator import sub
 from typing import TypeVar
 
 from mfg_notify.core import catalogue
+from mfg_notify.core.capped_totals import OTHER, SERIES_MAXIMUM, WEIGHT, series_of
 from mfg_notify.core.catalogue import COST_TYPES, SUPPLY_LEVELS, TASK_OUTCOMES, TERMINAL, Kind, Metric
 from mfg_notify.core.live_state import HOUR, Gauges, Labels, RecentActivity, Samples, moving_gauges, ship_owners
 from mfg_notify.core.rules import SampleKey
 
-SERIES_MAXIMUM = 50_000
-"""Series shown at most, unless the user says otherwise."""
 SILENT_AFTER = 24 * HOUR
 """Microseconds without an event after which a player without a live row is not shown."""
+RETURN_HOLD = HOUR // 60
+"""Microseconds for which the counters of a player who comes back stand still, so that every Prometheus sees where they
+rise from: `increase()` ignores what a series has counted when it appears."""
 Value = TypeVar("Value")
 ADJACENT_LEVELS = (*pairwise(SUPPLY_LEVELS), *pairwise(reversed(SUPPLY_LEVELS)))
 
@@ -34,6 +36,8 @@ class View:
     gauges: Gauges
     activity: RecentActivity
     market: Market | None = None
+    capped: bool = False
+    """The cap on series is reached: some totals are summed under `other`, and nothing else has a place."""
 
 
 @dataclass(slots=True)
@@ -61,24 +65,17 @@ class Series:
     histograms: dict[str, dict[Labels, Distribution]]
     gauges: dict[str, Samples]
     dropped: int = 0
-    """Series at 0 and gauges that the cap has left out."""
+    """Series at 0, gauges and series that are no more for which there was no room."""
     silent: frozenset[str] = frozenset()
-    """Players that are not shown because nothing has been heard of them for a day."""
-    elsewhere: frozenset[SampleKey] = frozenset()
-    """Counters and histograms that are summed under `other`."""
-
-    def counts(self, name: str, labels: Labels) -> bool:
-        """Tell whether this counter or histogram is among them and above 0."""
-        if name in self.counters:
-            return self.counters[name].get(labels, 0) > 0
-        return labels in self.histograms[name] and bool(self.histograms[name][labels].buckets)
+    """Players that are not shown because nothing has been heard of them for a day. Their counters are here all the
+    same: they may come back."""
 
     @property
     def number(self) -> int:
         """How many there are, with every bucket, sum and count."""
         return (
             sum(map(len, self.counters.values()))
-            + sum(len(shown) * _WEIGHT[name] for name, shown in self.histograms.items())
+            + sum(len(shown) * WEIGHT[name] for name, shown in self.histograms.items())
             + sum(map(len, self.gauges.values()))
         )
 
@@ -112,24 +109,85 @@ class _Budget:
         return allowed
 
 
-def lay_out(view: View, now: int, maximum: int = SERIES_MAXIMUM, before: Series | None = None) -> Series:
+class Presentation:
+    """What scrapes have shown so far, and what the next one may show."""
+
+    def __init__(self, maximum: int = SERIES_MAXIMUM) -> None:
+        """Show at most `maximum` series, beside those labelled `other`."""
+        self._maximum = maximum
+        self._before: Series | None = None
+        self._returning: dict[str, _Returning] = {}
+
+    def present(self, view: View, now: int) -> Series:
+        """Return the series to show; `now` is the database's clock in epoch microseconds."""
+        before, series = self._before, lay_out(view, now, self._maximum)
+        if before is not None:
+            left_out = never_fall(before, series, self._maximum)
+            series = replace(series, dropped=series.dropped + left_out)
+            for player in before.silent - series.silent:
+                self._returning[player] = _Returning(now, *_of_player(before, player))
+        self._before = series
+        self._returning = {player: held for player, held in self._returning.items() if held.holds(now)}
+        if not series.silent and not self._returning:
+            return series
+        counters = {name: _without(series.silent, found) for name, found in series.counters.items()}
+        histograms = {name: _without(series.silent, found) for name, found in series.histograms.items()}
+        for player, held in self._returning.items():
+            # A label set that is new begins at 0.
+            for name, counted in counters.items():
+                counted |= {labels: held.counters[name].get(labels, 0) for labels in counted if labels[0] == player}
+            for name, observed in histograms.items():
+                observed |= {
+                    labels: held.histograms[name].get(labels, Distribution())
+                    for labels in observed
+                    if labels[0] == player
+                }
+        return replace(series, counters=counters, histograms=histograms)
+
+
+@dataclass(frozen=True, slots=True)
+class _Returning:
+    """A player who has come back, and the counters and histograms as they were before."""
+
+    since: int
+    counters: Mapping[str, Mapping[Labels, int]]
+    histograms: Mapping[str, Mapping[Labels, Distribution]]
+
+    def holds(self, now: int) -> bool:
+        # The database's clock may have been set back.
+        return self.since <= now < self.since + RETURN_HOLD
+
+
+def _of_player(
+    series: Series, player: str
+) -> tuple[dict[str, dict[Labels, int]], dict[str, dict[Labels, Distribution]]]:
+    def of(found: Mapping[Labels, Value]) -> dict[Labels, Value]:
+        return {labels: value for labels, value in found.items() if labels[0] == player}
+
+    return (
+        {name: of(found) for name, found in series.counters.items()},
+        {name: of(found) for name, found in series.histograms.items()},
+    )
+
+
+def _without(players: frozenset[str], found: Mapping[Labels, Value]) -> dict[Labels, Value]:
+    return {labels: value for labels, value in found.items() if labels[0] not in players}
+
+
+def lay_out(view: View, now: int, maximum: int = SERIES_MAXIMUM) -> Series:
     """Lay out every series of the view; `now` is the database's clock in epoch microseconds.
 
-    Totals come first, in order of arrival; those past `maximum` series are summed under the label value `other`, so
-    that a sum over all stays exact. Payloads and folds may bring new ones in different orders, so a place that a series
-    had `before` is kept. What is left of the maximum goes to series at 0, then to gauges; the rest of those is dropped.
-    Players that have been silent for a day are not shown; their totals stay, and come back with them.
+    What the totals leave of `maximum` goes to series at 0, then to gauges; the rest of those is dropped. Players that
+    have been silent for a day have totals and nothing else.
     """
     counters: dict[str, dict[Labels, int]] = {metric.name: {} for metric in catalogue.COUNTERS}
     histograms: dict[str, dict[Labels, Distribution]] = {metric.name: {} for metric in catalogue.HISTOGRAMS}
-    budget = _Budget(maximum)
     silent = silent_players(view, now)
-    places = _places(view.totals, budget, before)
-    elsewhere = frozenset(place for place, labels in places.items() if place[1] != labels)
-    _add_totals(view.totals, places, silent, counters, histograms)
-    players = _add_zeros(view, silent, elsewhere, now, budget, counters, histograms)
+    _add_totals(view.totals, counters, histograms)
+    budget = _Budget(0 if view.capped else maximum - Series(counters, histograms, {}).number)
+    players = _add_zeros(view, silent, now, budget, counters, histograms)
     gauges = {**view.gauges.samples, **moving_gauges(view.gauges, view.activity, players, now)}
-    gauges[catalogue.MARGIN.name] = _margins(counters)
+    gauges[catalogue.MARGIN.name] = _without(silent, _margins(counters))
     gauges |= _of_players(view.market or {}, players, silent)
     shown = {
         metric.name: {
@@ -137,7 +195,7 @@ def lay_out(view: View, now: int, maximum: int = SERIES_MAXIMUM, before: Series 
         }
         for metric in catalogue.GAUGES
     }
-    return Series(counters, histograms, shown, budget.dropped, silent, elsewhere)
+    return Series(counters, histograms, shown, budget.dropped, silent)
 
 
 def never_fall(before: Series, series: Series, maximum: int = SERIES_MAXIMUM) -> int:
@@ -154,35 +212,20 @@ def never_fall(before: Series, series: Series, maximum: int = SERIES_MAXIMUM) ->
     for name, shown in before.counters.items():
         now = series.counters[name]
         for labels, n in shown.items():
-            if n <= now.get(labels, 0) or labels[0] in series.silent:
+            if n <= now.get(labels, 0):
                 continue
             if labels in now or budget.allows_or_drops(1):
                 now[labels] = n
     for metric in catalogue.HISTOGRAMS:
         observed = series.histograms[metric.name]
         for labels, old in before.histograms[metric.name].items():
-            if labels[0] in series.silent or old == (new := observed.get(labels)):
+            if old == (new := observed.get(labels)):
                 continue
             if new is not None:
                 observed[labels] = _at_least(metric, old, new)
-            elif old.buckets and budget.allows_or_drops(_WEIGHT[metric.name]):
+            elif old.buckets and budget.allows_or_drops(WEIGHT[metric.name]):
                 observed[labels] = old
     return budget.dropped
-
-
-def with_silent(before: Series, series: Series) -> Series:
-    """Return the series, and of `before` those whose players are silent now: they may come back, and must not fall."""
-    if not series.silent:
-        return series
-
-    def kept(old: Mapping[Labels, Value], new: dict[Labels, Value]) -> dict[Labels, Value]:
-        return {labels: value for labels, value in old.items() if labels[0] in series.silent} | new
-
-    return replace(
-        series,
-        counters={name: kept(before.counters[name], new) for name, new in series.counters.items()},
-        histograms={name: kept(before.histograms[name], new) for name, new in series.histograms.items()},
-    )
 
 
 def _at_least(metric: Metric, old: Distribution, new: Distribution) -> Distribution:
@@ -208,62 +251,27 @@ def silent_players(view: View, now: int) -> frozenset[str]:
     )
 
 
-def _places(totals: Mapping[SampleKey, int], budget: _Budget, before: Series | None) -> Mapping[SampleKey, Labels]:
-    """Return under which labels each series of the totals is shown; they differ where it is summed under `other`."""
-    # Silent players keep their places, too.
-    known = dict.fromkeys(map(_series_of, totals))
-    places: dict[SampleKey, Labels] = {}
-    if before is not None:
-        kept = (series for series in known if series not in before.elsewhere and before.counts(*series))
-        places |= {series: series[1] for series in kept if budget.allows(_WEIGHT.get(series[0], 1))}
-    for series in known:
-        if series in places:
-            continue
-        name, labels = series
-        fits = (before is None or series not in before.elsewhere) and budget.allows(_WEIGHT.get(name, 1))
-        places[series] = labels if fits else _other(labels)
-    return places
-
-
-def _series_of(key: SampleKey) -> SampleKey:
-    """Return the metric and labels of what a total is a part of: a counter itself, or a whole histogram."""
-    name, labels = key
-    if name in _PARTS:
-        return _PARTS[name], labels[:-1] if name.endswith("_bucket") else labels
-    return key
-
-
 def _add_totals(
     totals: Mapping[SampleKey, int],
-    places: Mapping[SampleKey, Labels],
-    silent: frozenset[str],
     counters: dict[str, dict[Labels, int]],
     histograms: dict[str, dict[Labels, Distribution]],
 ) -> None:
     for key, n in totals.items():
         name, labels = key
-        if labels[0] in silent:
-            continue
-        family, _ = series = _series_of(key)
-        place = places[series]
+        family, place = series_of(key)
         if family in counters:
-            counters[family][place] = counters[family].get(place, 0) + n
+            counters[family][place] = n
             continue
         distribution = histograms[family].setdefault(place, Distribution())
         if name.endswith("_bucket"):
-            distribution.buckets[labels[-1]] = distribution.buckets.get(labels[-1], 0) + n
+            distribution.buckets[labels[-1]] = n
         else:
-            distribution.total += n
-
-
-def _other(labels: Labels) -> Labels:
-    return (labels[0], *("other" for _ in labels[1:])) if len(labels) > 1 else ("other",)
+            distribution.total = n
 
 
 def _add_zeros(
     view: View,
     silent: frozenset[str],
-    elsewhere: frozenset[SampleKey],
     now: int,
     budget: _Budget,
     counters: dict[str, dict[Labels, int]],
@@ -276,7 +284,7 @@ def _add_zeros(
     products, task_types, factories = set(live.products), set(live.task_types), set(live.factories)
     goods: set[Labels] = {(player, good) for player, _, good in factories}
     for name, labels in view.totals:
-        if labels[0] in silent:
+        if labels[0] in silent or labels[0] == OTHER:
             continue
         players.add(labels[:1])
         if name in _OF_PRODUCT:
@@ -293,18 +301,14 @@ def _add_zeros(
         if metric.buckets:
             shown = histograms[metric.name]
             for labels in sorted(known):
-                if (
-                    labels not in shown
-                    and (metric.name, labels) not in elsewhere
-                    and budget.allows_or_drops(_WEIGHT[metric.name])
-                ):
+                if labels not in shown and budget.allows_or_drops(WEIGHT[metric.name]):
                     shown[labels] = Distribution()
         else:
             counted = counters[metric.name]
             for labels in sorted(known):
                 for rest in more:
                     place = (*labels, *rest)
-                    if place not in counted and (metric.name, place) not in elsewhere and budget.allows_or_drops(1):
+                    if place not in counted and budget.allows_or_drops(1):
                         counted[place] = 0
 
     at_zero(catalogue.COST, players, tuple((word,) for word in COST_TYPES))
@@ -353,6 +357,3 @@ def _samples_of(*labels: str) -> frozenset[str]:
 
 _OF_PRODUCT = _samples_of("player_id", "product_good")
 _OF_TASK_TYPE = _samples_of("player_id", "task_type")
-_PARTS = {f"{metric.name}_{part}": metric.name for metric in catalogue.HISTOGRAMS for part in ("bucket", "sum")}
-_WEIGHT = {metric.name: len(metric.buckets) + 3 for metric in catalogue.HISTOGRAMS}
-"""Series of one histogram: its buckets, +Inf, sum and count."""

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from mfg_notify.core.capped_totals import SERIES_MAXIMUM
 from mfg_notify.core.notify_mode import Policy
-from mfg_notify.core.series import SERIES_MAXIMUM
 from mfg_notify.web.access import Access
 from mfg_notify.web.limits import Limits
 

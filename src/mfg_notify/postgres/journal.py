@@ -11,6 +11,7 @@ import psycopg
 import structlog
 from psycopg.rows import TupleRow
 
+from mfg_notify.core.capped_totals import SERIES_MAXIMUM, CappedTotals
 from mfg_notify.core.catalogue import SETTLED_LABELS
 from mfg_notify.core.counters import Settlement
 from mfg_notify.core.events import VERSION, Event, decode_change
@@ -194,18 +195,22 @@ async def prune(connection: Connection) -> None:
         await connection.execute(QUERY["forget_dead_letters"], {"kept": DEAD_LETTERS_KEPT})
 
 
-async def read_totals(connection: Connection) -> Totals:
-    """Read totals, `recent` and `latest` whole, as of one generation. Raise `SchemaNotReady` if the lease is gone."""
+async def read_totals(connection: Connection, series_maximum: int = SERIES_MAXIMUM) -> Totals:
+    """Read totals, `recent` and `latest` whole, as of one generation. Raise `SchemaNotReady` if the lease is gone.
+
+    However many totals there are, at most about `series_maximum` of them are in memory at a time.
+    """
     with translated_errors():
         async with read_only_snapshot(connection):
             lease = await (await connection.execute(QUERY["generation"])).fetchone()
             if lease is None:
                 raise SchemaNotReady("mfg_notify.lease has lost its row; `mfg-notify doctor` says how to restore it")
-            counters = {}
-            async for metric, labels, n in await connection.execute(QUERY["totals"]):
-                # A metric that only a newer version knows stays in the table, untouched.
-                if metric in SETTLED_LABELS:
-                    counters[_from_json(metric, labels)] = n
+            counters = CappedTotals(series_maximum)
+            async with connection.cursor() as cursor:
+                async for metric, labels, n in cursor.stream(QUERY["totals"]):
+                    # A metric that only a newer version knows stays in the table, untouched.
+                    if metric in SETTLED_LABELS:
+                        counters.add(_from_json(metric, labels), n)
             return Totals(lease[0], counters, await _read_activity(connection))
 
 
