@@ -1,5 +1,6 @@
 """Unusual sessions of the game: isolation levels, long and prepared transactions, time-outs, odd settings."""
 
+import os
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +11,13 @@ import psycopg
 from psycopg import errors
 from tests.faults.rig import Rig, fault
 from tests.game_rows import add_task
+from tests.samples import number
 
 WORKERS = 4
 LONG = 300
 """Seconds that the long transaction is open in the soak."""
+SNAPSHOT_MINUTES = float(os.environ.get("MFG_NOTIFY_SOAK_SNAPSHOT_MINUTES") or 1)
+"""For which a snapshot is held open in the soak."""
 TASKS = 40
 SETUP = """
 INSERT INTO players (id, agent_symbol, token) VALUES (901, 'ODD', 'x');
@@ -166,3 +170,25 @@ def prepared_transactions(rig: Rig) -> None:
                 game.execute(f"{end} PREPARED '{name}'".encode())
             rig.wait_for_events(exporter, 20)
         rig.check(exporter)
+
+
+@fault("a snapshot is held open")
+def snapshot_held_open(rig: Rig) -> None:
+    with rig.exporter() as exporter, rig.connect() as forgotten:
+        exporter.wait_ready()
+        forgotten.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        forgotten.execute("SELECT 1")
+        rig.harm("snapshots held open")
+        started = time.monotonic()
+        ends = started + rig.rounds(2, round(60 * SNAPSHOT_MINUTES))
+        with rig.game():
+            while time.monotonic() < ends:
+                rig.wait_for_events(exporter, 200)
+                if (ready := exporter.get("/-/ready")).status_code != 200:
+                    rig.violation(f"not ready while a snapshot is held open: {ready.text}")
+        page, elapsed = exporter.page(), time.monotonic() - started
+        # What folds have taken for their events is part of it, so the share may exceed a tenth on a busy machine.
+        rig.report.figure("share of time in folds", number(page, "mfg_notify_fold_duration_seconds_sum") / elapsed)
+        rig.report.figure("folds", number(page, "mfg_notify_fold_duration_seconds_count"))
+        rig.check(exporter)
+        forgotten.rollback()

@@ -1,6 +1,8 @@
 """Runs all faults in their long form, in random order, for half an hour or longer: `make soak`.
 
 MFG_NOTIFY_SOAK_MINUTES is the duration (30), MFG_NOTIFY_SOAK_RATE the statements a second of each writer (150).
+MFG_NOTIFY_SOAK_FAULTS limits it to faults whose names contain this text; a held snapshot lasts for
+MFG_NOTIFY_SOAK_SNAPSHOT_MINUTES (1).
 MFG_NOTIFY_SOAK_SEED repeats a run: the order of the faults and all their random choices, but not the machine's timing.
 """
 
@@ -25,11 +27,13 @@ def test_soak(server: Server, postgres: Postgres, capsys: pytest.CaptureFixture[
     deadline = time.monotonic() + 60 * float(os.environ.get("MFG_NOTIFY_SOAK_MINUTES") or 30)
     console = Console(highlight=False, soft_wrap=True)
     random = Random(seed)
+    faults = [name for name in sorted(FAULTS) if (os.environ.get("MFG_NOTIFY_SOAK_FAULTS") or "") in name]
+    assert faults
     reports: list[Report] = []
     with capsys.disabled():
         console.print(f"\nseed {seed}: repeat with MFG_NOTIFY_SOAK_SEED={seed}")
         while time.monotonic() < deadline:
-            for name in random.sample(sorted(FAULTS), len(FAULTS)):
+            for name in random.sample(faults, len(faults)):
                 # Every fault gets a seed, so that faults that this machine cannot run do not change the others' seeds.
                 seed_of_fault = random.randrange(1 << 30)
                 if time.monotonic() >= deadline:

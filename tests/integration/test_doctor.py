@@ -25,7 +25,19 @@ from mfg_notify.postgres.inspection import connect
 
 EVERYTHING = [
     *("connection", "server", "primary", "clock", "delivery", "queue", "game", "installation", "rights"),
-    *("excess", "version", "columns", "triggers", "notify", "exporter", "backlog", "losses", "unreadable", "idle"),
+    *(
+        "excess",
+        "version",
+        "columns",
+        "triggers",
+        "notify",
+        "exporter",
+        "backlog",
+        "snapshot",
+        "losses",
+        "unreadable",
+        "idle",
+    ),
 ]
 
 RIGHT = "r1ght-s3cr3t"
@@ -298,7 +310,7 @@ def test_no_rights_at_all(roles: Roles, installed: Database) -> None:
     assert wrong(findings) == {"rights"}
     assert "USAGE ON SCHEMA mfg_notify" in findings["rights"].message
     assert f"--create-role {sql.Identifier(name).as_string()}" in str(findings["rights"].remedy)
-    assert not {"version", "columns", "exporter", "backlog", "losses"} & set(findings)
+    assert not {"version", "columns", "exporter", "backlog", "snapshot", "losses"} & set(findings)
     migrate_up(installed.dsn, "--create-role", name)
     assert wrong(examined(dsn)) == set()
 

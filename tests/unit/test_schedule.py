@@ -249,3 +249,32 @@ def test_how_long_to_sleep(situation: Situation, at: float, delay: float) -> Non
     due = rested()
     due.request_fold(NOW, 0.3)
     assert due.delay(NOW + at, situation) == pytest.approx(delay)
+
+
+# -------------------------------------------------------------------------------------------------- the pause --
+
+
+@pytest.mark.parametrize("ask", ["events", "fold", "poll", "snapshot"])
+def test_nothing_asks_for_a_fold_within_the_pause(ask: str) -> None:
+    due = rested()
+    due.fold_begins()
+    due.fold_ends(NOW, settled=True, empty=False, poll_delay=0.1 if ask == "poll" else INTERVAL, pause=3.0)
+    match ask:
+        case "events":
+            due.announced(TUNING.announced_maximum, NOW)
+        case "fold":
+            due.request_fold(NOW, 0.02)
+        case "snapshot":
+            due.snapshot_ends(NOW, 0.0)
+    assert due.fold_due == NOW + 3.0
+
+
+def test_the_pause_delays_neither_a_switch_of_the_triggers_nor_what_a_fold_has_left() -> None:
+    due = rested()
+    due.fold_begins()
+    due.fold_ends(NOW, settled=True, empty=False, poll_delay=INTERVAL, pause=3.0)
+    due.fold_at_once(NOW)
+    assert due.fold_due == NOW
+    due.fold_begins()
+    due.fold_ends(NOW, settled=False, empty=False, poll_delay=INTERVAL, pause=3.0)
+    assert due.fold_due == NOW

@@ -446,6 +446,12 @@ EXPORTER_METRICS = (
         ("table",),
         "Live rows of the table that cannot be read and are missing from the gauges",
     ),
+    SelfMetric(
+        "oldest_snapshot_age_seconds",
+        Kind.GAUGE,
+        ("kind", "name"),
+        "Age of the oldest snapshot held open, which makes folds slower, and who holds it; absent below a minute",
+    ),
     SelfMetric("triggers_installed", Kind.GAUGE, ("table",), "Enabled triggers of this exporter on the table"),
     SelfMetric(
         "web_config_failures_total",

@@ -37,7 +37,7 @@ class Schedule:
         self._tuning = tuning
         self._reconcile_interval = reconcile_interval
         self._heartbeat_due = self._fold_due = self._reconcile_due = now
-        self._fold_not_before = 0.0
+        self._fold_not_before = self._pause_ends = 0.0
         self._snapshot_not_before = 0.0
         self._announced = 0
 
@@ -99,11 +99,16 @@ class Schedule:
         """Record that a fold is being sent: what arrives from here on may ask for another."""
         self._fold_due, self._announced = math.inf, 0
 
-    def fold_ends(self, now: float, *, settled: bool, empty: bool, poll_delay: float) -> None:
-        """Record the end of a fold. Unless it `settled` everything, the next follows at once."""
-        self._fold_not_before = now + self._tuning.empty_fold_pause if empty else 0.0
+    def fold_ends(self, now: float, *, settled: bool, empty: bool, poll_delay: float, pause: float = 0.0) -> None:
+        """Record the end of a fold. Unless it `settled` everything, the next follows at once.
+
+        Otherwise the next one follows when it is asked for or after `poll_delay`, but not within `pause`.
+        """
+        self._pause_ends = now + pause
+        self._fold_not_before = max(self._pause_ends, now + self._tuning.empty_fold_pause if empty else 0.0)
         if settled:
-            self._fold_due = min(max(self._fold_due, self._fold_not_before), now + poll_delay)
+            due = min(max(self._fold_due, self._fold_not_before), now + poll_delay)
+            self._fold_due = max(due, self._pause_ends)
         else:
             self._fold_due = now
 
@@ -111,4 +116,4 @@ class Schedule:
         """Record that a snapshot was read in so many seconds. The fold that it waits for is due."""
         self._snapshot_not_before = now + max(self._tuning.snapshot_pause, 5 * duration)
         self._reconcile_due = now - duration + self._reconcile_interval
-        self._fold_due = min(self._fold_due, now)
+        self._fold_due = min(self._fold_due, max(now, self._pause_ends))

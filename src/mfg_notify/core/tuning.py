@@ -24,6 +24,16 @@ class Tuning:
     """Events that one fold takes out of the journal."""
     fold_parts: int = 4
     """Statements that take them: the server works on the next part while the exporter settles the previous one."""
+    fold_chunk_minimum: int = 500
+    """Events that a fold takes at least, however many folds in a row have timed out."""
+    fold_share: float = 0.1
+    """Share of time that folding may take, beyond what the events explain; see `fold_pace`."""
+    fold_seconds_per_event: float = 0.0001
+    """What an event may add to the duration of a fold; about 15 microseconds are usual."""
+    fold_pause_maximum: float = 60.0
+    """Between two folds, however slow they have become."""
+    fold_timeout_maximum: float = 25.0
+    """For the answer to a fold, when folds have become slow; below the `statement_timeout` of the session."""
     pending_maximum: int = 20_000
     """Announced events that may wait for a fold; a bound on memory under a flood of payloads."""
     waiting_maximum: int = 20_000
@@ -34,6 +44,10 @@ class Tuning:
     """After a snapshot that events have asked for, at least."""
     snapshot_timeout: float = 25.0
     """For the first snapshot of a session, and for reading all totals."""
+    old_snapshot_age: float = 60.0
+    """Age from which a snapshot that somebody holds is exported: those of ordinary transactions come and go."""
+    old_snapshot_warning: float = 600.0
+    """Age from which the log names who holds it."""
     market_timeout: float = 20.0
     """For one reading of the markets."""
 

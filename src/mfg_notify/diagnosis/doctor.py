@@ -13,7 +13,7 @@ from typing import Literal
 from mfg_notify.core.catalogue import COUNTERS, HISTOGRAMS
 from mfg_notify.errors import AccessDenied, DatabaseError, DatabaseUnavailable, SchemaNotReady
 from mfg_notify.postgres import inspection, installation, migrations
-from mfg_notify.postgres.connection import BlockingConnection, describe, quote_identifier, target_of
+from mfg_notify.postgres.connection import BlockingConnection, describe, quote_identifier, quote_literal, target_of
 
 SECONDS_MAXIMUM = 120
 MINUTES_MAXIMUM = 120
@@ -46,6 +46,10 @@ class Limits:
     """Age of the oldest event. The fold is due within a second or two; the alert fires after `backlog_failed`."""
     journal_events: int = 5_000_000
     """Size of the journal from which the triggers record no further changes."""
+    snapshot_age: float = 600.0
+    """Age of a snapshot from which it makes folds noticeably slower."""
+    snapshot_transactions: int = 100_000
+    """The same in transactions, if the role may not see the age."""
     idle_events: int = 1000
     """Events after which a metric that has never moved says something about the game."""
 
@@ -417,6 +421,25 @@ def _check_backlog(examination: _Examination) -> _Result:
     return _Result("ok", backlog)
 
 
+def _check_snapshot(examination: _Examination) -> _Result:
+    holder, limits = inspection.read_oldest_snapshot(examination.working), examination.limits
+    if holder is None:
+        return _Result("ok", "nobody holds an old snapshot")
+    known = holder.seconds is not None
+    age = _duration(holder.seconds) if holder.seconds is not None else f"{holder.transactions:,} transactions"
+    message = f"{holder} has held a snapshot for {age}"
+    if (holder.seconds or 0) < limits.snapshot_age and (known or holder.transactions < limits.snapshot_transactions):
+        return _Result("ok", message)
+    remedy = {
+        "session": f"end its transaction, or SELECT pg_terminate_backend({holder.name})",
+        "prepared transaction": f"COMMIT PREPARED or ROLLBACK PREPARED {quote_literal(holder.name)}",
+        "replication slot": f"if nothing uses it: SELECT pg_drop_replication_slot({quote_literal(holder.name)})",
+    }
+    return _Result(
+        "warning", f"{message}: vacuum cannot remove dead rows, and folds become slower", remedy[holder.kind]
+    )
+
+
 def _check_losses(examination: _Examination) -> _Result:
     lost = inspection.read_journal(examination.working).lost_changes
     if lost:
@@ -478,6 +501,7 @@ _CHECKS: tuple[tuple[str, tuple[str, ...], Callable[[_Examination], _Result]], .
     ("notify", ("version", "primary"), _check_notify),
     ("exporter", ("version", "primary"), _check_exporter),
     ("backlog", ("version", "primary"), _check_backlog),
+    ("snapshot", ("version", "primary"), _check_snapshot),
     ("losses", ("version",), _check_losses),
     ("unreadable", ("version", "columns"), _check_unreadable),
     ("idle", ("version", "rights"), _check_idle),

@@ -17,6 +17,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from mfg_notify import __version__
 from mfg_notify.core.board import BoardSnapshot, build_game, describe_change
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
+from mfg_notify.core.fold_pace import FoldPace
 from mfg_notify.core.ledger import Ledger
 from mfg_notify.core.series import View
 from mfg_notify.core.tuning import Tuning
@@ -49,7 +50,7 @@ class Exporter:
         clock_offset = time.time_ns() // 1000 - round(clock() * MICROSECONDS_PER_SECOND)
         self._settings = settings
         self._clock = clock
-        self.ledger = Ledger(clock, clock_offset, tuning)
+        self.ledger = Ledger(clock, clock_offset, tuning, settings.series_maximum)
         self.page = Page(self.view, self.ledger.now, settings.series_maximum)
         self.telemetry = self.page.telemetry
         self._status = Status(self.telemetry)
@@ -63,7 +64,8 @@ class Exporter:
             ledger=self.ledger,
             status=self._status,
             telemetry=self.telemetry,
-            health=HealthReporter(self.telemetry),
+            health=HealthReporter(self.telemetry, tuning),
+            fold_pace=FoldPace(tuning),
             market_reader=self._market_reader,
         )
         self._session: Session | None = None

@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 import structlog
 
+from mfg_notify.core.fold_pace import FoldPace
 from mfg_notify.core.ledger import Fold, Ledger, Outcome
 from mfg_notify.core.notify_mode import NotifyMode
 from mfg_notify.core.scan_horizon import ScanHorizon
 from mfg_notify.core.tuning import Tuning
+from mfg_notify.errors import DatabaseError
 from mfg_notify.exporter.deadline import in_time
 from mfg_notify.exporter.health import HealthReporter
 from mfg_notify.exporter.metering import EventMeter
@@ -29,22 +31,26 @@ class Folding:
         connection: Connection,
         channel: str,
         instance_id: str,
+        series_maximum: int,
         ledger: Ledger,
         notify_mode: NotifyMode,
         meter: EventMeter,
         health: HealthReporter,
         telemetry: Telemetry,
+        pace: FoldPace,
         clock: Callable[[], float],
         tuning: Tuning,
     ) -> None:
         self._connection = connection
         self._channel = channel
         self._instance_id = instance_id
+        self._series_maximum = series_maximum
         self._ledger = ledger
         self._notify_mode = notify_mode
         self._meter = meter
         self._health = health
         self._telemetry = telemetry
+        self._pace = pace
         self._clock = clock
         self._tuning = tuning
         self._horizon = ScanHorizon()
@@ -65,8 +71,14 @@ class Folding:
         passed to `settle`.
         """
         self._ledger.begin_fold()
-        fold = await in_time(self._tuning.answer_timeout, self._fold_and_set_notify_mode())
+        started = self._clock()
+        try:
+            fold = await in_time(self._pace.timeout, self._fold_and_set_notify_mode())
+        except DatabaseError:
+            self._pace.failed(self._clock() - started)
+            raise
         if fold is not None:
+            self._pace.succeeded(self._clock() - started, len(fold.events))
             self._notify_mode.folded(fold.xid, fold.xmin)
             self._horizon.folded(fold.xid, fold.xmin, drained=fold.drained, last_id=fold.last_id)
         return fold
@@ -77,7 +89,7 @@ class Folding:
         if outcome.rewound:
             self._handle_rewind()
         if outcome.needs_totals:
-            reading = journal.read_totals(self._connection)
+            reading = journal.read_totals(self._connection, self._series_maximum)
             outcome = self._ledger.resync(await in_time(self._tuning.snapshot_timeout, reading))
         self._telemetry.events_replayed.inc(outcome.replayed)
         self._meter.record(outcome.news)
@@ -101,7 +113,7 @@ class Folding:
             self._connection,
             self._instance_id,
             self._channel,
-            self._tuning.fold_chunk,
+            self._pace.chunk,
             parts=self._tuning.fold_parts,
             after=after,
             disable_notify=disable_notify,

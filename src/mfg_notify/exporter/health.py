@@ -8,9 +8,11 @@ from collections.abc import Mapping
 
 import structlog
 
+from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
+from mfg_notify.core.tuning import Tuning
 from mfg_notify.exposition import Telemetry
 from mfg_notify.postgres.installation import TRIGGERS_PER_TABLE
-from mfg_notify.postgres.snapshot import Health
+from mfg_notify.postgres.snapshot import Health, SnapshotHolder
 
 log = structlog.get_logger(__name__)
 
@@ -18,12 +20,17 @@ log = structlog.get_logger(__name__)
 class HealthReporter:
     """Exports health and warns of what has changed since the last report."""
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self, telemetry: Telemetry, tuning: Tuning) -> None:
         self._telemetry = telemetry
+        self._tuning = tuning
         self._triggers: dict[str, int] = {}
         self._unreadable: dict[str, int] = {}
         self._ships_error: str | None = None
         self._newer_version_reported = False
+        self._snapshot_held_by: tuple[str, str] | None = None
+        self._snapshot_first_seen = 0
+        """When this holder was first seen, by the database's clock in epoch microseconds."""
+        self._snapshot_reported = False
         self._unconfirmed_reported = False
         self._unconfirmed_since_reconciliation = False
 
@@ -34,6 +41,7 @@ class HealthReporter:
         self._telemetry.queue_usage.set(health.queue_usage)
         self._report_lost(health.lost_changes)
         self._report_triggers(health.triggers)
+        self._report_oldest_snapshot(health.oldest_snapshot, health.clock)
         return self._report_newer_version(health.unknown_versions)
 
     def _report_lost(self, lost: int) -> None:
@@ -51,6 +59,28 @@ class HealthReporter:
                 log.info("all triggers are enabled again", table=table)
             self._triggers[table] = count
             self._telemetry.triggers_installed.labels(table).set(count)
+
+    def _report_oldest_snapshot(self, holder: SnapshotHolder | None, clock: int) -> None:
+        self._telemetry.oldest_snapshot_age.clear()
+        held_by = None if holder is None else (holder.kind, holder.name)
+        if held_by != self._snapshot_held_by or clock < self._snapshot_first_seen:
+            if self._snapshot_reported:
+                log.info("the old snapshot is no longer held")
+            self._snapshot_held_by, self._snapshot_first_seen, self._snapshot_reported = held_by, clock, False
+        if holder is None:
+            return
+        # Without pg_read_all_stats this role does not see when other sessions began.
+        seen_for = (clock - self._snapshot_first_seen) / MICROSECONDS_PER_SECOND
+        age = holder.seconds if holder.seconds is not None else seen_for
+        if age >= self._tuning.old_snapshot_age:
+            self._telemetry.oldest_snapshot_age.labels(holder.kind, holder.name).set(age)
+        if age >= self._tuning.old_snapshot_warning and not self._snapshot_reported:
+            log.warning(
+                "a snapshot has been held for minutes: dead rows cannot be removed, so folds become slower and rarer",
+                holder=str(holder),
+                seconds=round(age),
+            )
+            self._snapshot_reported = True
 
     def report_unreadable(self, rows: Mapping[str, int]) -> None:
         """Export how many live rows of each table the gauges lack; warn if there are more than at the last report."""

@@ -14,6 +14,7 @@ from typing import Self
 import anyio
 import structlog
 
+from mfg_notify.core.fold_pace import FoldPace
 from mfg_notify.core.ledger import Ledger
 from mfg_notify.core.notify_mode import NotifyMode, Policy
 from mfg_notify.core.schedule import Schedule, Situation, Step
@@ -49,6 +50,7 @@ class Services:
     status: Status
     telemetry: Telemetry
     health: HealthReporter
+    fold_pace: FoldPace
     market_reader: MarketReader
 
 
@@ -106,11 +108,13 @@ class Session:
             working,
             installation.channel,
             services.instance_id,
+            services.settings.series_maximum,
             ledger,
             self._notify_mode,
             meter,
             services.health,
             telemetry,
+            services.fold_pace,
             clock,
             tuning,
         )
@@ -216,7 +220,13 @@ class Session:
         self._services.telemetry.fold_duration.observe(duration)
         sleeps = self._notify_mode.may_sleep
         delay = self._services.settings.reconcile_interval if sleeps else self._notify_mode.poll_delay(duration)
-        self._schedule.fold_ends(self._clock(), settled=outcome.settled, empty=not fold.events, poll_delay=delay)
+        self._schedule.fold_ends(
+            self._clock(),
+            settled=outcome.settled,
+            empty=not fold.events,
+            poll_delay=delay,
+            pause=self._services.fold_pace.pause,
+        )
         await status.update(folds=status.state.folds + 1, drained=self._services.ledger.drained)
         return outcome.settled
 

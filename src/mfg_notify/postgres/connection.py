@@ -108,6 +108,11 @@ def quote_identifier(name: str) -> str:
     return sql.Identifier(name).as_string()
 
 
+def quote_literal(text: str) -> str:
+    """Return a text as an SQL literal."""
+    return sql.Literal(text).as_string()
+
+
 async def connect(conninfo: str, *, read_only: bool = False) -> Connection:
     """Open a connection in autocommit mode with the session settings of `configure_session`.
 

@@ -16,7 +16,7 @@ from mfg_notify.core.events import VERSION, decode_change
 from mfg_notify.errors import MalformedEvent
 from mfg_notify.postgres.connection import BlockingConnection, quote_identifier, translated_errors
 from mfg_notify.postgres.queries import QUERY
-from mfg_notify.postgres.snapshot import game_tables
+from mfg_notify.postgres.snapshot import SnapshotHolder, game_tables
 
 Delivery = Literal["received", "missing", "queue full"]
 
@@ -179,6 +179,12 @@ def read_journal(connection: BlockingConnection) -> Journal:
     """Return the state of the journal."""
     [(events, oldest_age, newer_version_events, _, lost_changes, _)] = _ask(connection, "health", version=VERSION)
     return Journal(events, oldest_age, newer_version_events, lost_changes)
+
+
+def read_oldest_snapshot(connection: BlockingConnection) -> SnapshotHolder | None:
+    """Return who holds the oldest snapshot of the database, or None."""
+    rows = _ask(connection, "oldest_snapshot")
+    return SnapshotHolder(*rows[0]) if rows else None
 
 
 def read_dead_letters(connection: BlockingConnection) -> DeadLetters:

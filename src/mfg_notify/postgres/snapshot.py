@@ -26,6 +26,23 @@ _SHIP_COLUMNS = {
 """Newest first: the table of ships, and its columns with the one that says 'idle' last."""
 
 
+class SnapshotHolder(NamedTuple):
+    """Who holds the oldest snapshot of the database, and so keeps vacuum from removing dead row versions."""
+
+    kind: str
+    """A session, a prepared transaction or a replication slot."""
+    name: str
+    """The process id, the global identifier or the name of the slot."""
+    detail: str
+    transactions: int
+    """How many transactions have begun since."""
+    seconds: float | None
+    """For how long it has been held, if this role may see that."""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name} ({self.detail})"
+
+
 @dataclass(frozen=True, slots=True)
 class Health:
     """The exporter's view of the database. Ages in seconds, the clock in epoch microseconds."""
@@ -38,6 +55,7 @@ class Health:
     clock: int
     triggers: dict[str, int]
     """Enabled triggers of ours by table of the game."""
+    oldest_snapshot: SnapshotHolder | None
 
 
 def game_tables(schema: str) -> dict[str, sql.Identifier]:
@@ -132,6 +150,7 @@ async def read_health(connection: Connection, schema: str) -> Health:
         cursor = await connection.execute(QUERY["health"], {"version": events.VERSION})
         rows, oldest_age, unknown, queue_usage, lost, clock = (await cursor.fetchall())[0]
         triggers = await (await connection.execute(QUERY["triggers"], {"schema": schema})).fetchall()
+        holder = await (await connection.execute(QUERY["oldest_snapshot"])).fetchone()
     return Health(
         journal_rows=rows,
         journal_oldest_age=oldest_age,
@@ -140,4 +159,5 @@ async def read_health(connection: Connection, schema: str) -> Health:
         lost_changes=lost,
         clock=clock,
         triggers=dict(triggers),
+        oldest_snapshot=None if holder is None else SnapshotHolder(*holder),
     )

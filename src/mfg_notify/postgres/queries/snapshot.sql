@@ -55,9 +55,30 @@ WHERE ship_symbol::text <> '' AND player_id IS NOT NULL
 
 -- name: health
 -- The backlog, its age, events of a newer version, the notification queue, the lost changes and the clock.
-SELECT (SELECT count(*) FROM mfg_notify.event),
-       (SELECT greatest(date_part('epoch', clock_timestamp() - min(at)), 0) FROM mfg_notify.event),
-       (SELECT count(*) FROM mfg_notify.event WHERE version <> %(version)s),
+SELECT count(*), greatest(date_part('epoch', clock_timestamp() - min(at)), 0), count(*) FILTER (WHERE version <> %(version)s),
        pg_notification_queue_usage(),
        (SELECT CASE WHEN is_called THEN last_value + 1 ELSE 0 END FROM mfg_notify.lost),
        (date_part('epoch', clock_timestamp()) * 1000000)::bigint
+FROM mfg_notify.event
+
+-- name: oldest_snapshot
+-- Who keeps vacuum from removing the dead row versions of this database: the session, prepared transaction or
+-- replication slot with the oldest snapshot, how many transactions have begun since, and for how many seconds it has
+-- held the snapshot (NULL: this role may not see that). No row: nobody does.
+SELECT kind, name, detail, transactions::bigint, seconds
+FROM (
+    SELECT 'session' AS kind, a.pid::text AS name,
+           format('role %s, application %s', coalesce(a.usename, '?'), coalesce(nullif(a.application_name, ''), '?')) AS detail,
+           greatest(age(a.backend_xmin), age(a.backend_xid)) AS transactions,
+           date_part('epoch', clock_timestamp() - a.xact_start) AS seconds
+    FROM pg_stat_activity AS a
+    WHERE (a.datname = current_database() OR a.datname IS NULL) AND a.pid <> pg_backend_pid()
+      AND a.backend_type IS DISTINCT FROM 'autovacuum worker'
+    UNION ALL
+    SELECT 'prepared transaction', p.gid, format('role %s', p.owner), age(p.transaction),
+           date_part('epoch', clock_timestamp() - p.prepared)
+    FROM pg_prepared_xacts AS p WHERE p.database = current_database()
+    UNION ALL
+    SELECT 'replication slot', s.slot_name::text, CASE WHEN s.active THEN 'in use' ELSE 'not in use' END, age(s.xmin), NULL
+    FROM pg_replication_slots AS s) AS holder
+WHERE transactions IS NOT NULL ORDER BY transactions DESC LIMIT 1

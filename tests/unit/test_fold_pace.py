@@ -1,0 +1,71 @@
+"""How often to fold, how much and how long to wait, from what the last folds took."""
+
+import pytest
+
+from mfg_notify.core.fold_pace import SAMPLES, FoldPace
+from mfg_notify.core.tuning import Tuning
+
+TUNING = Tuning(
+    answer_timeout=5.0,
+    fold_chunk=8000,
+    fold_chunk_minimum=1000,
+    fold_share=0.1,
+    fold_seconds_per_event=0.0001,
+    fold_pause_maximum=60.0,
+    fold_timeout_maximum=25.0,
+)
+
+
+def after(*folds: tuple[float, int]) -> FoldPace:
+    """Return the pace after folds of so many seconds and events."""
+    pace = FoldPace(TUNING)
+    for duration, events in folds:
+        pace.succeeded(duration, events)
+    return pace
+
+
+def test_at_first_nothing_is_known() -> None:
+    pace = FoldPace(TUNING)
+    assert (pace.pause, pace.chunk, pace.timeout) == (0.0, 8000, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("folds", "pause"),
+    [
+        ([(0.002, 1)] * SAMPLES, 0.0171),
+        ([(0.1, 0)] * SAMPLES, 0.9),
+        ([(0.1, 500)] * SAMPLES, 0.45),
+        ([(0.3, 20_000)] * SAMPLES, 0.0),
+        ([(30.0, 0)] * SAMPLES, 60.0),
+        ([(0.1, 0), (0.1, 0), (9.0, 0)], 0.9),
+        ([(0.1, 0), (0.2, 0), (0.3, 0), (0.4, 0)], 1.8),
+    ],
+    ids=["cheap", "dear", "half of it for events", "all of it for events", "at most", "one was held up", "ever dearer"],
+)
+def test_folding_takes_a_tenth_of_the_time(folds: list[tuple[float, int]], pause: float) -> None:
+    assert after(*folds).pause == pytest.approx(pause)
+
+
+@pytest.mark.parametrize(("duration", "timeout"), [(0.1, 5.0), (0.5, 5.0), (1.0, 10.0), (4.0, 25.0)])
+def test_the_timeout_follows_the_duration(duration: float, timeout: float) -> None:
+    assert after((duration, 0)).timeout == timeout
+
+
+def test_a_fold_that_times_out_is_repeated_with_half_the_chunk_and_more_time() -> None:
+    pace = FoldPace(TUNING)
+    found = []
+    for _ in range(4):
+        pace.failed(pace.timeout)
+        found.append((pace.chunk, pace.timeout))
+    assert found == [(4000, 10.0), (2000, 20.0), (1000, 25.0), (1000, 25.0)]
+    pace.succeeded(2.0, 1000)
+    assert (pace.chunk, pace.timeout) == (2000, 20.0)
+    for _ in range(3):
+        pace.succeeded(0.1, 2000)
+    assert (pace.chunk, pace.timeout) == (8000, 5.0)
+
+
+def test_a_connection_that_breaks_says_nothing_about_folds() -> None:
+    pace = FoldPace(TUNING)
+    pace.failed(0.1)
+    assert (pace.chunk, pace.timeout) == (8000, 5.0)
