@@ -3,8 +3,8 @@
 import anyio
 import pytest
 from tests.conftest import Database
-from tests.game_rows import add_factory, add_pipeline, add_player, add_ship, add_task
-from tests.samples import samples, value
+from tests.game_rows import add_factory, add_pipeline, add_player, add_ship, add_task, ago
+from tests.samples import PREFIX, samples, value
 from tests.support import assert_exact, exporting, page_of, settled
 
 from mfg_notify.core import catalogue
@@ -118,3 +118,32 @@ async def test_ships_do_not_wait_for_the_reconciliation(installed: Database) -> 
             lambda _: value(page_of(exporter), "manufacturing_ship_utilization_percent", player_id="1") == 50
         )
         assert exporter.state.reconciles == 1
+
+
+async def test_what_a_row_has_counted_does_not_count_again_under_another_key(installed: Database) -> None:
+    with installed.connect() as connection:
+        add_player(connection)
+        async with exporting(installed.dsn, reconcile_interval=0.05) as exporter:
+            add_pipeline(connection, "live", status="EXECUTING")
+            add_pipeline(connection, "done", status="EXECUTING", started_at=ago("3 minutes"))
+            add_task(connection, "live", status="READY", ready_at=ago("1 minute"))
+            add_task(connection, "done", status="EXECUTING", started_at=ago("1 minute"), assigned_ship="S")
+            add_factory(connection)
+            completed = "SET status = 'COMPLETED', total_revenue = 100, total_cost = 30, completed_at = now()"
+            connection.execute(f"UPDATE manufacturing_pipelines {completed} WHERE id = 'done'")
+            connection.execute(f"UPDATE manufacturing_tasks {completed} WHERE id = 'done'")
+            before = samples(await settled(exporter, connection))
+            connection.execute("UPDATE manufacturing_pipelines SET id = id || ', renamed'")
+            connection.execute("UPDATE manufacturing_tasks SET id = id || ', renamed'")
+            connection.execute("UPDATE manufacturing_factory_states SET id = id + 100")
+            page = await settled(exporter, connection)
+            assert_exact(page, connection)
+            # Starvation is a duration up to now.
+            ours = {key: n for key, n in samples(page).items() if key[0].startswith(PREFIX) and "starv" not in key[0]}
+            assert ours == {key: before[key] for key in ours}
+            # Something new counts, in the same statement too.
+            connection.execute("UPDATE manufacturing_tasks SET id = 'live', status = 'FAILED' WHERE status = 'READY'")
+            connection.execute(
+                "UPDATE manufacturing_pipelines SET id = 'x', total_cost = 90 WHERE status = 'COMPLETED'"
+            )
+            assert_exact(await settled(exporter, connection), connection)

@@ -104,10 +104,12 @@ def test_upsert_is_one_event(bench: Bench) -> None:
     assert [event.change.operation for event in bench.write(upsert, "t", "READY")] == ["U"]
 
 
-def test_changed_key_is_a_delete_and_an_insert(bench: Bench) -> None:
+def test_a_row_under_another_key_goes_on(bench: Bench) -> None:
     bench.write(TASK, "t", "PENDING")
-    events = bench.write("UPDATE manufacturing_tasks SET id = 'u'")
-    assert sorted((event.change.operation, event.change.key) for event in events) == [("D", "t"), ("I", "u")]
+    events = bench.write("UPDATE manufacturing_tasks SET id = 'u', status = 'READY'")
+    assert [(event.change.operation, event.change.key) for event in events] == [("D", "t"), ("U", "u")]
+    assert isinstance(events[1].change.old, TaskImage)
+    assert events[1].change.old.status == "PENDING"
 
 
 def test_cascaded_delete_and_truncate(bench: Bench) -> None:

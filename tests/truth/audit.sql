@@ -60,14 +60,8 @@ BEGIN
         is_current := coalesce((became->>'id')::bigint = audit.speaking_row(
             (became->>'player_id')::integer, became->>'factory_symbol', became->>'output_good'), false);
     END IF;
-    IF TG_OP = 'UPDATE' AND was->'id' <> became->'id' THEN
-        -- Another primary key is another row: a delete, then an insert.
-        INSERT INTO audit.change (source, op, old) VALUES (TG_ARGV[0], 'D', was);
-        INSERT INTO audit.change (source, op, new, is_current) VALUES (TG_ARGV[0], 'I', became, is_current);
-    ELSE
-        INSERT INTO audit.change (source, op, old, new, is_current)
-        VALUES (TG_ARGV[0], left(TG_OP, 1), was, became, is_current);
-    END IF;
+    INSERT INTO audit.change (source, op, old, new, is_current)
+    VALUES (TG_ARGV[0], left(TG_OP, 1), was, became, is_current);
     RETURN NULL;
 END
 $$;

@@ -77,10 +77,12 @@ UPDATE manufacturing_tasks SET status = 'EXECUTING' WHERE id = 't2';
 UPDATE manufacturing_tasks SET status = status, total_cost = total_cost;
 INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
 VALUES ('t3', 1, 'LIQUIDATE', 'READY', 'G');
--- Ends before it starts, and under a new key it is another task.
+-- Ends before it starts. Under a new key it is the same task: it has ended once.
 INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good, started_at, completed_at)
 VALUES ('t4', 1, 'LIQUIDATE', 'COMPLETED', 'G', now(), now() - interval '1 s');
 UPDATE manufacturing_tasks SET id = 't4, renamed' WHERE id = 't4';
+UPDATE manufacturing_tasks SET id = 't3, renamed', status = 'ASSIGNED' WHERE id = 't3';
+UPDATE manufacturing_tasks SET id = 't3', status = 'READY' WHERE id = 't3, renamed';
 
 -- One factory, two rows: only the newest of a live pipeline counts and shows.
 INSERT INTO manufacturing_factory_states (factory_symbol, output_good, player_id, pipeline_id,
@@ -148,16 +150,17 @@ def test_counters_of_a_game_played_by_hand(game: Connection) -> None:
             series("pipeline_cost_credits_total", **SHIP_PARTS): 50,
             series("tasks_completed_total", **COLLECT_SELL, status="success"): 1,
             series("tasks_completed_total", **ACQUIRE_DELIVER, status="failure"): 2,
-            series("tasks_completed_total", **LIQUIDATE, status="success"): 2,
+            series("tasks_completed_total", **LIQUIDATE, status="success"): 1,
             series("task_duration_seconds_bucket", **COLLECT_SELL, le="60"): 1,
             series("task_duration_seconds_sum", **COLLECT_SELL): 60 * MICROSECONDS,
-            series("task_duration_seconds_bucket", **LIQUIDATE, le="10"): 2,
+            series("task_duration_seconds_bucket", **LIQUIDATE, le="10"): 1,
             series("task_duration_seconds_sum", **LIQUIDATE): 0,
             series("ship_task_duration_seconds_bucket", **COLLECT_SELL, le="60"): 1,
             series("ship_task_duration_seconds_sum", **COLLECT_SELL): 60 * MICROSECONDS,
             series("task_retry_total", **ACQUIRE_DELIVER): 2,
             series("task_assignments_total", **COLLECT_SELL): 1,
             series("task_assignments_total", **ACQUIRE_DELIVER): 2,
+            series("task_assignments_total", **LIQUIDATE): 1,
             series("cost_total", player_id="1", cost_type="collect"): 7,
             series("cost_total", player_id="1", cost_type="acquire"): 30,
             series("revenue_total", player_id="1"): 500,

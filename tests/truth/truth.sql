@@ -296,11 +296,16 @@ WITH pipeline AS MATERIALIZED (SELECT * FROM audit.live_pipeline()),
          ) AS each_ship
          GROUP BY player_id),
      counter AS MATERIALIZED (SELECT metric, labels, n FROM audit.counter),
+     renamed AS (
+         SELECT old->>'id' AS pipeline_id, max(id) AS change_id FROM audit.change
+         WHERE source = 'pipeline' AND op = 'U' AND old->>'id' <> new->>'id' GROUP BY 1),
      hour AS (  -- by the last image of each pipeline: a DELETE leaves what was earned
          SELECT player_id, sum(profit) AS profit
-         FROM (SELECT DISTINCT ON (pipeline_id) player_id, status, completed_at, profit
+         FROM (SELECT DISTINCT ON (pipeline_id) player_id, status, completed_at, profit, pipeline_id, change_id
                FROM audit.pipeline_step ORDER BY pipeline_id, change_id DESC) AS last_image
          WHERE status = 'COMPLETED' AND completed_at > now() - interval '1 hour'
+           AND NOT EXISTS (SELECT FROM renamed
+                           WHERE renamed.pipeline_id = last_image.pipeline_id AND renamed.change_id > last_image.change_id)
          GROUP BY player_id),
      player AS (
          SELECT player_id FROM pipeline

@@ -533,7 +533,8 @@ DONE_AT = STARTED_AT + 90 * SECOND
         pytest.param(P_STARTED, pipeline("COMPLETED"), None, id="completed_at missing"),
         pytest.param(P_STARTED, ended("FAILED"), None, id="failed"),
         pytest.param(None, P_STARTED, None, id="enters"),
-        pytest.param(ended("COMPLETED"), None, None, id="deleted: the credits were earned"),
+        pytest.param(ended("COMPLETED"), None, Completion("p", 1, 0, None), id="goes on under another key"),
+        pytest.param(EXECUTING, None, None, id="deleted"),
         pytest.param(EXECUTING, COMPLETED, None, id="a task"),
     ],
 )

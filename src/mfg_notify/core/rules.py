@@ -158,9 +158,13 @@ def completion(event: Event) -> Completion | None:
     would stay in the last hour until then.
     """
     change = event.change
-    if not isinstance(change, PipelineChange) or change.new is None:
+    if not isinstance(change, PipelineChange):
         return None
     new = change.new
+    if new is None:
+        # A finished row ends without an event, unless it goes on under another key.
+        old = change.old
+        return Completion(change.key, old.player_id, 0, None) if old and old.status == "COMPLETED" else None
     if new.status == "COMPLETED" and new.completed_at is not None:
         completed_at = min(new.completed_at, event.at)
         return Completion(change.key, new.player_id, completed_at, new.total_revenue - new.total_cost)
