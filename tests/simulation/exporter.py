@@ -233,13 +233,14 @@ class Session:
 
     def _settle(self, fold: Fold) -> Steps:
         outcome = self.ledger.settle(fold)
-        if outcome.rewound:
-            self.exporter.agenda.note(f"{self} finds a rewind to generation {fold.generation}")
-            self.horizon.reset()
+        rewound = outcome.rewound
         if outcome.needs_totals:
             totals, journal = yield self.exporter.database.read_totals, ()
             self.exporter.watcher.resyncs(self.exporter, totals, journal)
             outcome = self.ledger.resync(totals)
+        if rewound or outcome.rewound:
+            self.exporter.agenda.note(f"{self} finds a rewind to generation {fold.generation}")
+            self.horizon.reset()
         self.folding = False
         self._record(outcome.news)
         self.drained = self.drained or outcome.drained

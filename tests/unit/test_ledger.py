@@ -19,7 +19,7 @@ from tests.unit.builders import NOW, SECOND, Image, event, pipeline, task
 from mfg_notify.core.capped_totals import CappedTotals
 from mfg_notify.core.counters import Arrival, settle
 from mfg_notify.core.events import Event
-from mfg_notify.core.ledger import Fold, Ledger, Snapshot, Totals
+from mfg_notify.core.ledger import Fold, Ledger, Outcome, Snapshot, Totals
 from mfg_notify.core.live_state import LiveRows, RecentActivity, compute_gauges
 from mfg_notify.core.rules import Increment, SampleKey, increments
 from mfg_notify.core.series import Distribution, Series, View, lay_out, never_fall
@@ -997,3 +997,70 @@ def test_a_barrier_that_came_before_a_lost_commit_proves_nothing(script: _Script
     assert not script.one.synced
     script.one.deliver_all()
     assert script.one.synced
+
+
+def replaced(script: _Script, revenue: int) -> tuple[Outcome, Outcome]:
+    """Put another database in the place of one in which 5 were earned; return what the next fold means."""
+    script.earn(5)
+    script.one.deliver_all()
+    script.one.fold()
+    script.one.disconnect()
+    script.database.generation += 1000
+    script.database.totals = {REVENUE: revenue} if revenue else {}
+    script.one.step_in()
+    script.one.begin_fold()
+    assert script.one.reply is not None
+    asked = script.one.ledger.settle(script.one.reply)
+    totals = Totals(script.database.generation, CappedTotals(totals=script.database.totals), RecentActivity())
+    return asked, script.one.ledger.resync(totals)
+
+
+@pytest.mark.parametrize(("revenue", "rewound"), [(0, True), (4, True), (5, False), (6, False)])
+def test_totals_that_are_lower_show_a_rewind_whatever_the_generation(
+    script: _Script, revenue: int, *, rewound: bool
+) -> None:
+    asked, answered = replaced(script, revenue)
+    assert (asked.needs_totals, asked.rewound) == (True, False)
+    assert answered.rewound is rewound
+    assert answered.drained is not rewound
+    assert not answered.settled
+    assert script.revenue() == revenue
+
+
+def test_a_rewind_that_the_generation_has_shown_is_not_found_again(script: _Script) -> None:
+    script.earn(5)
+    script.one.fold()
+    script.database.generation, script.database.totals = 0, {}
+    script.one.begin_fold()
+    assert script.one.reply is not None
+    assert script.one.ledger.settle(script.one.reply).rewound
+    assert not script.one.ledger.resync(Totals(1, CappedTotals(), RecentActivity())).rewound
+
+
+def test_a_new_installation_starts_everything_again(script: _Script) -> None:
+    ledger = script.one.ledger
+    assert not ledger.attach("a")
+    assert not ledger.attach("a")
+    reconciled(script, LiveRows(tasks={"t": task("READY")}))
+    script.earn(5)
+    script.one.deliver_all()
+    view = ledger.view()
+    assert view is not None
+    assert (view.totals, view.epoch) == ({REVENUE: 5}, 0)
+    script.one.disconnect()
+    assert ledger.attach("b")
+    assert (ledger.view(), ledger.drained, ledger.last_changes()) == (None, False, [])
+    script.database.generation, script.database.totals = 0, {}
+    script.database.journal.clear()
+    script.one.step_in()
+    script.one.begin_fold()
+    assert script.one.reply is not None
+    # Its generations begin anew, and that is no rewind.
+    assert not script.one.ledger.settle(script.one.reply).rewound
+    assert not ledger.resync(Totals(1, CappedTotals(), RecentActivity())).rewound
+    script.one.reply = None
+    reconciled(script, LiveRows())
+    view = ledger.view()
+    assert view is not None
+    assert (view.totals, view.epoch) == ({}, 1)
+    assert not ledger.attach("b")

@@ -1,6 +1,7 @@
 """Which series a scrape shows: zeros before the first step, totals laid out by metric, and the margin."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -655,3 +656,11 @@ def test_what_was_shown_is_left_as_it_was() -> None:
     before, series = series_of(None, TWO_PLAYERS), series_of()
     never_fall(before, series)
     assert before == series_of(None, TWO_PLAYERS)
+
+
+def test_views_of_another_epoch_start_again() -> None:
+    page = Presentation()
+    page.present(view_of(None, "revenue_total 1 9"), NOW)
+    later = replace(view_of(None, "revenue_total 1 5"), epoch=1)
+    assert page.present(later, NOW).counters[catalogue.REVENUE.name] == {("1",): 5}
+    assert page.present(view_of(None, "revenue_total 1 4"), NOW).counters[catalogue.REVENUE.name] == {("1",): 4}

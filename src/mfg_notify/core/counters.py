@@ -130,6 +130,13 @@ class Counters:
         self._generation = self._resynced_at = self._latest = generation
         self._settled_before_announced.clear()
 
+    def exceed(self, totals: CappedTotals) -> bool:
+        """Tell whether a counter has fallen in totals that were read just now: the database was rewound or replaced."""
+        if self._settled.full or totals.full:
+            return False  # which label sets are summed up may differ
+        read = totals.copy()
+        return any(n > read.get(key, 0) for key, n in self._settled.copy().items() if not key[0].endswith("_sum"))
+
     def is_rewind(self, generation: int) -> bool:
         """Tell whether a fold of this generation shows that the database was rewound: generations only rise."""
         return generation <= self._latest

@@ -4,6 +4,7 @@ A `Ledger` owns everything that an exporter knows about the game: counters, live
 changes, and the offset of the database's clock. It is pure: its caller talks to the database and passes in what
 came back. In the order in which the exporter calls it:
 
+    attach(installation)    a session has been opened
     lead()                  this exporter holds the lease
     announce(event)         a payload has arrived
     begin_fold()            a fold is about to be sent
@@ -84,7 +85,7 @@ class Outcome:
     unconfirmed: int = 0
     """Announced events that the journal does not have."""
     rewound: bool = False
-    """The database was set back: a restore, a failover that lost commits, or a new installation. Needs totals, too."""
+    """The database was set back: a restore, a failover that lost commits, or another copy in its place."""
     drained: bool = False
     """The journal was empty at a moment after this fold began."""
     needs_totals: bool = False
@@ -102,6 +103,8 @@ class Ledger:
         """Start empty; `clock_offset` (microseconds) is added to `clock` until the database's own clock is known."""
         self._clock = clock
         self._clock_offset = clock_offset
+        self._tuning = tuning
+        self._series_maximum = series_maximum
         self._counters = Counters(tuning.pending_maximum, series_maximum)
         self._live = LiveState()
         self._activity = RecentActivity()
@@ -110,6 +113,10 @@ class Ledger:
         self._suspects: frozenset[int] = frozenset()
         """What was pending when the last fold began. If it drains the journal, it confirms all of it."""
         self._awaiting_totals: Fold | None = None
+        self._rewind_known = False
+        """The fold that waits for totals has shown a rewind already."""
+        self._installation: str | None = None
+        self._epoch = 0
         self._snapshot: Snapshot | None = None
         self._snapshot_barrier: int | None = None
         """The barrier that proves that everything the snapshot shows has been applied; None until a fold sends it."""
@@ -136,6 +143,19 @@ class Ledger:
     def drained(self) -> bool:
         """Tell whether the journal has been drained at least once since this exporter began to lead."""
         return self._drained
+
+    def attach(self, installation: str) -> bool:
+        """Record the installation of the triggers that a session works with, by something that each has for itself.
+
+        Return whether it is another one than before: then all totals start again, and nothing of the old ones is kept.
+        """
+        another = self._installation not in (None, installation)
+        self._installation = installation
+        if another:
+            self.step_down()
+            self._counters = Counters(self._tuning.pending_maximum, self._series_maximum)
+            self._epoch += 1
+        return another
 
     def lead(self) -> None:
         """Begin to lead: nothing is known of what another exporter has folded meanwhile."""
@@ -187,7 +207,7 @@ class Ledger:
             self._rewind()
             fold = replace(fold, drained=False)
         if not self._counters.follows(fold.generation):
-            self._awaiting_totals = fold
+            self._awaiting_totals, self._rewind_known = fold, rewound
             return Outcome(needs_totals=True, rewound=rewound)
         news = self._counters.confirm(fold.events, fold.settlement, fold.generation)
         self._activity.add(fold.settlement)
@@ -199,12 +219,16 @@ class Ledger:
         if fold is None:
             raise ValueError("no fold is waiting for totals")
         self._awaiting_totals = None
+        rewound = not self._rewind_known and self._counters.exceed(totals.counters)
+        if rewound:
+            self._rewind()
+            fold = replace(fold, drained=False)
         if self._counters.has_gap(totals.generation):
             # Events that another exporter has folded may never have been announced: the live rows lack them.
             self._live.request_resync()
         self._counters.resync(totals.counters, totals.generation, fold.events)
         self._activity = totals.activity
-        return self._complete(fold, fold.events, followed=False)
+        return replace(self._complete(fold, fold.events, followed=False), rewound=rewound)
 
     def _rewind(self) -> None:
         self._changes.clear()
@@ -298,7 +322,9 @@ class Ledger:
         activity = self._activity.copy()
         for settlement in self._counters.announced():
             activity.add(settlement)
-        return View(self._counters.exposed(), self._live.gauges(), activity, capped=self._counters.capped)
+        return View(
+            self._counters.exposed(), self._live.gauges(), activity, capped=self._counters.capped, epoch=self._epoch
+        )
 
     def last_changes(self) -> list[Event]:
         """Return the last change events, newest first."""

@@ -36,6 +36,8 @@ class View:
     gauges: Gauges
     activity: RecentActivity
     market: Market | None = None
+    epoch: int = 0
+    """Rises if all totals start again; only views of one epoch can be compared."""
     capped: bool = False
     """The cap on series is reached: some totals are summed under `other`, and nothing else has a place."""
 
@@ -116,10 +118,13 @@ class Presentation:
         """Show at most `maximum` series, beside those labelled `other`."""
         self._maximum = maximum
         self._before: Series | None = None
+        self._epoch = 0
         self._returning: dict[str, _Returning] = {}
 
     def present(self, view: View, now: int) -> Series:
         """Return the series to show; `now` is the database's clock in epoch microseconds."""
+        if view.epoch != self._epoch:
+            self._before, self._epoch, self._returning = None, view.epoch, {}
         before, series = self._before, lay_out(view, now, self._maximum)
         if before is not None:
             left_out = never_fall(before, series, self._maximum)

@@ -86,11 +86,12 @@ class Folding:
     async def settle(self, fold: Fold) -> Outcome:
         """Settle a committed fold; read the totals first if it does not follow the last one that is known."""
         outcome = self._ledger.settle(fold)
-        if outcome.rewound:
-            self._handle_rewind()
+        rewound = outcome.rewound
         if outcome.needs_totals:
             reading = journal.read_totals(self._connection, self._series_maximum)
             outcome = self._ledger.resync(await in_time(self._tuning.snapshot_timeout, reading))
+        if rewound or outcome.rewound:
+            self._handle_rewind()
         self._telemetry.events_replayed.inc(outcome.replayed)
         self._meter.record(outcome.news)
         if fold.malformed:
@@ -125,8 +126,8 @@ class Folding:
 
     def _handle_rewind(self) -> None:
         log.error(
-            "the database was set back: an older copy was restored, a failover lost commits, or the triggers were "
-            "installed anew; counters stand still until the truth has caught up"
+            "the database was set back: an older copy was restored or has taken its place, or a failover lost commits; "
+            "counters stand still until the truth has caught up"
         )
         self._telemetry.rewinds.inc()
         self._horizon.reset()

@@ -11,7 +11,7 @@ import structlog
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
 from mfg_notify.core.tuning import Tuning
 from mfg_notify.exposition import Telemetry
-from mfg_notify.postgres.installation import TRIGGERS_PER_TABLE
+from mfg_notify.postgres.installation import TRIGGERS_PER_TABLE, Whereabouts
 from mfg_notify.postgres.snapshot import Health, SnapshotHolder
 
 log = structlog.get_logger(__name__)
@@ -27,12 +27,29 @@ class HealthReporter:
         self._unreadable: dict[str, int] = {}
         self._ships_error: str | None = None
         self._newer_version_reported = False
+        self._whereabouts: Whereabouts | None = None
         self._snapshot_held_by: tuple[str, str] | None = None
         self._snapshot_first_seen = 0
         """When this holder was first seen, by the database's clock in epoch microseconds."""
         self._snapshot_reported = False
         self._unconfirmed_reported = False
         self._unconfirmed_since_reconciliation = False
+
+    def report_whereabouts(self, found: Whereabouts) -> None:
+        """Say that this is another server, another timeline or another database than before, if it is."""
+        known, self._whereabouts = self._whereabouts, found
+        if known is None or known == found:
+            return
+        if known.system_identifier != found.system_identifier:
+            log.warning("this is another server: its system identifier differs")
+        elif known.timeline != found.timeline:
+            log.warning(
+                "the server has changed its timeline: it was promoted, or restored to a point in time",
+                before=known.timeline,
+                now=found.timeline,
+            )
+        else:
+            log.warning("this is another database of the same name: restored, copied or renamed")
 
     def report(self, health: Health) -> str | None:
         """Export the health of the database. Return what keeps the exporter from being ready, if anything does."""

@@ -31,7 +31,7 @@ from mfg_notify.exporter.settings import Settings
 from mfg_notify.exporter.status import Status
 from mfg_notify.exposition import Telemetry
 from mfg_notify.postgres.connection import Connection, connect, describe
-from mfg_notify.postgres.installation import Installation, check_installation
+from mfg_notify.postgres.installation import Installation, check_installation, read_whereabouts
 from mfg_notify.postgres.listener import Listener
 
 log = structlog.get_logger(__name__)
@@ -133,6 +133,9 @@ class Session:
             raise
         try:
             installation = await check_installation(working)
+            services.health.report_whereabouts(await read_whereabouts(working))
+            if services.ledger.attach(installation.channel):
+                log.warning("the triggers were installed anew: all totals start again")
             listener = Listener(listening, installation.backend_pid, services.tuning.waiting_maximum)
             await listener.listen(installation.channel)
         except BaseException:

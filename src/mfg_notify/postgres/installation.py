@@ -6,6 +6,7 @@ what is installed.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mfg_notify.errors import SchemaNotReady, SchemaTooNew
 from mfg_notify.postgres.connection import BlockingConnection, Connection, translated_errors
@@ -51,6 +52,15 @@ class Installation:
         )
 
 
+class Whereabouts(NamedTuple):
+    """Which server and database a session is connected to."""
+
+    system_identifier: int
+    timeline: int | None
+    """None on a standby server."""
+    database_oid: int
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
     """What is installed and what is missing."""
@@ -80,6 +90,13 @@ class Status:
     def complete(self) -> bool:
         """Whether the newest version is installed and intact."""
         return self.intact and self.version == SCHEMA_VERSION
+
+
+async def read_whereabouts(connection: Connection) -> Whereabouts:
+    """Return which server and database this is."""
+    with translated_errors():
+        [row] = await (await connection.execute(QUERY["whereabouts"])).fetchall()
+    return Whereabouts(*row)
 
 
 async def check_installation(connection: Connection) -> Installation:

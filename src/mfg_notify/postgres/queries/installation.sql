@@ -13,6 +13,12 @@ SELECT version, channel, notify AND current_setting('max_prepared_transactions')
        to_jsonb(s) -> 'applied'
 FROM mfg_notify.settings AS s
 
+-- name: whereabouts
+-- Which server, timeline and database this is. A promotion begins a new timeline, and a copy of a database has another oid.
+SELECT (SELECT system_identifier FROM pg_control_system()),
+       CASE WHEN NOT pg_is_in_recovery() THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer END,
+       (SELECT oid::bigint FROM pg_database WHERE datname = current_database())
+
 -- name: can_compare
 -- Whether the function exists that hashes the installed objects.
 SELECT to_regprocedure('mfg_notify.object_hashes()') IS NOT NULL

@@ -19,7 +19,7 @@ WHERE only_row IN (
     SELECT l.only_row FROM mfg_notify.lease l
     WHERE holder IS NULL OR holder = %(holder)s
        OR renewed_at NOT BETWEEN clock_timestamp() - interval '5 seconds' AND clock_timestamp() + interval '5 seconds'
-       OR NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = l.backend_pid)
+       OR NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = l.backend_pid AND a.datname = current_database())
     FOR UPDATE SKIP LOCKED)
 RETURNING generation
 
@@ -30,7 +30,7 @@ RETURNING generation
 SELECT pg_terminate_backend(a.pid)
 FROM mfg_notify.lease l JOIN pg_stat_activity a ON a.pid = l.backend_pid
 WHERE l.renewed_at NOT BETWEEN clock_timestamp() - interval '5 seconds' AND clock_timestamp() + interval '5 seconds'
-  AND a.pid <> pg_backend_pid() AND pg_has_role(a.usesysid, 'MEMBER')
+  AND a.pid <> pg_backend_pid() AND a.datname = current_database() AND pg_has_role(a.usesysid, 'MEMBER')
   AND EXISTS (SELECT FROM pg_locks k WHERE k.pid = a.pid AND k.granted AND k.mode = 'RowExclusiveLock'
                                        AND k.relation = 'mfg_notify.lease'::regclass)
 
