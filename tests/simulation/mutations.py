@@ -111,7 +111,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a resync replaces the totals",
-        Counters, "resync", "self._base = dict(totals)", "self._base = self._base or dict(totals)", TAKEOVERS,
+        Counters, "resync", "self._settled = totals", "self._settled = self._settled if self._settled.copy() else totals",
+        TAKEOVERS,
     ),
     Mutation(
         "barriers from before a rewind prove nothing",
@@ -219,6 +220,11 @@ MUTATIONS = (
     Mutation(
         "a barrier with a number beyond the next generation proves nothing",
         Counters, "receive_barrier", "return", "pass", ("restore in place", "stall"), seed=40,
+    ),
+    Mutation(
+        "lower totals show a rewind",
+        Ledger, "resync", "not self._rewind_known and self._counters.exceed(totals.counters)", "False", IN_PLACE,
+        why_not_found="here the generation goes back in every rewind; test_rewinds.py has one in which it rises",
     ),
     Mutation(
         "a rewind asks for another snapshot",
@@ -360,7 +366,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a snapshot is followed by the fold that it waits for",
-        Schedule, "snapshot_ends", "self._fold_due = min(self._fold_due, now)", "pass", NONE,
+        Schedule, "snapshot_ends", "self._fold_due = min(self._fold_due, max(now, self._pause_ends))",
+        "pass", NONE,
     ),
     Mutation(
         "a snapshot that waits for its barrier is not followed by another",
