@@ -58,8 +58,8 @@ class Exporter:
             await connection.execute("UPDATE mfg_notify.lease SET holder = %s", (self.name,))
             if crash in STEPS:
                 connection.crash_before = crash
-            self.ledger.begin_fold()
-            fold = await journal.fold(connection, self.name, "channel", chunk)
+            number = self.ledger.begin_fold()
+            fold = await journal.fold(connection, self.name, "channel", chunk, number=number)
             assert fold is not None
             if crash == COMMITTED:
                 raise CrashError

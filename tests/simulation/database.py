@@ -319,7 +319,7 @@ class Database:
         self.fold.events += events
         return events
 
-    def commit_fold(self, settlement: Settlement, chunk: int) -> Fold:
+    def commit_fold(self, number: int, settlement: Settlement, chunk: int) -> Fold:
         """Add the settlement to the totals and commit; the barrier is part of it."""
         fold, state = self.fold, self.state
         assert fold is not None
@@ -338,9 +338,9 @@ class Database:
         for place, at in settlement.last_seen.items():
             if at > state.latest.get(place, -1):
                 state.latest[place] = at
-        self.notify(fold.backend.pid, [f"barrier {state.generation}"])
+        self.notify(fold.backend.pid, [f"barrier {number}"])
         drained = len(fold.events) < chunk
-        return Fold(state.generation, fold.events, settlement, 0, drained, fold.xid, fold.xmin, fold.last_id)
+        return Fold(number, state.generation, fold.events, settlement, 0, drained, fold.xid, fold.xmin, fold.last_id)
 
     def read_totals(self) -> tuple[Totals, frozenset[int]]:
         """Read the totals whole. Also return the ids in the journal, for the invariants."""

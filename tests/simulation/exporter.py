@@ -201,7 +201,7 @@ class Session:
         self.schedule.fold_begins()
         self.folding = True
         self.counting_on_arrival = True
-        ledger.begin_fold()
+        number = ledger.begin_fold()
         disable_notify = mode.needs_update and mode.wants_polling
         if mode.needs_update and not disable_notify:
             yield database.enable_notify, ()
@@ -214,7 +214,7 @@ class Session:
             if len(events) == part:
                 for taken in range(part, tuning.fold_chunk, part):
                     events += yield database.take_events, (min(part, tuning.fold_chunk - taken), after)
-            fold = yield database.commit_fold, (settle(events), tuning.fold_chunk)
+            fold = yield database.commit_fold, (number, settle(events), tuning.fold_chunk)
         if fold is not None:
             if disable_notify:
                 mode.record_applied(polling=True)

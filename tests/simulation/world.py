@@ -79,11 +79,7 @@ class World(Watcher):
     """One run of one seed."""
 
     def __init__(self, seed: int, faults: tuple[str, ...] = FAULTS, *, judges_restores: bool = True) -> None:
-        """Begin. Unless it `judges_restores`, numbers are in doubt from a restore in place until all has converged.
-
-        A known coincidence, about once in 40 million steps: a barrier from before the restore comes late and has just
-        the number of the next fold, so a payload counts twice until the fold after that.
-        """
+        """Begin. Unless it `judges_restores`, numbers are in doubt from a restore in place until all has converged."""
         chance = self._chance = Random(seed)
         self.seed = seed
         self.agenda = Agenda()

@@ -825,14 +825,14 @@ class _Game:
 
     def fold(self, chunk: int) -> None:
         self.generation += 1
-        self.ledger.begin_fold()
-        events = [self.journal.pop(number) for number in sorted(self.journal)[:chunk]]
+        number = self.ledger.begin_fold()
+        events = [self.journal.pop(event) for event in sorted(self.journal)[:chunk]]
         drained = len(events) < chunk
-        reply = Fold(self.generation, events, settle(events), 0, drained, xid=0, xmin=0, last_id=self.last_id)
+        reply = Fold(number, self.generation, events, settle(events), 0, drained, xid=0, xmin=0, last_id=self.last_id)
         if self.ledger.settle(reply).needs_totals:
             self.ledger.resync(Totals(self.generation, CappedTotals(), RecentActivity()))
         self.known |= {one.id for one in events}
-        self.queue.append(self.generation)
+        self.queue.append(number)
         self.finish()
 
     def finish(self) -> None:

@@ -659,13 +659,13 @@ def test_the_rules_are_pure(one: Event) -> None:
 def test_any_split_adds_up_to_the_whole(events: list[Event], cuts: list[int]) -> None:
     whole = settle(events)
     counters = Counters(Tuning().pending_maximum)
-    counters.resync(CappedTotals(), 0)
+    counters.resync(CappedTotals(), 0, 0)
     completions: dict[str, Completion] = {}
     seen: dict[tuple[str, int, str], int] = {}
     for generation, (start, end) in enumerate(pairwise([0, *sorted(cuts), len(events)]), start=1):
         part = settle(events[start:end])
         assert counters.follows(generation)
-        counters.confirm(events[start:end], part, generation)
+        counters.confirm(events[start:end], part, generation, generation)
         completions |= part.completions
         for place, at in part.last_seen.items():
             seen[place] = max(at, seen.get(place, at))

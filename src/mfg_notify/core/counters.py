@@ -71,6 +71,9 @@ class Counters:
     commit order and only after their commit is visible. So the barrier that a fold sends proves that every notification
     of an event folded up to then has arrived, and only from then on can a payload be trusted to be new. Ids prove
     nothing of the kind: they are not in commit order.
+
+    A barrier carries the fold's number. The exporter counts its folds itself, because generations come again after a
+    rewind.
     """
 
     def __init__(self, pending_maximum: int, series_maximum: int = SERIES_MAXIMUM) -> None:
@@ -81,13 +84,13 @@ class Counters:
         self._pending: dict[int, _Announced] = {}
         self._mismatched = 0
         self._settled_before_announced: dict[int, int] = {}
-        """Generation of the fold by the id of an event whose notification is still on its way."""
+        """Number of the fold by the id of an event whose notification is still on its way."""
         self._barrier = -1
         self._resynced_at = 0
 
     @property
     def barrier(self) -> int:
-        """Highest own barrier received on this connection, -1 before the first."""
+        """Highest number of an own fold whose barrier has come, -1 before the first."""
         return self._barrier
 
     @property
@@ -99,7 +102,6 @@ class Counters:
         """Trust nothing until the next `resync`: notifications were missed, the outcome of a COMMIT is unknown."""
         self._generation = None
         self._settled_before_announced.clear()
-        self._barrier = -1
 
     def forget_pending(self) -> None:
         """Drop what is pending: nothing of it is shown any more, and another exporter folds it."""
@@ -111,23 +113,22 @@ class Counters:
         """Tell whether the cap on series has been reached, so that some totals are summed under `other`."""
         return self._settled.full
 
-    def resync(self, totals: CappedTotals, generation: int, folded: Iterable[Event] = ()) -> None:
+    def resync(self, totals: CappedTotals, generation: int, barrier: int, folded: Iterable[Event] = ()) -> None:
         """Take over totals that were read as of this generation. One more fold must follow.
 
-        `folded` are the events of the fold before the reading. If no other fold can have happened since the last known
+        `barrier` proves that every notification of an event in the totals has arrived. `folded` are the events of the
+        fold before the reading. If no other fold can have happened since the last known
         one, whatever else is pending is still in the journal, or nowhere: it stays pending until a fold drains the
         journal.
         """
         self._settled = totals
-        if self.is_rewind(generation):
-            # Barriers carry generation numbers: those received so far prove nothing about the numbers to come.
-            self._barrier = -1
         if not self.has_gap(generation):
             for event in folded:
                 self._pending.pop(event.id, None)
         else:
             self._pending.clear()
-        self._generation = self._resynced_at = self._latest = generation
+        self._generation = self._latest = generation
+        self._resynced_at = barrier
         self._settled_before_announced.clear()
 
     def exceed(self, totals: CappedTotals) -> bool:
@@ -161,18 +162,14 @@ class Counters:
         self._pending[event.id] = _Announced(event, settlement)
         return Arrival.COUNTED
 
-    def receive_barrier(self, generation: int) -> None:
-        """Record that every notification of an event folded up to this generation has arrived."""
-        if self.has_gap(generation) and generation > self._latest:
-            # Either its fold has not been settled, and a resync with another fold follows, or the database was rewound
-            # since: then the number belongs to a fold that is no more, and proves nothing about those to come.
-            return
-        self._barrier = max(self._barrier, generation)
+    def receive_barrier(self, number: int) -> None:
+        """Record that every notification of an event folded up to this fold has arrived."""
+        self._barrier = max(self._barrier, number)
         self._settled_before_announced = {
-            number: at for number, at in self._settled_before_announced.items() if at > generation
+            event: at for event, at in self._settled_before_announced.items() if at > number
         }
 
-    def confirm(self, events: Iterable[Event], settlement: Settlement, generation: int) -> list[Event]:
+    def confirm(self, events: Iterable[Event], settlement: Settlement, generation: int, number: int) -> list[Event]:
         """Settle a committed fold that `follows`; return the events that no payload had brought before.
 
         A payload whose id belongs to an event with other contents was forged: it is dropped and counted as unconfirmed.
@@ -184,8 +181,8 @@ class Counters:
                 self._mismatched += announced is not None
                 news.append(event)
                 # Its notification is still on its way, unless the barrier arrived before the reply to the COMMIT.
-                if generation > self._barrier:
-                    self._settled_before_announced[event.id] = generation
+                if number > self._barrier:
+                    self._settled_before_announced[event.id] = number
         for key, n in settlement.increments.items():
             self._settled.add(key, n)
         self._generation = self._latest = generation

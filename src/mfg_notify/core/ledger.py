@@ -10,7 +10,7 @@ came back. In the order in which the exporter calls it:
     begin_fold()            a fold is about to be sent
     settle(fold)            its reply has arrived; the outcome may say that the totals must be read …
     resync(totals)          … and this passes them in
-    receive_barrier(n)      the notification that fold n sent has come back: so have all before it
+    receive_barrier(number) the notification that this fold sent has come back: so have all before it
     begin_reconciliation()  a snapshot of the live rows is about to be read
     reconcile(snapshot)     it has been read; it waits until everything that it shows has been applied
     finish_reconciliation() swap the live rows if that is the case
@@ -39,6 +39,8 @@ from mfg_notify.core.tuning import Tuning
 class Fold:
     """One committed fold. Events of one row of the game are in order of id; malformed rows count as nothing."""
 
+    number: int
+    """What `begin_fold` has returned; its barrier carries it."""
     generation: int
     events: Sequence[Event]
     settlement: Settlement
@@ -110,6 +112,7 @@ class Ledger:
         self._activity = RecentActivity()
         self._changes = LastChanges()
         self._leading = self._drained = self._presentable = False
+        self._folds = 0
         self._suspects: frozenset[int] = frozenset()
         """What was pending when the last fold began. If it drains the journal, it confirms all of it."""
         self._awaiting_totals: Fold | None = None
@@ -192,13 +195,18 @@ class Ledger:
             self._changes.announce((event,))
         return arrival
 
-    def receive_barrier(self, generation: int) -> None:
-        """Record that every notification of an event folded up to this generation has arrived."""
-        self._counters.receive_barrier(generation)
+    def receive_barrier(self, number: int) -> None:
+        """Record that every notification of an event folded up to this fold has arrived."""
+        self._counters.receive_barrier(number)
 
-    def begin_fold(self) -> None:
-        """Record what is pending before a fold looks into the journal: a drained journal must confirm it."""
+    def begin_fold(self) -> int:
+        """Record what is pending before a fold looks into the journal: a drained journal must confirm it.
+
+        Return the number of the fold, which no other fold of this exporter has.
+        """
         self._suspects = self._counters.pending()
+        self._folds += 1
+        return self._folds
 
     def settle(self, fold: Fold) -> Outcome:
         """Settle a committed fold. If its outcome `needs_totals`, pass them to `resync` before anything else."""
@@ -209,7 +217,7 @@ class Ledger:
         if not self._counters.follows(fold.generation):
             self._awaiting_totals, self._rewind_known = fold, rewound
             return Outcome(needs_totals=True, rewound=rewound)
-        news = self._counters.confirm(fold.events, fold.settlement, fold.generation)
+        news = self._counters.confirm(fold.events, fold.settlement, fold.generation, fold.number)
         self._activity.add(fold.settlement)
         return self._complete(fold, news, followed=True)
 
@@ -226,7 +234,9 @@ class Ledger:
         if self._counters.has_gap(totals.generation):
             # Events that another exporter has folded may never have been announced: the live rows lack them.
             self._live.request_resync()
-        self._counters.resync(totals.counters, totals.generation, fold.events)
+        # If another exporter has folded meanwhile, the barrier of this fold says nothing about those events.
+        barrier = fold.number if totals.generation == fold.generation else fold.number + 1
+        self._counters.resync(totals.counters, totals.generation, barrier, fold.events)
         self._activity = totals.activity
         return replace(self._complete(fold, fold.events, followed=False), rewound=rewound)
 
@@ -257,7 +267,7 @@ class Ledger:
             self._live.request_resync()
         self._changes.forget_unconfirmed(self._counters.pending())
         if self._snapshot is not None and self._snapshot_barrier is None:
-            self._snapshot_barrier = fold.generation
+            self._snapshot_barrier = fold.number
         return unconfirmed
 
     # ---------------------------------------------------------------------------------------- reconciliation --

@@ -70,10 +70,10 @@ class Folding:
         Raise `DatabaseError` if the connection breaks; the outcome of the COMMIT is unknown then. The reply must be
         passed to `settle`.
         """
-        self._ledger.begin_fold()
+        number = self._ledger.begin_fold()
         started = self._clock()
         try:
-            fold = await in_time(self._pace.timeout, self._fold_and_set_notify_mode())
+            fold = await in_time(self._pace.timeout, self._fold_and_set_notify_mode(number))
         except DatabaseError:
             self._pace.failed(self._clock() - started)
             raise
@@ -102,7 +102,7 @@ class Folding:
             self._telemetry.fold_last_success.set_to_current_time()
         return outcome
 
-    async def _fold_and_set_notify_mode(self) -> Fold | None:
+    async def _fold_and_set_notify_mode(self, number: int) -> Fold | None:
         mode = self._notify_mode
         disable_notify = mode.needs_update and mode.wants_polling
         if mode.needs_update and not disable_notify:
@@ -115,6 +115,7 @@ class Folding:
             self._instance_id,
             self._channel,
             self._pace.chunk,
+            number=number,
             parts=self._tuning.fold_parts,
             after=after,
             disable_notify=disable_notify,

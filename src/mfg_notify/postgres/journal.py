@@ -23,7 +23,7 @@ from mfg_notify.postgres.connection import Connection, read_only_snapshot, trans
 from mfg_notify.postgres.queries import QUERY
 
 BARRIER = "barrier "
-"""Payload that ends a fold: `barrier ` and its generation. It counts only from the exporter's own backend."""
+"""Payload that ends a fold: `barrier ` and its number. It counts only from the exporter's own backend."""
 
 DEAD_LETTERS_KEPT = 1_000
 """Journal rows that are not events, kept for inspection."""
@@ -43,13 +43,14 @@ async def fold(
     channel: str,
     chunk: int,
     *,
+    number: int = 0,
     parts: int = 1,
     after: int = -1,
     disable_notify: bool = False,
 ) -> Fold | None:
     """Move up to `chunk` events with ids above `after` from the journal into the totals in one transaction.
 
-    They are taken in so many `parts`. A barrier with the fold's generation goes out on the channel; `disable_notify`
+    They are taken in so many `parts`. A barrier with the fold's `number` goes out on the channel; `disable_notify`
     stops the triggers from notifying. Return None if `holder` does not hold the lease; nothing was done then. If this
     raises, the outcome of the COMMIT is unknown: read the totals again.
     """
@@ -85,8 +86,10 @@ async def fold(
             folded_to = last_id if drained else found.last_id
             if folded_to > folded:
                 await connection.execute(QUERY["mark_folded"], {"id": folded_to})
-            await connection.execute(QUERY["barrier"], {"channel": channel, "barrier": f"{BARRIER}{generation}"})
-            fold = Fold(generation, found.events, found.settlement, len(found.malformed), drained, xid, xmin, last_id)
+            await connection.execute(QUERY["barrier"], {"channel": channel, "barrier": f"{BARRIER}{number}"})
+            fold = Fold(
+                number, generation, found.events, found.settlement, len(found.malformed), drained, xid, xmin, last_id
+            )
     if n := len(found.malformed):
         # Do not say why: that could repeat the contents of the row.
         log.warning(
