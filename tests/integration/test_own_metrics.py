@@ -17,6 +17,7 @@ from tests.support import PATIENCE, eventually, exporting, page_of, settled
 from tests.web_configuration import Setting
 
 from mfg_notify.core.catalogue import EXPORTER_METRICS, SELF_PREFIX
+from mfg_notify.core.tuning import Tuning
 from mfg_notify.exporter import Exporter, Settings
 from mfg_notify.exposition import Page
 
@@ -220,6 +221,29 @@ async def test_a_row_that_cannot_be_read(bench: Bench) -> None:
     bench.game.execute("ALTER TABLE manufacturing_tasks ALTER player_id DROP NOT NULL")
     add_task(bench.game, "bad", player_id=None)
     await bench.until("unreadable_rows", lambda n: n == 1, table="manufacturing_tasks")
+
+
+async def test_oldest_snapshot(installed: Database) -> None:
+    """It is there while somebody holds a snapshot, under the process id of the session."""
+    tuning = Tuning(old_snapshot_age=0.0)
+    with installed.connect() as holder:
+        labels = {"kind": "session", "holder": str(holder.info.backend_pid)}
+        async with exporting(installed.dsn, reconcile_interval=0.1, tuning=tuning) as exporter:
+            for held in (True, False):
+                if held:
+                    holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                    holder.execute("SELECT 1")
+                else:
+                    holder.rollback()
+                with anyio.fail_after(PATIENCE):
+                    await exporter.wait_until(
+                        lambda _, held=held: (
+                            held  # type: ignore[misc]
+                            is (
+                                value(page_of(exporter), "mfg_notify_oldest_snapshot_age_seconds", **labels) is not None
+                            )
+                        )
+                    )
 
 
 def test_every_metric_has_its_test() -> None:

@@ -79,7 +79,7 @@ EXPORTER = [
     ("lost_changes_total", "counter", ""),
     ("triggers_installed", "gauge", "table"),
     ("unreadable_rows", "gauge", "table"),
-    ("oldest_snapshot_age_seconds", "gauge", "kind name"),
+    ("oldest_snapshot_age_seconds", "gauge", "kind holder"),
     ("web_config_failures_total", "counter", ""),
     ("http_responses_total", "counter", "code"),
     ("http_connections_dropped_total", "counter", "reason"),

@@ -449,7 +449,7 @@ EXPORTER_METRICS = (
     SelfMetric(
         "oldest_snapshot_age_seconds",
         Kind.GAUGE,
-        ("kind", "name"),
+        ("kind", "holder"),
         "Age of the oldest snapshot held open, which makes folds slower, and who holds it; absent below a minute",
     ),
     SelfMetric("triggers_installed", Kind.GAUGE, ("table",), "Enabled triggers of this exporter on the table"),

@@ -501,7 +501,7 @@ _CHECKS: tuple[tuple[str, tuple[str, ...], Callable[[_Examination], _Result]], .
     ("notify", ("version", "primary"), _check_notify),
     ("exporter", ("version", "primary"), _check_exporter),
     ("backlog", ("version", "primary"), _check_backlog),
-    ("snapshot", ("version", "primary"), _check_snapshot),
+    ("snapshot", ("version",), _check_snapshot),
     ("losses", ("version",), _check_losses),
     ("unreadable", ("version", "columns"), _check_unreadable),
     ("idle", ("version", "rights"), _check_idle),
