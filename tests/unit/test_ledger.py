@@ -999,13 +999,16 @@ def test_a_barrier_that_came_before_a_lost_commit_proves_nothing(script: _Script
     assert script.one.synced
 
 
-def replaced(script: _Script, revenue: int) -> tuple[Outcome, Outcome]:
-    """Put another database in the place of one in which 5 were earned; return what the next fold means."""
+def replaced(script: _Script, revenue: int, later: int = 1000) -> tuple[Outcome, Outcome]:
+    """Put another database in the place of one in which 5 were earned; return what the next fold means.
+
+    It is so many generations `later`.
+    """
     script.earn(5)
     script.one.deliver_all()
     script.one.fold()
     script.one.disconnect()
-    script.database.generation += 1000
+    script.database.generation += later
     script.database.totals = {REVENUE: revenue} if revenue else {}
     script.one.step_in()
     script.one.begin_fold()
@@ -1027,6 +1030,20 @@ def test_totals_that_are_lower_show_a_rewind_whatever_the_generation(
     assert script.revenue() == revenue
 
 
+def test_what_asks_for_totals_says_nothing_else(script: _Script) -> None:
+    asked, _ = replaced(script, 5)
+    assert (asked.news, asked.replayed, asked.unconfirmed, asked.rewound, asked.drained, asked.settled) == (
+        (), 0, 0, False, False, False
+    )  # fmt: skip
+
+
+def test_lower_totals_without_a_gap_ask_for_another_snapshot(script: _Script) -> None:
+    reconciled(script, LiveRows())
+    _, answered = replaced(script, 4, later=0)
+    assert answered.rewound
+    assert script.one.ledger.needs_snapshot
+
+
 def test_a_rewind_that_the_generation_has_shown_is_not_found_again(script: _Script) -> None:
     script.earn(5)
     script.one.fold()
@@ -1035,6 +1052,14 @@ def test_a_rewind_that_the_generation_has_shown_is_not_found_again(script: _Scri
     assert script.one.reply is not None
     assert script.one.ledger.settle(script.one.reply).rewound
     assert not script.one.ledger.resync(Totals(1, CappedTotals(), RecentActivity())).rewound
+
+
+def test_a_new_installation_has_the_same_cap() -> None:
+    ledger = Ledger(lambda: 0.0, NOW, Tuning(pending_maximum=3), 7)
+    ledger.attach("a")
+    ledger.attach("b")
+    assert ledger._counters._pending_maximum == 3
+    assert ledger._counters._settled._maximum == 7
 
 
 def test_a_new_installation_starts_everything_again(script: _Script) -> None:

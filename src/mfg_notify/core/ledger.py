@@ -162,7 +162,6 @@ class Ledger:
 
     def lead(self) -> None:
         """Begin to lead: nothing is known of what another exporter has folded meanwhile."""
-        self._counters.disconnect()
         self._live.ignore_next_difference()
         self._leading, self._drained = True, False
 
@@ -181,7 +180,6 @@ class Ledger:
         self._presentable = self._drained = False
 
     def _forget_work_under_way(self) -> None:
-        self._suspects = frozenset()
         self._awaiting_totals = None
         self._snapshot = self._snapshot_barrier = None
 
