@@ -2,15 +2,18 @@
 
 A game makes 3,000 changes a second while 100 or more clients overload the exporter in one of several ways. Prints a
 line for each: the delay of events, reconnects to the database, peak memory, and the responses that were sent.
+
+With `--port` it measures nothing: all loads at once overload an exporter that runs already, until they are stopped.
 """
 
 import argparse
 import asyncio
+import signal
 import sys
 from array import array
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from statistics import quantiles
@@ -165,7 +168,14 @@ def main() -> int:
     """Run every load."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overload", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each load")
+    parser.add_argument("--port", type=int, help="of an exporter on this machine")
     options = parser.parse_args()
+    if options.port is not None:
+        with ExitStack() as stack:
+            for load in LOADS:
+                stack.enter_context(playing(load, options.port))
+            signal.sigwait({signal.SIGTERM, signal.SIGINT})
+        return 0
     with Stage() as stage:
         stage.make_game("ours", triggers=True)
         with stage.connect("ours") as connection:

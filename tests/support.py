@@ -198,6 +198,13 @@ def stands_by(exporter: ExporterProcess) -> bool:
     return number(exporter.page(), "mfg_notify_standby") == 1
 
 
+def peak_memory(exporter: ExporterProcess) -> int:
+    """Return the peak of the exporter's resident memory in MiB."""
+    status = Path(f"/proc/{exporter.process.pid}/status").read_text()
+    [line] = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) // 1024
+
+
 def settled_page(exporter: ExporterProcess) -> str:
     """Wait until the gauges have been read again, and return the page."""
     exporter.wait_ready()

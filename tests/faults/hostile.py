@@ -1,6 +1,9 @@
 """Hostile input: payloads of untrusted clients on the channel, and strange names in the game's rows."""
 
 import json
+import os
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
@@ -11,12 +14,16 @@ from psycopg import sql
 from tests import truth
 from tests.faults.rig import Rig, fault
 from tests.game_rows import add_player
-from tests.samples import number, samples
-from tests.support import check_with_promtool, eventually, settled_page
+from tests.samples import number, reconnects, samples, samples_of
+from tests.support import Process, check_with_promtool, eventually, peak_memory, settled_page
 
 from mfg_notify.core import catalogue
 
 HUGE = 2**62
+CLIENTS_MINUTES = float(os.environ.get("MFG_NOTIFY_SOAK_CLIENTS_MINUTES") or 1)
+"""For which hostile HTTP clients play in the soak."""
+MEMORY_MAXIMUM = 200
+"""MiB that the exporter may use under all of them."""
 ROUND = 400
 """Notifications of the untrusted client per round."""
 
@@ -114,6 +121,29 @@ PRODUCTS = """INSERT INTO manufacturing_pipelines (id, player_id, product_good, 
               FROM generate_series(1, %(goods)s) i"""
 REVENUE = "spacetraders_daemon_manufacturing_pipeline_revenue_credits_total"
 CAP = 5000
+
+
+@fault("hostile HTTP clients, all kinds at once")
+def hostile_clients(rig: Rig) -> None:
+    with rig.exporter() as exporter:
+        exporter.wait_ready()
+        port = exporter.address.rpartition(":")[2]
+        with rig.game(), Process([sys.executable, "-m", "benchmarks.overload", "--port", port]) as clients:
+            rig.wait_until(time.monotonic() + rig.rounds(3, round(60 * CLIENTS_MINUTES)))
+            assert clients.process.poll() is None, clients.read_log()
+            clients.terminate()
+        page = settled_page(exporter)
+        for status, responses in samples_of(page, "mfg_notify_http_responses_total").items():
+            rig.report.counts[f"responses {dict(status)['code']}"] += round(responses)
+        for reason, dropped in samples_of(page, "mfg_notify_http_connections_dropped_total").items():
+            rig.report.counts[f"connections dropped: {dict(reason)['reason']}"] += round(dropped)
+        if given_up := reconnects(page):
+            rig.violation(f"{given_up:.0f} connections to the database were given up")
+        memory = peak_memory(exporter)
+        rig.report.figure("memory of the exporter in MiB", memory)
+        if memory >= MEMORY_MAXIMUM:
+            rig.violation(f"the exporter used {memory} MiB")
+        rig.check(exporter)
 
 
 @fault("hostile labels")

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import psycopg
 from psycopg import errors, sql
 from tests.faults.rig import Rig, fault
 from tests.game_rows import add_player
 from tests.samples import number
-from tests.support import ExporterProcess, eventually
+from tests.support import eventually, peak_memory
 
 PIPELINES = """INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price, status,
                                                     started_at)
@@ -63,13 +62,6 @@ def received_payloads(listening: psycopg.Connection) -> list[str]:
     listening.execute("SELECT 1")  # the server sends notifications with the answer
     payloads = [notification.payload for notification in listening.notifies(timeout=0)]
     return [payload for payload in payloads if not payload.startswith(("ping ", "barrier "))]
-
-
-def peak_memory(exporter: ExporterProcess) -> int:
-    """Return the peak of the exporter's resident memory in MiB."""
-    status = Path(f"/proc/{exporter.process.pid}/status").read_text()
-    [line] = [line for line in status.splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) // 1024
 
 
 @fault("one statement, many rows")

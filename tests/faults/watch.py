@@ -112,11 +112,16 @@ class Watch:
                 started = time.monotonic()
                 try:
                     connection.request("GET", "/metrics", headers={"Accept-Encoding": "identity"})
-                    page = connection.getresponse().read().decode()
+                    response = connection.getresponse()
+                    page = response.read().decode()
                 except (OSError, http.client.HTTPException):
                     # No exporter answers at the moment: it was killed or is stopped.
                     self.unanswered += 1
                     connection.close()
+                    continue
+                if response.status != http.client.OK:
+                    # Too many others ask at the moment.
+                    self.unanswered += 1
                     continue
                 self.scrapes += 1
                 self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - started)
