@@ -1,5 +1,9 @@
 """A password appears nowhere: not in logs, errors, pages or process titles."""
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from itertools import cycle
 from pathlib import Path
@@ -8,7 +12,7 @@ from urllib.parse import quote
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 from tests.conftest import Database
-from tests.support import ExporterProcess, eventually, run_command
+from tests.support import ExporterProcess, Process, clean_environment, eventually, run_command
 
 pytestmark = pytest.mark.slow
 
@@ -158,3 +162,26 @@ def test_the_title_of_a_waiting_exporter() -> None:
         assert_hidden(title(exporter.process.pid))
         assert_hidden(exporter.get("/-/ready").text)
         assert_hidden(exporter.read_log())
+
+
+@pytest.mark.parametrize("separate", [True, False], ids=["--dsn DSN", "--dsn=DSN"])
+def test_other_arguments_and_the_environment_stay(separate: bool) -> None:
+    dsn = f"host=/nowhere dbname=game password={_quoted(SECRET)}"
+    command = [sys.executable, "-m", "mfg_notify", "run", *(["--dsn", dsn] if separate else [f"--dsn={dsn}"])]
+    command += ["--web.listen-address", "127.0.0.1:0"]
+    with Process(command) as exporter:
+        exporter.wait_for("waiting for the database")
+        shown = title(exporter.process.pid).rstrip("\0").split("\0")
+        assert shown == [argument.replace(dsn, "*") for argument in command]
+        variables = Path(f"/proc/{exporter.process.pid}/environ").read_bytes().removesuffix(b"\0").split(b"\0")
+        assert set(variables) == {os.fsencode(f"{name}={text}") for name, text in clean_environment().items()}
+
+
+def test_arguments_that_cannot_be_changed_are_reported() -> None:
+    without_proc = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*without_proc, "true"], check=False).returncode:
+        pytest.skip("needs the right to mount")
+    command = [*without_proc, sys.executable, "-m", "mfg_notify", "migrate", "status", "--dsn", f"password={SECRET}"]
+    with Process(command) as migrate:
+        assert_hidden(migrate.find("Error: .*\n").string)
+        assert "use --dsn-file" in migrate.read_log()

@@ -1,5 +1,6 @@
 """Options that several commands share, and what is checked about their values."""
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -7,13 +8,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from setproctitle import setproctitle
 
 from mfg_notify import logs
 from mfg_notify.errors import UsageError
 from mfg_notify.web.limits import Limits
 
 ADDRESS = "127.0.0.1:9810"
+_ARG_START = 45
+"""Index of arg_start among the fields of /proc/PID/stat that follow the program's name; proc(5) numbers it 48."""
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -48,10 +50,26 @@ def combine(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
 
 
 def _hide_dsn(_: click.Context, __: click.Parameter, dsn: str) -> str:
-    """Remove the DSN from the process title, where everyone on the machine can read its password."""
+    """Remove the DSN from the arguments of the process, where everyone on the machine can read its password."""
     if dsn and any(dsn in argument for argument in sys.argv):
-        setproctitle(" ".join(argument.replace(dsn, "…") for argument in sys.argv))
+        try:
+            _overwrite_in_arguments(os.fsencode(dsn))
+        except OSError as error:
+            click.echo(f"Warning: other users can see --dsn ({error.strerror}); use --dsn-file instead", err=True)
     return dsn
+
+
+def _overwrite_in_arguments(secret: bytes) -> None:
+    """Replace a secret in this process's memory that /proc/PID/cmdline and ps show; only Linux has these files."""
+    # The name of the program, in parentheses, may contain spaces.
+    fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+    start, end = int(fields[_ARG_START]), int(fields[_ARG_START + 1])
+    with Path("/proc/self/mem").open("r+b", buffering=0) as memory:
+        memory.seek(start)
+        arguments = memory.read(end - start)
+        memory.seek(start)
+        # The length stays, because the environment comes next.
+        memory.write(arguments.replace(secret, b"*").ljust(end - start, b"\0"))
 
 
 def _read_dsn(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
