@@ -10,7 +10,7 @@ LOCKED_DEV := $(LOCKED_DEMO) requirements/dev.txt
 LOCKED_BENCH := requirements/bench.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-matrix coverage soak bench instructions check format docs dashboards lock clean
+.PHONY: help demo test test-fast test-matrix coverage soak bench instructions check format docs dashboards lock sbom clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -59,6 +59,9 @@ dashboards: $(VENV)/dev ## write grafana/dashboards/*.json from their builders
 
 lock: $(VENV)/dev ## write requirements/*.txt from pyproject.toml; LOCK="--upgrade" raises all versions
 	$(BIN)/python requirements/lock.py $(LOCK)
+
+sbom: $(VENV)/dev ## write dist/mfg-notify.cdx.json: what is shipped, as CycloneDX
+	$(BIN)/python requirements/sbom.py
 
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) .postgres .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist

@@ -3,6 +3,7 @@
 The build uses the build tools of this environment; only the installation asks the package index.
 """
 
+import json
 import platform
 import re
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from importlib.metadata import distributions
@@ -18,6 +20,8 @@ from pathlib import Path
 import httpx
 import pytest
 from click.testing import CliRunner
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from tests.samples import samples
@@ -43,6 +47,7 @@ ENVIRONMENT = clean_environment("PYTHON")
 
 
 KEEP_OUT = 0o077
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT_NAME = "mfg-notify"
 
 
@@ -137,6 +142,30 @@ def test_the_image_has_what_is_locked_and_no_more(tmp_path: Path) -> None:
     installed = {canonicalize_name(one.name): one.version for one in distributions(path=[str(packages)])}
     assert installed == {PROJECT_NAME: __version__, **locked()}
     subprocess.run([environment / "bin" / "mfg-notify", "--version"], check=True, env=ENVIRONMENT)
+
+
+def test_the_sbom_names_what_is_locked_and_what_is_bundled(tmp_path: Path) -> None:
+    target = tmp_path / "sbom.json"
+    command = [sys.executable, str(ROOT / "requirements" / "sbom.py"), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = target.read_text(encoding="utf-8")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    bom = json.loads(text)
+    root, components = bom["metadata"]["component"], bom["components"]
+    assert (root["name"], root["version"]) == (PROJECT_NAME, __version__)
+    assert {canonicalize_name(one["name"]): one["version"] for one in components} == locked()
+    assert [one["name"] for one in components if not one.get("licenses")] == []
+    [direct] = (one["dependsOn"] for one in bom["dependencies"] if one["ref"] == root["bom-ref"])
+    named = {canonicalize_name(ref.partition("==")[0]) for ref in direct}
+    assert named == {Requirement(line).name for line in PYPROJECT["project"]["dependencies"]}
+    [psycopg] = (one for one in components if one["name"] == "psycopg-binary")
+    versions = {one["name"]: one.get("version") for one in psycopg["components"]}
+    assert versions.keys() >= {"libpq", "libssl", "libkrb5"}
+    assert re.fullmatch(r"\d+\.\d+", versions["libpq"])
+    assert re.fullmatch(r"3\.\d+\.\d+", versions["libcrypto"])
+    # Nothing of the machine that made it.
+    assert [place for place in (str(ROOT), tempfile.gettempdir(), "file:") if place in text] == []
 
 
 class Installed:
