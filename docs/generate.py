@@ -11,9 +11,11 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageMetadata, PackageNotFoundError, metadata
 from pathlib import Path
 
 import click
+from packaging.requirements import Requirement
 
 from mfg_notify.cli import main as mfg_notify
 from mfg_notify.core.catalogue import (
@@ -200,6 +202,43 @@ def _listed(numbers: dict[str, int]) -> str:
     return f"{', '.join(items)} and {last}"
 
 
+def shipped() -> Iterator[tuple[str, str]]:
+    """Yield name and version of what is locked for the image: Linux, and the Python that the Dockerfile names."""
+    [python] = re.findall(
+        r"^ARG PYTHON=python:([\d.]+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    image = {"python_full_version": python, "sys_platform": "linux", "implementation_name": "cpython"}
+    for line in (ROOT / "requirements" / "run.txt").read_text(encoding="utf-8").splitlines():
+        if "==" in line:
+            requirement = Requirement(line.rstrip(" \\"))
+            if requirement.marker is None or requirement.marker.evaluate(image):
+                yield requirement.name, str(requirement.specifier).removeprefix("==")
+
+
+def licence(of: PackageMetadata) -> str:
+    """Return the licence that a distribution names, in the newest of the three ways of doing so that it uses."""
+    fields = [*(of.get_all("License-Expression") or ()), *(of.get_all("License") or ())]
+    classifiers = (one.rpartition(" :: ") for one in of.get_all("Classifier") or ())
+    named = [name for kind, _, name in classifiers if kind.startswith("License")]
+    return next((field for field in fields if "\n" not in field), " OR ".join(named))
+
+
+def licence_table() -> str:
+    """Return the table of what is shipped, from the metadata of what is installed here."""
+    rows = []
+    for name, version in shipped():
+        try:
+            found = metadata(name)
+        except PackageNotFoundError:
+            raise SystemExit(f"{name} is locked and not installed: remove .venv and try again with make") from None
+        if found["Version"] != version:
+            raise SystemExit(
+                f"{name} {version} is locked and {found['Version']} is installed: remove .venv and try again with make"
+            )
+        rows.append(f"| {found['Name']} | {version} | {licence(found)} |")
+    return "\n".join(("| distribution | version | licence |", "|---|---|---|", *rows))
+
+
 PARTS = {
     "specified metrics": f"All names begin with `{PREFIX}`.\n\n" + metric_table(SPECIFIED),
     "further metrics": metric_table(EXTENSIONS),
@@ -207,6 +246,7 @@ PARTS = {
     "exporter metrics": exporter_table(),
     "series": series_sum(),
     "scale": scale(),
+    "licences": licence_table(),
     "commands": "\n\n".join(map(command_section, every_command(mfg_notify))),
     **report.parts(),
 }

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import distribution
 from itertools import chain
 from pathlib import Path
 from typing import get_args
@@ -178,6 +179,13 @@ def test_what_is_generated_is_current() -> None:
         [sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_licences_name_every_bundled_library() -> None:
+    bundled = {file.name for file in distribution("psycopg-binary").files or () if ".libs" in file.parts[0]}
+    assert bundled, "psycopg's wheel has its libraries elsewhere"
+    named = set(re.findall(r"`(lib\w+)`", TEXTS[ROOT / "docs" / "licences.md"]))
+    assert {re.sub(r"[-.].*", "", name) for name in bundled} == named
 
 
 def definitions(module: Path) -> Iterator[str]:
