@@ -14,6 +14,7 @@ import tempfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -124,24 +125,48 @@ def test_the_images_build_has_all_that_the_wheel_is_made_of(wheel: Path, tmp_pat
     assert members(again) == members(wheel)
 
 
-def test_the_image_has_what_is_locked_and_no_more(tmp_path: Path) -> None:
-    context, stage, environment = tmp_path / "context", tmp_path / "stage", tmp_path / "mfg-notify"
-    copy_context(context)
-    subprocess.run([sys.executable, "-m", "venv", stage], check=True, env=ENVIRONMENT)
-    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
-    first_stage = dockerfile.split("\nFROM ")[1]
-    commands = re.findall(r"^RUN (.*)$", first_stage.replace("/opt/mfg-notify", str(environment)), re.MULTILINE)
-    assert str(environment) in commands[0]
-    for command in commands:
+@dataclass(frozen=True)
+class FirstStage:
+    """What the Dockerfile's first stage makes: its folder, its own environment, and the one that is shipped."""
+
+    folder: Path
+    environment: Path
+    shipped: Path
+
+    def run(self, command: str) -> None:
+        """Run a command in its folder, with the programs of its environment."""
         done = subprocess.run(
-            ["sh", "-ec", command], capture_output=True, text=True, check=False, cwd=context,
-            env={**ENVIRONMENT, "PATH": f"{stage}/bin:/usr/bin:/bin"},
+            ["sh", "-ec", command], capture_output=True, text=True, check=False, cwd=self.folder,
+            env={**ENVIRONMENT, "PATH": f"{self.environment}/bin:/usr/bin:/bin"},
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
-    [packages] = environment.glob("lib/python*/site-packages")
+
+
+@pytest.fixture(scope="module")
+def first_stage(tmp_path_factory: pytest.TempPathFactory) -> FirstStage:
+    """Run the commands of the Dockerfile's first stage, without Docker."""
+    place = tmp_path_factory.mktemp("image")
+    stage = FirstStage(place / "build", place / "stage", place / "mfg-notify")
+    copy_context(stage.folder)
+    subprocess.run([sys.executable, "-m", "venv", stage.environment], check=True, env=ENVIRONMENT)
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "").split("\nFROM ")[1]
+    commands = re.findall(r"^RUN (.*)$", text.replace("/opt/mfg-notify", str(stage.shipped)), re.MULTILINE)
+    assert str(stage.shipped) in commands[0]
+    for command in commands:
+        stage.run(command)
+    return stage
+
+
+def test_the_image_has_what_is_locked_and_no_more(first_stage: FirstStage) -> None:
+    [packages] = first_stage.shipped.glob("lib/python*/site-packages")
     installed = {canonicalize_name(one.name): one.version for one in distributions(path=[str(packages)])}
     assert installed == {PROJECT_NAME: __version__, **locked()}
-    subprocess.run([environment / "bin" / "mfg-notify", "--version"], check=True, env=ENVIRONMENT)
+    subprocess.run([first_stage.shipped / "bin" / "mfg-notify", "--version"], check=True, env=ENVIRONMENT)
+
+
+def test_an_editable_installation_needs_no_other_build_tools(first_stage: FirstStage) -> None:
+    # As the Makefile does; it would fail if the build asked for anything that build.txt does not lock.
+    first_stage.run("pip install --no-deps --no-build-isolation --editable .")
 
 
 def test_the_sbom_names_what_is_locked_and_what_is_bundled(tmp_path: Path) -> None:
