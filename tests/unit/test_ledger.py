@@ -1123,3 +1123,9 @@ def test_a_new_leader_has_drained_nothing(script: _Script) -> None:
     script.one.disconnect()
     script.one.step_in()
     assert not script.one.ledger.drained
+
+
+def test_an_ordinary_fold_shows_no_rewind(script: _Script) -> None:
+    script.one.begin_fold()
+    assert script.one.reply is not None
+    assert not script.one.ledger.settle(script.one.reply).rewound
