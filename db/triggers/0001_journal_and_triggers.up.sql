@@ -258,6 +258,8 @@ REVOKE ALL ON SCHEMA mfg_notify FROM PUBLIC;
 --
 -- The transaction's id guards against settings that somebody has made for a whole session.
 --
+-- No string here has a backslash, except those with E: sessions with standard_conforming_strings = off read it otherwise.
+--
 -- A trigger's cost is mostly the set-up of its expressions, once a transaction each. So there are few of them, arrays
 -- of columns are compared and converted as one, and what is conversion is left to the exporter
 -- (benchmarks/count_instructions.py counts the instructions).
@@ -364,7 +366,7 @@ BEGIN
                 buffered := set_config('mfg_notify.buffered', '-' || mfg_notify.write_events(event, 0), true);
             ELSIF NOT starts_with(buffered, '+' || mine) THEN
                 buffered := set_config('mfg_notify.buffered', format(E'+%s%s\n%s', mine,
-                    CASE WHEN buffered ~ '^-\d{1,3}$' THEN substr(buffered, 2) ELSE '1' END, event), true);
+                    CASE WHEN buffered ~ '^-[0-9]{1,3}$' THEN substr(buffered, 2) ELSE '1' END, event), true);
                 -- Last: after SET CONSTRAINTS ALL IMMEDIATE this flushes at once.
                 INSERT INTO mfg_notify.pending_commit DEFAULT VALUES;
             ELSIF octet_length(buffered) < 4000 THEN
@@ -579,7 +581,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock
 DECLARE
     mine     constant text := pg_current_xact_id()::text || ' ';
     buffered text := coalesce(current_setting('mfg_notify.buffered', true), '');
-    header   constant text := substring(buffered FROM '^\+' || mine || '(\d{1,3})\n.');
+    header   constant text := substring(buffered FROM '^[+]' || mine || E'([0-9]{1,3})\n.');
     events   constant text := substr(buffered, strpos(buffered, E'\n') + 1);
     reason   text;
 BEGIN
@@ -755,7 +757,7 @@ CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER TRUNCATE ON public.manufact
 
 -- The hash is that of this file without the hash itself. A released file never changes.
 UPDATE mfg_notify.settings SET
-    applied = applied || '{"1": "a52528188661dc24c0c56dbc41ef32d3213078243d61d65df46d22c9f63fdfba"}',
+    applied = applied || '{"1": "6470b3f1efb55318ff6e9893d22ae24665ff11657efeeca4657b19cfd07bad76"}',
     objects = mfg_notify.object_hashes();
 
 COMMIT;

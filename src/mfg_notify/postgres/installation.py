@@ -13,7 +13,7 @@ from mfg_notify.postgres.connection import BlockingConnection, Connection, trans
 from mfg_notify.postgres.queries import QUERY
 
 MIGRATION_HASHES = {
-    "1": "a52528188661dc24c0c56dbc41ef32d3213078243d61d65df46d22c9f63fdfba",
+    "1": "6470b3f1efb55318ff6e9893d22ae24665ff11657efeeca4657b19cfd07bad76",
     "2": "049baefc3eaaec20658d4f65288e7893c87c6f5f118669067ecccf985e16b470",
 }
 """The migrations in `db/triggers` by number, with the hash that each stores when it is applied.
