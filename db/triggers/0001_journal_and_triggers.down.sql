@@ -4,7 +4,7 @@
 -- It takes a brief lock on the game's three tables. If the lock is not free within 50 ms the whole file is rolled
 -- back and nothing has changed: run it again (`mfg-notify migrate down` does so by itself).
 
-BEGIN;
+BEGIN READ WRITE;
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL client_min_messages = warning;

@@ -6,7 +6,7 @@
 -- It takes a brief lock on the game's three tables. If the lock is not free within 50 ms the whole file is rolled
 -- back and nothing has changed: run it again (`mfg-notify migrate up` does so by itself).
 
-BEGIN;
+BEGIN READ WRITE;
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL client_min_messages = warning;
@@ -757,7 +757,7 @@ CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER TRUNCATE ON public.manufact
 
 -- The hash is that of this file without the hash itself. A released file never changes.
 UPDATE mfg_notify.settings SET
-    applied = applied || '{"1": "6470b3f1efb55318ff6e9893d22ae24665ff11657efeeca4657b19cfd07bad76"}',
+    applied = applied || '{"1": "0d16c3a92f445a272f956b5ad25b7942fda5b31d1687094abc39eb5eccc9f9f8"}',
     objects = mfg_notify.object_hashes();
 
 COMMIT;

@@ -3,15 +3,24 @@
 docs/operations.md has the table of it, "In other surroundings".
 """
 
+import threading
 import time
 from typing import LiteralString
 
 import psycopg
+import pytest
 from psycopg import sql
 from tests.conftest import Database
-from tests.game_rows import add_factory, add_pipeline, add_player, add_task, ago
+from tests.game_rows import NOW, add_factory, add_pipeline, add_player, add_task, ago
+from tests.samples import value
+from tests.support import (
+    eventually,
+    exporting,
+    page_of,
+)
 
 from mfg_notify.diagnosis.doctor import Finding, examine
+from mfg_notify.postgres import migrations
 
 GAME = ("manufacturing_pipelines", "manufacturing_tasks", "manufacturing_factory_states")
 OURS = ("event", "total", "recent", "latest", "lease", "settings", "dead_letter", "pending_commit")
@@ -74,3 +83,58 @@ def test_a_buffer_is_written_whatever_strings_mean_to_the_session(installed: Dat
                 add_task(game, f"t{number_}")
         assert game.execute("SELECT count(*) FROM mfg_notify.event").fetchone() == (3,)
         assert lost(game) == 0
+
+
+def test_a_migration_takes_the_time_that_it_needs(database: Database) -> None:
+    """Its second file reads the whole history, and first waits for the lock on the lease."""
+    waiting = """SELECT pid FROM pg_stat_activity
+                 WHERE wait_event = 'relation' AND clock_timestamp() - query_start > interval '0.5 s'"""
+    with (
+        database.connect() as other,
+        database.connect() as observer,
+        database.connect(options="-c statement_timeout=300ms") as installer,
+    ):
+        other.execute(migrations.migrations()[0].up.encode())
+        with other.transaction():
+            other.execute("LOCK TABLE mfg_notify.lease")
+            migrating = threading.Thread(target=migrations.up, args=(installer, "public", print))
+            migrating.start()
+            eventually(lambda: observer.execute(waiting).fetchall() or not migrating.is_alive())
+        migrating.join()
+        assert other.execute("SELECT version FROM mfg_notify.settings").fetchone() == (2,)
+
+
+HISTORY: dict[str, tuple[dict[str, object], bool]] = {
+    "NaN": ({"total_revenue": "NaN"}, False),
+    "infinite": ({"total_cost": "-Infinity"}, False),
+    "too large": ({"total_revenue": "1e30"}, False),
+    "no player": ({"player_id": None, "total_revenue": 5}, False),
+    "no product": ({"product_good": None, "total_revenue": 5}, False),
+    "in the future": ({"total_revenue": 5, "completed_at": sql.SQL("now() + interval '9 years'")}, True),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("history", HISTORY)
+async def test_odd_rows_of_the_past_do_not_stop_the_installation(database: Database, history: str) -> None:
+    columns, counted = HISTORY[history]
+    with database.connect() as game:
+        add_player(game)
+        game.execute(
+            "ALTER TABLE manufacturing_pipelines ALTER player_id DROP NOT NULL, ALTER product_good DROP NOT NULL,"
+            " ALTER total_cost TYPE numeric, ALTER total_revenue TYPE numeric"
+        )
+        game.execute("ALTER TABLE manufacturing_tasks ALTER player_id DROP NOT NULL, ALTER task_type DROP NOT NULL")
+        add_pipeline(game, "good", status="COMPLETED", completed_at=NOW, total_revenue=10, total_cost=4)
+        add_pipeline(game, "odd", **{"status": "COMPLETED", "completed_at": NOW, **columns})
+        add_task(game, "without", status="COMPLETED", player_id=None, started_at=NOW, assigned_ship="S-1")
+        add_task(game, "no type", status="COMPLETED", task_type=None, started_at=NOW)
+        add_task(game, "soon", status="READY", ready_at=NOW, started_at=sql.SQL("now() + interval '30 days'"))
+        migrations.up(game, "public", print)
+        async with exporting(database.dsn) as exporter:
+            page = page_of(exporter)
+        product = {"player_id": "1", "product_good": "IRON"}
+        assert value(page, "manufacturing_pipeline_revenue_credits_total", **product) == (15 if counted else 10)
+        assert value(page, "manufacturing_profit_rate", player_id="1") == 6
+        [(latest,)] = game.execute("SELECT bool_and(at <= now()) FROM mfg_notify.latest").fetchall()
+        assert latest

@@ -13,8 +13,8 @@ from mfg_notify.postgres.connection import BlockingConnection, Connection, trans
 from mfg_notify.postgres.queries import QUERY
 
 MIGRATION_HASHES = {
-    "1": "6470b3f1efb55318ff6e9893d22ae24665ff11657efeeca4657b19cfd07bad76",
-    "2": "049baefc3eaaec20658d4f65288e7893c87c6f5f118669067ecccf985e16b470",
+    "1": "0d16c3a92f445a272f956b5ad25b7942fda5b31d1687094abc39eb5eccc9f9f8",
+    "2": "6b327e6ac68fea56ebf374b3d58c0bf223c214ca2190aa45134f8b1faf6e551e",
 }
 """The migrations in `db/triggers` by number, with the hash that each stores when it is applied.
 

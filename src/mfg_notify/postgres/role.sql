@@ -3,7 +3,7 @@
 -- Run this as the role that installed the triggers. It is safe to repeat. Repeat it after an upgrade, and when the game
 -- adds a table of ships or markets. A new role has no password: set one with \password in psql.
 
-BEGIN;
+BEGIN READ WRITE;
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL client_min_messages = warning;
