@@ -10,13 +10,18 @@ from typing import LiteralString
 import psycopg
 import pytest
 from psycopg import sql
-from tests.conftest import Database
+from psycopg.conninfo import conninfo_to_dict
+from tests import truth
+from tests.conftest import Database, Roles
 from tests.game_rows import NOW, add_factory, add_pipeline, add_player, add_task, ago
-from tests.samples import value
+from tests.samples import number, reconnects, value
 from tests.support import (
+    ExporterProcess,
+    assert_exact,
     eventually,
     exporting,
     page_of,
+    settled,
 )
 
 from mfg_notify.diagnosis.doctor import Finding, examine
@@ -74,6 +79,44 @@ def alter(connection: psycopg.Connection, statement: LiteralString, *names: str)
 # --------------------------------------------------------------------------------------- settings of sessions --
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"standard_conforming_strings": "off", "escape_string_warning": "on"},
+        {"plpgsql.extra_errors": "all", "plpgsql.variable_conflict": "use_column", "check_function_bodies": "off"},
+        {"plpgsql.variable_conflict": "use_variable", "array_nulls": "off", "transform_null_equals": "on"},
+        {"datestyle": "German", "intervalstyle": "sql_standard", "timezone": "Asia/Kathmandu", "bytea_output": "escape",
+         "extra_float_digits": "0", "xmloption": "document", "quote_all_identifiers": "on"},
+        {"search_path": "", "default_transaction_read_only": "on", "default_transaction_isolation": "serializable"},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)  # fmt: skip
+async def test_settings_of_the_database_change_no_number(database: Database, settings: dict[str, str]) -> None:
+    """They hold for the game, for the migration and for the exporter."""
+    usual = "-c search_path=public -c datestyle=ISO -c default_transaction_read_only=off -c timezone=UTC"
+    with database.connect(options=usual) as game:
+        truth.install(game)
+        add_player(game)
+        for name, value_ in settings.items():
+            # The name of a setting with a dot is two identifiers.
+            place = sql.SQL(".").join(map(sql.Identifier, name.split(".")))
+            game.execute(sql.SQL("ALTER DATABASE {} SET {} TO {}").format(sql.Identifier(database.name), place, value_))
+    with database.connect() as odd:
+        migrations.up(odd, "public", print)
+    notices: list[str | None] = []
+    with database.connect(options=usual) as game:
+        game.add_notice_handler(lambda notice: notices.append(notice.message_primary))
+        async with exporting(database.dsn, reconcile_interval=0.2) as exporter:
+            play_a_little(game, "p")
+            play_a_little(game, "q")
+            assert_exact(await settled(exporter, game), game)
+        assert notices == []
+        assert lost(game) == 0
+    with database.connect() as odd:
+        assert migrations.down(odd, "public", print)
+
+
 def test_a_buffer_is_written_whatever_strings_mean_to_the_session(installed: Database) -> None:
     """With standard_conforming_strings off, a regular expression in a function has another meaning."""
     with installed.connect(options="-c standard_conforming_strings=off") as game:
@@ -83,6 +126,26 @@ def test_a_buffer_is_written_whatever_strings_mean_to_the_session(installed: Dat
                 add_task(game, f"t{number_}")
         assert game.execute("SELECT count(*) FROM mfg_notify.event").fetchone() == (3,)
         assert lost(game) == 0
+
+
+def test_time_outs_of_the_role_do_not_disconnect_the_exporter(
+    roles: Roles, exporter_dsn: str, installed: Database
+) -> None:
+    role = str(conninfo_to_dict(exporter_dsn)["user"])
+    with installed.connect() as game:
+        limits = {"idle_session_timeout": "300ms", "idle_in_transaction_session_timeout": "1ms"}
+        if game.info.server_version >= 170000:
+            limits["transaction_timeout"] = "1ms"
+        for name, limit in limits.items():
+            roles.connection.execute(
+                sql.SQL("ALTER ROLE {} SET {} TO {}").format(sql.Identifier(role), sql.Identifier(name), limit)
+            )
+        with ExporterProcess(exporter_dsn, *SOON) as exporter:
+            exporter.wait_ready()
+            read = "mfg_notify_reconcile_duration_seconds_count"
+            # Longer than the limit of an idle session; the connection that listens is idle all the time.
+            page = eventually(exporter.page, lambda page: number(page, read) > 5)
+            assert reconnects(page) == 0, exporter.read_log()
 
 
 def test_a_migration_takes_the_time_that_it_needs(database: Database) -> None:
