@@ -100,6 +100,14 @@ BEGIN
         RAISE EXCEPTION 'mfg-notify works on plain tables, not on partitioned tables or views'
             USING ERRCODE = 'wrong_object_type';
     END IF;
+    -- It would publish our tables too, and a subscriber that does not have them stops applying all changes.
+    IF to_regclass('mfg_notify.settings') IS NULL AND EXISTS (SELECT FROM pg_publication WHERE puballtables)
+       AND current_setting('mfg_notify.published', true) IS DISTINCT FROM 'yes' THEN
+        RAISE EXCEPTION 'publication % is FOR ALL TABLES: replication to subscribers without the tables of mfg_notify '
+            'would stop; docs/operations.md says what to do',
+            (SELECT string_agg(quote_ident(pubname), ', ') FROM pg_publication WHERE puballtables)
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
     IF to_regclass('mfg_notify.settings') IS NOT NULL AND NOT EXISTS (
             SELECT FROM pg_attribute AS a WHERE a.attrelid = to_regclass('mfg_notify.settings') AND a.attname = 'objects') THEN
         RAISE EXCEPTION 'an unreleased version of mfg-notify is installed; apply db/triggers/0001_*.down.sql first'
@@ -757,7 +765,7 @@ CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER TRUNCATE ON public.manufact
 
 -- The hash is that of this file without the hash itself. A released file never changes.
 UPDATE mfg_notify.settings SET
-    applied = applied || '{"1": "0d16c3a92f445a272f956b5ad25b7942fda5b31d1687094abc39eb5eccc9f9f8"}',
+    applied = applied || '{"1": "1dab479edc7d660cacf7662af47614c37ea0f22a429daa79ca8f81eb171c0ae3"}',
     objects = mfg_notify.object_hashes();
 
 COMMIT;

@@ -5,6 +5,8 @@ docs/operations.md has the table of it, "In other surroundings".
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import LiteralString
 
 import psycopg
@@ -25,6 +27,7 @@ from tests.support import (
 )
 
 from mfg_notify.diagnosis.doctor import Finding, examine
+from mfg_notify.errors import DatabaseError
 from mfg_notify.postgres import migrations
 
 GAME = ("manufacturing_pipelines", "manufacturing_tasks", "manufacturing_factory_states")
@@ -165,6 +168,29 @@ def test_a_migration_takes_the_time_that_it_needs(database: Database) -> None:
             eventually(lambda: observer.execute(waiting).fetchall() or not migrating.is_alive())
         migrating.join()
         assert other.execute("SELECT version FROM mfg_notify.settings").fetchone() == (2,)
+
+
+# ------------------------------------------------------------------------------------------ logical replication --
+
+
+@contextmanager
+def publication(connection: psycopg.Connection) -> Iterator[None]:
+    """Publish all tables of a database. Nobody subscribes, but the server checks each statement as if."""
+    connection.execute("SET client_min_messages = error; CREATE PUBLICATION everything FOR ALL TABLES")
+    yield
+    connection.execute("DROP PUBLICATION everything")
+
+
+def test_a_publication_of_all_tables_is_refused_before_its_subscribers_stop(database: Database) -> None:
+    with database.connect() as connection, publication(connection):
+        with pytest.raises(DatabaseError, match="publication everything is FOR ALL TABLES"):
+            migrations.up(connection, "public", print)
+        assert connection.execute("SELECT to_regnamespace('mfg_notify')").fetchone() == (None,)
+        with database.connect(options="-c mfg_notify.published=yes") as informed:
+            migrations.up(informed, "public", print)
+        # What is installed can be repaired and upgraded without asking again.
+        connection.execute("DROP FUNCTION mfg_notify.backlog")
+        assert migrations.up(connection, "public", print)
 
 
 HISTORY: dict[str, tuple[dict[str, object], bool]] = {

@@ -13,7 +13,7 @@ from mfg_notify.postgres.connection import BlockingConnection, Connection, trans
 from mfg_notify.postgres.queries import QUERY
 
 MIGRATION_HASHES = {
-    "1": "0d16c3a92f445a272f956b5ad25b7942fda5b31d1687094abc39eb5eccc9f9f8",
+    "1": "1dab479edc7d660cacf7662af47614c37ea0f22a429daa79ca8f81eb171c0ae3",
     "2": "6b327e6ac68fea56ebf374b3d58c0bf223c214ca2190aa45134f8b1faf6e551e",
 }
 """The migrations in `db/triggers` by number, with the hash that each stores when it is applied.
