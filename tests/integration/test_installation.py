@@ -35,7 +35,7 @@ def test_a_released_migration_never_changes() -> None:
 
 async def test_an_installation_that_fits(installed: Database) -> None:
     async with await connect(installed.dsn) as connection:
-        found = await check_installation(connection)
+        found = await check_installation(connection, "public")
         assert found == await read_installation(connection)
         assert found.version == SCHEMA_VERSION
         assert found.notify
@@ -73,7 +73,7 @@ async def test_an_installation_that_does_not_fit(
         other.execute(damage)
     async with await connect(installed.dsn) as connection:
         with pytest.raises(error, match=message):
-            await check_installation(connection)
+            await check_installation(connection, "public")
 
 
 async def test_another_version_can_be_read(installed: Database) -> None:

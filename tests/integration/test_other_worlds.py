@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from tests import truth
-from tests.conftest import Database, Roles
+from tests.conftest import Database, Postgres, Roles, create_game_tables
 from tests.game_rows import NOW, add_factory, add_pipeline, add_player, add_task, ago
 from tests.samples import number, reconnects, value
 from tests.support import (
@@ -24,6 +24,7 @@ from tests.support import (
     exporting,
     page_of,
     settled,
+    settled_page,
 )
 
 from mfg_notify.diagnosis.doctor import Finding, examine
@@ -191,6 +192,101 @@ def test_a_publication_of_all_tables_is_refused_before_its_subscribers_stop(data
         # What is installed can be repaired and upgraded without asking again.
         connection.execute("DROP FUNCTION mfg_notify.backlog")
         assert migrations.up(connection, "public", print)
+
+
+@pytest.mark.slow
+def test_an_exporter_on_a_subscriber_names_the_subscription(postgres: Postgres) -> None:
+    with postgres.make({"wal_level": "logical", "fsync": "off"}) as server:
+        for name in ("publisher", "subscriber"):
+            with psycopg.connect(server.dsn(), autocommit=True) as connection:
+                alter(connection, "CREATE DATABASE {}", name)
+            create_game_tables(server.dsn(name))
+        publisher, subscriber = Database(server.dsn("publisher")), Database(server.dsn("subscriber"))
+        with publisher.connect() as game, subscriber.connect() as copy:
+            for connection in (game, copy):
+                migrations.up(connection, "public", print)
+            truth.install(game)
+            game.execute(
+                "CREATE PUBLICATION game FOR TABLE players, manufacturing_pipelines, manufacturing_tasks,"
+                " manufacturing_factory_states"
+            )
+            # On one server the slot has to be made first.
+            game.execute("SELECT pg_create_logical_replication_slot('slot', 'pgoutput')")
+            with ExporterProcess(publisher.dsn, *SOON) as exporter, ExporterProcess(subscriber.dsn, *SOON) as other:
+                exporter.wait_ready()
+                other.wait_ready()
+                copy.execute(
+                    sql.SQL(
+                        "CREATE SUBSCRIPTION game CONNECTION {} PUBLICATION game"
+                        " WITH (create_slot = false, slot_name = 'slot')"
+                    ).format(publisher.dsn)
+                )
+                add_player(game)
+                play_a_little(game, "p")
+                arrived = "SELECT count(*) FROM manufacturing_pipelines WHERE status = 'COMPLETED'"
+                eventually(lambda: copy.execute(arrived).fetchone(), lambda found: found == (1,))
+                # The replicated rows have fired no trigger, and nobody shows numbers without them.
+                assert copy.execute("SELECT count(*) FROM mfg_notify.event").fetchone() == (0,)
+                named = "public.manufacturing_tasks is filled by the subscription game"
+                eventually(lambda: other.get("/-/ready").text, lambda text: named in text)
+                assert other.get("/-/ready").status_code == 503
+                found = findings(subscriber.dsn)["game"]
+                assert found.verdict == "failed"
+                assert named in found.message
+                assert str(found.remedy).startswith("run the exporter on the publisher")
+                assert_exact(settled_page(exporter), game)
+                # The switch-over to the subscriber.
+                copy.execute("ALTER SUBSCRIPTION game DISABLE")
+                copy.execute("ALTER SUBSCRIPTION game SET (slot_name = NONE)")
+                copy.execute("DROP SUBSCRIPTION game")
+                other.wait_ready()
+                add_task(copy, "new", player_id=1, status="READY")
+                eventually(other.page, lambda page: value(page, "manufacturing_tasks_ready_total", **TASK) == 5)
+                assert findings(subscriber.dsn)["game"].verdict == "ok"
+
+
+# ----------------------------------------------------------------------------------------------- partitioning --
+
+PARTITIONING = """
+ALTER TABLE manufacturing_tasks RENAME TO manufacturing_tasks_before;
+CREATE TABLE manufacturing_tasks (LIKE manufacturing_tasks_before INCLUDING DEFAULTS) PARTITION BY LIST (status);
+CREATE TABLE manufacturing_tasks_done PARTITION OF manufacturing_tasks FOR VALUES IN ('COMPLETED', 'FAILED');
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "named"),
+    [
+        ("ALTER TABLE manufacturing_tasks ATTACH PARTITION manufacturing_tasks_before DEFAULT",
+         "public.manufacturing_tasks_before is a partition"),
+        ("CREATE TABLE manufacturing_tasks_live PARTITION OF manufacturing_tasks DEFAULT;"
+         " INSERT INTO manufacturing_tasks SELECT * FROM manufacturing_tasks_before;"
+         " DROP TABLE manufacturing_tasks_before CASCADE", "public.manufacturing_tasks is partitioned"),
+    ],
+)  # fmt: skip
+def test_a_table_that_is_partitioned_later_is_named(installed: Database, then: LiteralString, named: str) -> None:
+    """A row that moves to another partition is deleted and inserted for the triggers, and would be counted again."""
+    with installed.connect() as game, ExporterProcess(installed.dsn, *SOON) as exporter:
+        add_player(game)
+        add_task(game, "t", status="READY")
+        exporter.wait_ready()
+        with game.transaction():
+            game.execute(PARTITIONING)
+            game.execute(then)
+        # The game goes on, also with rows that move.
+        for status in ("ASSIGNED", "EXECUTING", "COMPLETED"):
+            game.execute("UPDATE manufacturing_tasks SET status = %s", (status,))
+        eventually(lambda: exporter.get("/-/ready").text, lambda text: named in text)
+        assert exporter.get("/-/ready").status_code == 503
+        found = findings(installed.dsn)["game"]
+        assert (found.verdict, named in found.message) == ("failed", True)
+        with pytest.raises(DatabaseError, match=r"not on partitioned tables.*: .*manufacturing_tasks"):
+            migrations.up(game, "public", print)
+        assert migrations.down(game, "public", print)
+        left = "SELECT count(*) FROM pg_trigger WHERE starts_with(tgname, 'mfg_notify')"
+        assert game.execute(left).fetchone() == (0,)
+        game.execute("INSERT INTO manufacturing_tasks SELECT * FROM manufacturing_tasks")
+        assert game.execute("SELECT count(*) FROM manufacturing_tasks").fetchone() == (2,)
 
 
 HISTORY: dict[str, tuple[dict[str, object], bool]] = {

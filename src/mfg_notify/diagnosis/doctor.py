@@ -255,6 +255,16 @@ def _check_queue(examination: _Examination) -> _Result:
 
 
 def _check_game(examination: _Examination) -> _Result:
+    unsupported = installation.find_unsupported_tables(examination.working, examination.schema)
+    if unsupported:
+        subscribed = any("subscription" in reason for _, reason in unsupported)
+        return _Result(
+            "failed",
+            f"the triggers cannot see every change: {installation.describe_unsupported(unsupported)}",
+            "run the exporter on the publisher; after a switch-over to this server, DROP SUBSCRIPTION"
+            if subscribed
+            else "make it a plain table again, or give up the metrics: mfg-notify migrate down",
+        )
     found = inspection.find_game_tables(examination.working)
     if len(found.get(examination.schema, ())) == GAME_TABLES:
         return _Result("ok", f"the game's tables are in schema {examination.schema}")

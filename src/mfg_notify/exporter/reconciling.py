@@ -54,7 +54,7 @@ class Reconciling:
         started = self._clock()
         self._ledger.begin_reconciliation()
         timeout = self._timeout
-        installation = await in_time(self._tuning.answer_timeout, check_installation(self._connection))
+        installation = await in_time(self._tuning.answer_timeout, check_installation(self._connection, self._schema))
         known = self._installation
         if (installation.channel, installation.notify) != (known.channel, known.notify):
             raise SchemaNotReady("mfg_notify.settings has changed; connecting again")
@@ -62,7 +62,7 @@ class Reconciling:
             reading = await in_time(timeout, snapshot.read_snapshot(self._connection, self._schema))
         except SchemaNotReady:
             # The game may have changed its tables since the check: that says in plain words what is missing.
-            await in_time(self._tuning.answer_timeout, check_installation(self._connection))
+            await in_time(self._tuning.answer_timeout, check_installation(self._connection, self._schema))
             raise
         self._ships_query = reading.ships_query
         self._ledger.reconcile(reading.snapshot)

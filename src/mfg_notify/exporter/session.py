@@ -132,7 +132,7 @@ class Session:
             await listening.close()
             raise
         try:
-            installation = await check_installation(working)
+            installation = await check_installation(working, services.settings.schema)
             services.health.report_whereabouts(await read_whereabouts(working))
             if services.ledger.attach(installation.channel):
                 log.warning("the triggers were installed anew: all totals start again")

@@ -4,16 +4,16 @@ The one place that decides this, for the exporter, `migrate`, `doctor` and `tail
 what is installed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mfg_notify.errors import SchemaNotReady, SchemaTooNew
 from mfg_notify.postgres.connection import BlockingConnection, Connection, translated_errors
 from mfg_notify.postgres.queries import QUERY
 
 MIGRATION_HASHES = {
-    "1": "1dab479edc7d660cacf7662af47614c37ea0f22a429daa79ca8f81eb171c0ae3",
+    "1": "a68c5547314651045b6ff4dee61f577ae5f4bf15d09cec49aafdb57019dd1d52",
     "2": "6b327e6ac68fea56ebf374b3d58c0bf223c214ca2190aa45134f8b1faf6e551e",
 }
 """The migrations in `db/triggers` by number, with the hash that each stores when it is applied.
@@ -99,8 +99,11 @@ async def read_whereabouts(connection: Connection) -> Whereabouts:
     return Whereabouts(*row)
 
 
-async def check_installation(connection: Connection) -> Installation:
-    """Return what is installed. Raise `SchemaNotReady` or `SchemaTooNew` if this code cannot work with it."""
+async def check_installation(connection: Connection, schema: str) -> Installation:
+    """Return what is installed for the game in `schema`.
+
+    Raise `SchemaNotReady` or `SchemaTooNew` if this code cannot work with it.
+    """
     installation = await read_installation(connection)
     if installation.version < SCHEMA_VERSION:
         raise SchemaNotReady(
@@ -116,9 +119,20 @@ async def check_installation(connection: Connection) -> Installation:
         raise SchemaNotReady(f"{UNRELEASED}; run {REINSTALL}")
     with translated_errors():
         missing = await (await connection.execute(QUERY["missing_columns"])).fetchall()
+        unsupported = await (await connection.execute(QUERY["unsupported_tables"], {"schema": schema})).fetchall()
     if missing:
         raise SchemaNotReady(f"the game's tables lack what is needed: {', '.join(name for (name,) in missing)}")
+    if unsupported:
+        raise SchemaNotReady(
+            f"the triggers cannot see every change: {describe_unsupported(unsupported)}; `mfg-notify doctor` says what "
+            "to do"
+        )
     return installation
+
+
+def describe_unsupported(tables: Sequence[tuple[Any, ...]]) -> str:
+    """Return why the triggers on some tables do not see every change; of each, its name and the reason."""
+    return ", ".join(f"{table} {reason}" for table, reason in tables)
 
 
 async def read_installation(connection: Connection) -> Installation:
@@ -165,6 +179,12 @@ def find_differences(connection: BlockingConnection) -> tuple[list[str], list[st
             return ["function object_hashes"], []
         found = connection.execute(QUERY["different_objects"]).fetchall()
     return [name for name, exists in found if not exists], [name for name, exists in found if exists]
+
+
+def find_unsupported_tables(connection: BlockingConnection, schema: str) -> list[tuple[str, str]]:
+    """Return the tables on which the triggers cannot see every change, and why; the game's tables are in `schema`."""
+    with translated_errors():
+        return connection.execute(QUERY["unsupported_tables"], {"schema": schema}).fetchall()
 
 
 def find_missing_columns(connection: BlockingConnection) -> list[str]:

@@ -34,6 +34,25 @@ WHERE actual.hash IS DISTINCT FROM installed.hash ORDER BY name
 -- Columns of the game's tables that the triggers need and that do not exist.
 SELECT * FROM mfg_notify.missing_columns()
 
+-- name: unsupported_tables
+-- The tables on which the triggers cannot see every change, and why: of the game's tables, by their names, and of those
+-- that have our triggers. A subscription applies changes as session_replication_role = replica, in which triggers do not
+-- fire. For a trigger, a row that moves to another partition is deleted and inserted.
+SELECT c.oid::regclass::text, reason
+FROM pg_class c CROSS JOIN LATERAL (
+    SELECT 'is filled by the subscription ' || quote_ident(s.subname)
+    FROM pg_subscription_rel r JOIN pg_subscription s ON s.oid = r.srsubid
+    WHERE r.srrelid = c.oid AND s.subenabled
+    UNION ALL
+    SELECT CASE WHEN c.relispartition THEN 'is a partition' ELSE 'is partitioned' END
+    WHERE c.relispartition OR c.relkind = 'p') AS found (reason)
+WHERE c.relnamespace = to_regnamespace(quote_ident(%(schema)s))
+      AND c.relname IN ('manufacturing_pipelines', 'manufacturing_tasks', 'manufacturing_factory_states')
+   OR EXISTS (SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+              WHERE t.tgrelid = c.oid AND p.pronamespace = to_regnamespace('mfg_notify')
+                AND starts_with(t.tgname, 'mfg_notify_'))
+ORDER BY 1, 2
+
 -- name: triggers
 -- Number of enabled triggers on each of the game's tables ('O' fires in ordinary sessions, 'A' always). The count is 0
 -- while the trigger that flushes a transaction's buffered events is disabled: without it the others lose events.
