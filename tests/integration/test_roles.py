@@ -140,6 +140,7 @@ def denied_statements(connection: Connection) -> list[str]:
         "status": sql.Identifier("assignment_status"),
         "market": sql.Identifier("public", "market_data"),
         "player": sql.Identifier("player_id"),
+        "table": sql.Identifier("public", "manufacturing_tasks"),
     }
     denied = []
     for name, statement in QUERY.items():

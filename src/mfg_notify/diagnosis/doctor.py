@@ -363,12 +363,55 @@ def _check_triggers(examination: _Examination) -> _Result:
     ]
     if problems:
         return _Result("failed", "; ".join(problems), MIGRATE)
+    if replicas := inspection.find_replica_settings(examination.working):
+        return _Result(
+            "failed",
+            f"session_replication_role is replica for {_list(replicas)}: triggers do not fire in such sessions",
+            "ALTER ROLE … or ALTER DATABASE … RESET session_replication_role, or correct postgresql.conf",
+        )
     return _Result("ok", f"all {len(needed)} exist and are enabled")
 
 
 def _describe_triggers(triggers: list[tuple[str, str]]) -> str:
     names = _list([f"{name} on {table}" for table, name in triggers])
     return f"{names} {'is' if len(triggers) == 1 else 'are'}"
+
+
+def _check_policies(examination: _Examination) -> _Result:
+    hidden = inspection.find_hidden_rows(examination.working, examination.schema)
+    if not hidden:
+        return _Result("ok", "no row-level security hides rows of the game")
+    remedy = "as a superuser: " + "; ".join(f"ALTER ROLE {found.role} BYPASSRLS" for found in hidden)
+    own = next((found for found in hidden if found.own), None)
+    if own is not None:
+        rows = f"rows of {_list(list(own.tables))} from role {own.role}"
+        return _Result("failed", f"row-level security hides {rows}, so no metric can be shown", remedy)
+    [triggers, *_] = hidden
+    rows = f"rows of {_list(list(triggers.tables))} from role {triggers.role}"
+    message = f"row-level security hides {rows}, as which the triggers run: changes that they cannot judge are lost"
+    return _Result("warning", message, remedy)
+
+
+def _check_publications(examination: _Examination) -> _Result:
+    found = inspection.find_publications_of_all_tables(examination.working)
+    if found:
+        return _Result(
+            "warning",
+            f"publication {_list(found)} is FOR ALL TABLES: a subscriber without the tables of mfg_notify stops",
+            "publish the game's tables by name, see 'In other surroundings' in docs/operations.md",
+        )
+    return _Result("ok", "no publication contains the tables of mfg_notify")
+
+
+def _check_statuses(examination: _Examination) -> _Result:
+    unknown = inspection.find_unknown_statuses(examination.working, examination.schema)
+    if unknown:
+        return _Result(
+            "warning",
+            f"rows with a status that the metrics do not know are left out of all metrics: {_list(unknown)}",
+            "correct these rows; the bot writes its statuses in upper case",
+        )
+    return _Result("ok", "every status is one that the metrics know")
 
 
 def _check_notify(examination: _Examination) -> _Result:
@@ -508,12 +551,15 @@ _CHECKS: tuple[tuple[str, tuple[str, ...], Callable[[_Examination], _Result]], .
     ("version", ("rights",), _check_version),
     ("columns", ("version",), _check_columns),
     ("triggers", ("installation",), _check_triggers),
+    ("policies", ("installation",), _check_policies),
+    ("publications", ("installation",), _check_publications),
     ("notify", ("version", "primary"), _check_notify),
     ("exporter", ("version", "primary"), _check_exporter),
     ("backlog", ("version", "primary"), _check_backlog),
     ("snapshot", ("version",), _check_snapshot),
     ("losses", ("version",), _check_losses),
-    ("unreadable", ("version", "columns"), _check_unreadable),
+    ("unreadable", ("version", "columns", "policies"), _check_unreadable),
+    ("statuses", ("version", "columns", "policies"), _check_statuses),
     ("idle", ("version", "rights"), _check_idle),
 )
 """Name, the checks that it depends on, and the check itself, in the order in which they are printed."""

@@ -186,6 +186,9 @@ def translate(error: psycopg.Error) -> DatabaseError:
     # libpq repeats the value of an option that it cannot read, which may be a misplaced password.
     text = re.sub(r'(invalid [\w ]+:?) ".*"', r'\1 "…"', " ".join(str(error).split()))
     match error:
+        case errors.InsufficientPrivilege() if "row-level security" in text:
+            # No grant helps. The server's own hint is for the owner of the table.
+            return AccessDenied(f"{text.partition(' HINT: ')[0]}; `mfg-notify doctor` says what to do")
         case errors.InsufficientPrivilege():
             return AccessDenied(f"{text}; `mfg-notify migrate up --create-role NAME` grants a role what it needs")
         case errors.InvalidPassword() | errors.InvalidAuthorizationSpecification():

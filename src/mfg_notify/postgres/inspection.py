@@ -12,6 +12,7 @@ import msgspec
 import psycopg
 from psycopg import errors, sql
 
+from mfg_notify.core.catalogue import PIPELINE_LIVE, TASK_LIVE, TERMINAL
 from mfg_notify.core.events import VERSION, decode_change
 from mfg_notify.errors import MalformedEvent
 from mfg_notify.postgres.connection import BlockingConnection, quote_identifier, translated_errors
@@ -52,6 +53,17 @@ class ExcessRights:
     superuser: bool
     reads_players: bool
     writable_tables: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenRows:
+    """Tables of which row-level security hides rows from a role."""
+
+    role: str
+    """Quoted."""
+    own: bool
+    """Whether that is the session's role; otherwise the triggers run as it."""
+    tables: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +174,33 @@ def find_excess_rights(connection: BlockingConnection, schema: str) -> ExcessRig
 def read_triggers(connection: BlockingConnection, schema: str) -> dict[tuple[str, str], bool]:
     """Return (table, name) → enabled for every trigger of mfg-notify."""
     return {(table, name): enabled for table, name, enabled in _ask(connection, "trigger_states", schema=schema)}
+
+
+def find_replica_settings(connection: BlockingConnection) -> list[str]:
+    """Return for which roles and databases session_replication_role is set to replica, in words."""
+    return [place for (place,) in _ask(connection, "replica_settings")]
+
+
+def find_publications_of_all_tables(connection: BlockingConnection) -> list[str]:
+    """Return the publications that are FOR ALL TABLES."""
+    return [name for (name,) in _ask(connection, "publications_of_all_tables")]
+
+
+def find_hidden_rows(connection: BlockingConnection, schema: str) -> list[HiddenRows]:
+    """Return from whom row-level security hides rows of the game in `schema`: from this role, from the triggers."""
+    return [HiddenRows(role, own, tuple(tables)) for role, own, tables in _ask(connection, "policies", schema=schema)]
+
+
+def find_unknown_statuses(connection: BlockingConnection, schema: str) -> list[str]:
+    """Return the statuses that no metric knows as `table status`, at most 100 of each table."""
+    game = game_tables(schema)
+    unknown = []
+    with translated_errors():
+        for name, known in (("pipelines", PIPELINE_LIVE), ("tasks", TASK_LIVE)):
+            for (status,) in connection.execute(sql.SQL(QUERY["statuses"]).format(table=game[name])):
+                if status not in (*known, *TERMINAL):
+                    unknown.append(f"manufacturing_{name} {status!r}")
+    return unknown
 
 
 def is_notify_disabled(connection: BlockingConnection) -> bool:

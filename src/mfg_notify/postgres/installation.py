@@ -13,7 +13,7 @@ from mfg_notify.postgres.connection import BlockingConnection, Connection, trans
 from mfg_notify.postgres.queries import QUERY
 
 MIGRATION_HASHES = {
-    "1": "a68c5547314651045b6ff4dee61f577ae5f4bf15d09cec49aafdb57019dd1d52",
+    "1": "56cb4304feec7f49f5d4aafb1f7f8e24514061f1583b16a50732bd830498e25f",
     "2": "6b327e6ac68fea56ebf374b3d58c0bf223c214ca2190aa45134f8b1faf6e551e",
 }
 """The migrations in `db/triggers` by number, with the hash that each stores when it is applied.

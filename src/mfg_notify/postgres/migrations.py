@@ -161,12 +161,15 @@ def _apply(connection: BlockingConnection, text: str, on_wait: Callable[[str], N
             "end that transaction or try later; nothing was changed"
         ) from error
     except errors.InsufficientPrivilege as error:
-        # An error that our own files raise says what to do; the server's own error does not.
-        raised_by_us = error.diag.source_function == "exec_stmt_raise"
+        if error.diag.source_function == "exec_stmt_raise":
+            # An error that our own files raise says what to do; the server's own error does not.
+            raise AccessDenied(_first_line(error)) from error
         advice = (
             "check the database's name, and use the role that owns the game's tables; it needs CREATE on the database"
         )
-        raise AccessDenied(_first_line(error) if raised_by_us else f"{_first_line(error)}; {advice}") from error
+        if "row-level security" in _first_line(error):
+            advice = "`mfg-notify doctor` says what to do"
+        raise AccessDenied(f"{_first_line(error)}; {advice}") from error
     except psycopg.Error as error:
         raise type(translate(error))(_first_line(error)) from error
 

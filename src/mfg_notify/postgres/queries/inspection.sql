@@ -92,6 +92,43 @@ WHERE NOT t.tgisinternal AND starts_with(t.tgname, 'mfg_notify_')
        OR c.relnamespace = to_regnamespace(quote_ident(%(schema)s))
           AND c.relname IN ('manufacturing_pipelines', 'manufacturing_tasks', 'manufacturing_factory_states'))
 
+-- name: replica_settings
+-- Where session_replication_role is set to replica, in which triggers do not fire: for this session, and for roles and
+-- databases.
+SELECT 'this session' WHERE current_setting('session_replication_role') = 'replica'
+UNION ALL
+SELECT concat_ws(' in ', 'role ' || quote_ident(r.rolname), 'database ' || quote_ident(d.datname))
+FROM pg_db_role_setting s LEFT JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase
+WHERE 'session_replication_role=replica' = ANY (s.setconfig)
+  AND (s.setdatabase = 0 OR d.datname = current_database())
+
+-- name: publications_of_all_tables
+-- The publications that publish our tables, too.
+SELECT pubname::text FROM pg_publication WHERE puballtables ORDER BY 1
+
+-- name: policies
+-- The roles from which row-level security hides rows of the game, whether the first is the session's own, and the
+-- tables. The other is the role that the triggers run as. The catalogs answer without any right.
+SELECT quote_ident(r.rolname), r.rolname = current_user, array_agg(c.relname::text ORDER BY c.relname)
+FROM pg_class c JOIN pg_roles r ON r.rolname = current_user OR r.oid IN (
+    SELECT p.proowner FROM pg_proc p
+    WHERE p.pronamespace = to_regnamespace('mfg_notify') AND p.prorettype = 'trigger'::regtype)
+WHERE c.relnamespace = to_regnamespace(quote_ident(%(schema)s))
+  AND c.relname IN ('manufacturing_pipelines', 'manufacturing_tasks', 'manufacturing_factory_states')
+  AND c.relrowsecurity AND NOT r.rolsuper AND NOT r.rolbypassrls
+  AND (c.relforcerowsecurity OR NOT pg_has_role(r.oid, c.relowner, 'USAGE'))
+GROUP BY r.rolname ORDER BY 2 DESC, 1
+
+-- name: statuses
+-- The values that a column of statuses has, at most 100. It jumps from one value to the next in the index on it,
+-- because the table may be large.
+WITH RECURSIVE found AS (
+    (SELECT t.status FROM {table} t WHERE t.status IS NOT NULL ORDER BY t.status LIMIT 1)
+    UNION ALL
+    SELECT (SELECT t.status FROM {table} t WHERE t.status > found.status ORDER BY t.status LIMIT 1)
+    FROM found WHERE found.status IS NOT NULL)
+SELECT status::text FROM found WHERE status IS NOT NULL LIMIT 100
+
 -- name: notify_disabled
 -- Whether the leader has disabled NOTIFY for now.
 SELECT last_value = 1 FROM mfg_notify.notify_disabled
