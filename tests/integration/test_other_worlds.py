@@ -441,3 +441,25 @@ def test_installing_under_forced_row_level_security(roles: Roles, database: Data
                 return
             with pytest.raises(AccessDenied, match=r"row-level security .*`mfg-notify doctor` says what to do"):
                 migrations.up(installer, "public", print)
+
+
+# -------------------------------------------------------------------------------------- names and ownership --
+
+
+def test_the_games_tables_move_to_another_schema(installed: Database) -> None:
+    with installed.connect() as game, ExporterProcess(installed.dsn, *SOON) as exporter:
+        add_player(game)
+        exporter.wait_ready()
+        game.execute("CREATE SCHEMA moved")
+        for table in (*GAME, "players"):
+            alter(game, "ALTER TABLE {} SET SCHEMA moved", table)
+        game.execute("SET search_path = moved")
+        add_task(game, "t", status="READY")  # the triggers have moved with the table
+        eventually(lambda: exporter.get("/-/ready").text, lambda text: "the table is missing" in text)
+        assert findings(installed.dsn)["game"].remedy == ("use --game-schema moved, or set MFG_NOTIFY_GAME_SCHEMA")
+        exporter.terminate()
+        migrations.up(game, "moved", print)
+        with ExporterProcess(installed.dsn, "--game-schema", "moved", *SOON) as another:
+            page = settled_page(another)
+            assert value(page, "manufacturing_tasks_ready_total", **TASK) == 1
+        assert lost(game) == 0

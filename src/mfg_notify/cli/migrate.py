@@ -90,6 +90,8 @@ def migrate_status(dsn: str, game_schema: str) -> None:
         print_line(f"missing   {', '.join(status.missing)}")
     if status.changed:
         print_line(f"changed   {', '.join(status.changed)}")
+    if status.missing_columns:
+        print_line(f"not found {escape(', '.join(status.missing_columns))}")
     if status.installation is not None and not status.installation.released:
         print_line(f"[yellow]unreleased[/]: run {installation.REINSTALL}")
         sys.exit(1)

@@ -73,6 +73,8 @@ class Status:
     """Functions, triggers, tables and sequences that somebody has dropped."""
     changed: tuple[str, ...] = ()
     """Those that somebody has changed."""
+    missing_columns: tuple[str, ...] = ()
+    """Columns of the game that the triggers do not find: also all of them, if its tables are in another schema now."""
 
     @property
     def version(self) -> int | None:
@@ -82,7 +84,7 @@ class Status:
     @property
     def intact(self) -> bool:
         """Whether everything of the installed version is as it was installed and every trigger is enabled."""
-        if self.installation is None or self.missing or self.changed:
+        if self.installation is None or self.missing or self.changed or self.missing_columns:
             return False
         return sum(self.triggers.values()) == TRIGGERS
 
@@ -156,7 +158,8 @@ def read_status(connection: BlockingConnection, schema: str) -> Status:
     if settings is None or settings.applied is None:
         return Status(settings, dict(counted))
     missing, changed = find_differences(connection)
-    return Status(settings, dict(counted), tuple(missing), tuple(changed))
+    columns = () if missing else find_missing_columns(connection)
+    return Status(settings, dict(counted), tuple(missing), tuple(changed), tuple(columns))
 
 
 def is_installed(connection: BlockingConnection) -> bool:

@@ -112,7 +112,8 @@ def up(connection: BlockingConnection, schema: str, on_wait: Callable[[str], Non
         )
     if status.installation is not None and not status.installation.released:
         raise UsageError(f"{UNRELEASED}; run {REINSTALL}")
-    # To restore what somebody has dropped or changed, apply every file again: all of them are safe to repeat.
+    # To restore what somebody has dropped or changed, or to follow the game's tables to another schema, apply every
+    # file again: all of them are safe to repeat.
     if status.complete:
         return []
     installed = status.version if status.intact and status.version is not None else 0
