@@ -360,6 +360,34 @@ async def test_odd_rows_of_the_past_do_not_stop_the_installation(database: Datab
 
 
 @pytest.mark.anyio
+async def test_totals_stop_at_the_end_of_bigint(installed: Database) -> None:
+    """A sum that no bigint holds must not fail every fold from then on."""
+    with installed.connect() as game:
+        for table in ("manufacturing_pipelines", "manufacturing_tasks"):
+            alter(game, "ALTER TABLE {} ALTER total_revenue TYPE bigint, ALTER total_cost TYPE bigint", table)
+        alter(game, "ALTER TABLE manufacturing_pipelines ALTER net_profit TYPE bigint")
+        add_player(game)
+        async with exporting(installed.dsn, reconcile_interval=0.2) as exporter:
+            for key, profit in (("p", MOST), ("q", -MOST), ("r", MOST)):
+                add_pipeline(
+                    game, key, status="COMPLETED", completed_at=NOW, total_revenue=MOST, total_cost=5, net_profit=profit
+                )
+                add_task(game, key, status="COMPLETED", total_revenue=MOST, total_cost=MOST)
+                await settled(exporter, game)
+            page = await settled(exporter, game)
+            product = {"player_id": "1", "product_good": "IRON"}
+            # Also what payloads have announced and no fold has confirmed: a restart must not show less.
+            assert value(page, "manufacturing_pipeline_revenue_credits_total", **product) == float(MOST)
+            assert value(page, "manufacturing_revenue_total", player_id="1") == float(MOST)
+            assert value(page, "manufacturing_tasks_completed_total", status="success", **TASK) == 3
+        assert game.execute("SELECT max(n) FROM mfg_notify.total").fetchone() == (MOST,)
+        assert game.execute("SELECT count(*) FROM mfg_notify.event").fetchone() == (0,)
+        async with exporting(installed.dsn) as exporter:
+            page = page_of(exporter)
+            assert value(page, "manufacturing_revenue_total", player_id="1") == float(MOST)
+
+
+@pytest.mark.anyio
 async def test_statuses_in_lower_case_are_no_statuses(installed: Database) -> None:
     """The game never writes them. They count as nothing, and doctor says so."""
     with installed.connect() as game:

@@ -29,6 +29,11 @@ def series_of(key: SampleKey) -> SampleKey:
     return key
 
 
+def limited(n: int) -> int:
+    """Return a total as the database stores it: it stops at the ends of bigint. Otherwise a restart would show less."""
+    return n if -(2**63) <= n < 2**63 else max(-(2**63), min(n, 2**63 - 1))
+
+
 class CappedTotals:
     """Totals by sample, of label sets that together are at most `maximum` series, and of `other`."""
 
@@ -52,7 +57,7 @@ class CappedTotals:
     def add(self, key: SampleKey, n: int) -> None:
         """Add to a total. A label set that is new takes the next place, if there is one."""
         place = key if key in self._totals else self._take_place(key)
-        self._totals[place] = self._totals.get(place, 0) + n
+        self._totals[place] = limited(self._totals.get(place, 0) + n)
 
     def place(self, key: SampleKey) -> SampleKey:
         """Return under which key a total is shown, without taking a place."""

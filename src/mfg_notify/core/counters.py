@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from mfg_notify.core.capped_totals import SERIES_MAXIMUM, CappedTotals
+from mfg_notify.core.capped_totals import SERIES_MAXIMUM, CappedTotals, limited
 from mfg_notify.core.events import Event
 from mfg_notify.core.rules import Completion, SampleKey, completion, increments, last_seen
 
@@ -214,5 +214,5 @@ class Counters:
         for settlement in self.announced():
             for key, n in settlement.increments.items():
                 place = self._settled.place(key)
-                totals[place] = totals.get(place, 0) + n
+                totals[place] = limited(totals.get(place, 0) + n)
         return totals
