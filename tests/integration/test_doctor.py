@@ -1,11 +1,8 @@
 """`mfg-notify doctor`: one test per finding; where the finding names a command, the test runs it and looks again."""
 
 import json
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import LiteralString
 
@@ -16,7 +13,8 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.conftest import Database, Postgres, Roles, create_game_tables
 from tests.game_rows import add_player, add_task, add_tasks
-from tests.support import ExporterProcess, Process, eventually, free_port, run_command
+from tests.integration.pooler import pgbouncer
+from tests.support import ExporterProcess, eventually, free_port, run_command
 
 from mfg_notify.cli import main
 from mfg_notify.diagnosis.doctor import DEFAULT_LIMITS, Finding, Limits, examine
@@ -193,32 +191,6 @@ def test_clock_skew(installed: Database, hours: float, said: str) -> None:
     assert said in finding.message
     assert finding.verdict == ("warning" if hours else "ok")
     assert finding.remedy is None or "set-ntp" in finding.remedy
-
-
-@contextmanager
-def pgbouncer(dsn: str, mode: str, folder: Path) -> Iterator[str]:
-    """Run PgBouncer in front of a server, and yield the conninfo that leads through it."""
-    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
-    if program is None:
-        pytest.skip("there is no pgbouncer")
-    given = conninfo_to_dict(dsn)
-    port = free_port()
-    file = folder / "pgbouncer.ini"
-    # auth_type any accepts everyone, as the user that the database's line names.
-    file.write_text(
-        f"[databases]\n* = host={given['host']} port={given.get('port', 5432)} user={given['user']}\n[pgbouncer]\n"
-        f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = {mode}\n"
-    )
-    user = None
-    if os.geteuid() == 0:
-        # It refuses to run as root; the owner of the server's socket can reach the socket.
-        user = Path(str(given["host"])).owner()
-        shutil.chown(file, user)
-        for parent in (folder, *folder.parents[:-2]):
-            parent.chmod(parent.stat().st_mode | 0o011)
-    with Process([program, str(file)], user=user) as bouncer:
-        bouncer.wait_for("process up")
-        yield make_conninfo(dsn, host="127.0.0.1", port=port)
 
 
 @pytest.mark.slow

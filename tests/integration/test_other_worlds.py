@@ -3,10 +3,13 @@
 docs/operations.md has the table of it, "In other surroundings".
 """
 
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import LiteralString
 
 import psycopg
@@ -14,9 +17,10 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests import truth
-from tests.conftest import Database, Postgres, Roles, create_game_tables
+from tests.conftest import Database, Postgres, Roles, Server, create_game_tables
 from tests.game_rows import NOW, add_factory, add_pipeline, add_player, add_task, ago
-from tests.samples import number, reconnects, value
+from tests.integration.pooler import pgbouncer
+from tests.samples import number, reconnects, total, value
 from tests.support import (
     ExporterProcess,
     assert_exact,
@@ -25,8 +29,10 @@ from tests.support import (
     page_of,
     settled,
     settled_page,
+    simulated_game,
 )
 
+from mfg_notify.demo.embedded import EmbeddedPostgres
 from mfg_notify.demo.game import play
 from mfg_notify.demo.world import GameOptions
 from mfg_notify.diagnosis.doctor import Finding, examine
@@ -279,6 +285,88 @@ def test_an_exporter_on_a_subscriber_names_the_subscription(postgres: Postgres) 
                 assert findings(subscriber.dsn)["game"].verdict == "ok"
 
 
+# ------------------------------------------------------------------------------------------- tables are rebuilt --
+
+REBUILDS: tuple[LiteralString, ...] = (
+    "VACUUM FULL {0}",
+    "CLUSTER {0} USING {1}",
+    "ALTER TABLE {0} SET UNLOGGED",
+    "ALTER TABLE {0} SET LOGGED",
+    "REINDEX TABLE CONCURRENTLY {0}",
+)
+
+
+@pytest.mark.anyio
+async def test_the_games_tables_are_rebuilt_while_it_plays(installed: Database) -> None:
+    with installed.connect() as game, installed.connect() as admin:
+        add_player(game)
+        async with exporting(installed.dsn, reconcile_interval=0.2) as exporter:
+            for number_, rebuild in enumerate(REBUILDS):
+                play_a_little(game, f"p{number_}")
+                # A table that others refer to stays logged while they are.
+                for table in ("manufacturing_factory_states",) if "LOGGED" in rebuild else GAME:
+                    alter(admin, rebuild, table, f"{table}_pkey")
+                game.execute("UPDATE manufacturing_tasks SET status = 'ASSIGNED' WHERE id = %s", (f"p{number_} 1",))
+            assert_exact(await settled(exporter, game), game)
+        assert lost(game) == 0
+
+
+def programs_with_pg_repack() -> Path:
+    """Return the folder of a PostgreSQL's programs that has pg_repack too; skip the test if there is none."""
+    for program in sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_repack"), reverse=True):
+        if (Path("/usr/share/postgresql") / program.parts[-3] / "extension" / "pg_repack.control").exists():
+            return program.parent
+    pytest.skip("there is no pg_repack")
+
+
+def changes_of(game: psycopg.Connection) -> int:
+    [(changes,)] = game.execute("SELECT count(*) FROM audit.change").fetchall()
+    return int(changes)
+
+
+@pytest.mark.slow
+def test_pg_repack_rewrites_the_tables_while_the_game_plays() -> None:
+    """It copies a table, follows its changes with a trigger of its own, and swaps the files. Our journal included."""
+    programs = programs_with_pg_repack()
+    with EmbeddedPostgres(settings={"fsync": "off", "track_commit_timestamp": "on"}, binaries=programs) as server:
+        create_game_tables(server.dsn())
+        with psycopg.connect(server.dsn(), autocommit=True) as game, ExporterProcess(server.dsn(), *SOON) as exporter:
+            truth.install(game)
+            migrations.up(game, "public", print)
+            game.execute("CREATE EXTENSION pg_repack")
+            exporter.wait_ready()
+            with simulated_game(server.dsn(), "--rate", "200"):
+                for _ in range(3):
+                    before = changes_of(game)
+                    eventually(lambda before=before: changes_of(game) > before + 50)  # type: ignore[misc]
+                    tables = [*GAME, *(f"mfg_notify.{table}" for table in OURS if table != "pending_commit")]
+                    for table in tables:
+                        subprocess.run(
+                            [programs / "pg_repack", "-h", str(server.folder), "-U", "postgres", "-d", "postgres",
+                             "-t", table], check=True, capture_output=True,
+                        )  # fmt: skip
+            page = settled_page(exporter)
+            assert_exact(page, game)
+            assert lost(game) == 0
+            assert reconnects(page) == 0
+
+
+@pytest.mark.anyio
+async def test_our_own_tables_are_rebuilt_between_two_changes(installed: Database) -> None:
+    """A lock on the journal while the game plays makes triggers give up; this is without it."""
+    with installed.connect() as game:
+        add_player(game)
+        async with exporting(installed.dsn, reconcile_interval=0.2) as exporter:
+            for key in ("p", "q"):
+                play_a_little(game, key)
+                await settled(exporter, game)
+                for table in OURS:
+                    alter(game, "VACUUM FULL mfg_notify.{}", table)
+                alter(game, "REINDEX SCHEMA mfg_notify")
+            assert_exact(await settled(exporter, game), game)
+        assert lost(game) == 0
+
+
 # ----------------------------------------------------------------------------------------------- partitioning --
 
 PARTITIONING = """
@@ -321,6 +409,72 @@ def test_a_table_that_is_partitioned_later_is_named(installed: Database, then: L
         assert game.execute(left).fetchone() == (0,)
         game.execute("INSERT INTO manufacturing_tasks SELECT * FROM manufacturing_tasks")
         assert game.execute("SELECT count(*) FROM manufacturing_tasks").fetchone() == (2,)
+
+
+# ------------------------------------------------------------------------------------------------- odd values --
+
+NUMBERS = {
+    "manufacturing_pipelines": ("total_cost", "total_revenue", "net_profit"),
+    "manufacturing_tasks": ("total_cost", "total_revenue", "retry_count"),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("kind", "odd"), [("numeric", "NaN"), ("numeric", "-Infinity"), ("double precision", "NaN"), ("real", "Infinity")]
+)
+async def test_numbers_that_are_none_spoil_their_own_row_only(installed: Database, kind: str, odd: str) -> None:
+    with installed.connect() as game:
+        for table, columns in NUMBERS.items():
+            for column in columns:
+                alter(game, f"ALTER TABLE {{}} ALTER COLUMN {{}} TYPE {kind}", table, column)
+        add_player(game)
+        async with exporting(installed.dsn, reconcile_interval=0.2) as exporter:
+            play_a_little(game, "p")
+            before = await settled(exporter, game)
+            game.execute("ALTER TABLE manufacturing_pipelines DISABLE TRIGGER audit_change")
+            game.execute("ALTER TABLE manufacturing_tasks DISABLE TRIGGER audit_change")
+            for column in NUMBERS["manufacturing_tasks"]:
+                add_task(game, column, status="COMPLETED", completed_at=NOW, **{column: odd})
+            for column in NUMBERS["manufacturing_pipelines"]:
+                add_pipeline(game, column, status="COMPLETED", completed_at=NOW, **{column: odd})
+            game.execute("ALTER TABLE manufacturing_pipelines ENABLE TRIGGER audit_change")
+            game.execute("ALTER TABLE manufacturing_tasks ENABLE TRIGGER audit_change")
+            page = await settled(exporter, game)
+            assert_exact(page, game)
+            name = "manufacturing_tasks_completed_total"
+            assert value(page, name, status="success", **TASK) == value(before, name, status="success", **TASK)
+            assert game.execute("SELECT count(*) FROM mfg_notify.dead_letter").fetchone() == (6,)
+            play_a_little(game, "q")
+            assert_exact(await settled(exporter, game), game)
+        assert lost(game) == 0
+        assert "6 rows of the journal could not be read" in findings(installed.dsn)["unreadable"].message
+
+
+@pytest.mark.anyio
+async def test_times_that_are_none_are_no_times(installed: Database) -> None:
+    def start(odd: str) -> None:
+        add_pipeline(game, odd, status="EXECUTING", started_at=odd)
+        add_task(game, odd, status="READY", ready_at=odd)
+        game.execute("UPDATE manufacturing_tasks SET status = 'ASSIGNED' WHERE id = %s", (odd,))
+        game.execute("UPDATE manufacturing_tasks SET status = 'EXECUTING', started_at = %s WHERE id = %s", (odd, odd))
+
+    with installed.connect() as game:
+        add_player(game)
+        async with exporting(installed.dsn, reconcile_interval=0.2) as exporter:
+            for odd in ("infinity", "-infinity", "0001-01-01 00:00+00 BC"):
+                start(odd)
+            page = await settled(exporter, game)
+            assert value(page, "manufacturing_tasks_executing_total", **TASK) == 3
+            game.execute("UPDATE manufacturing_tasks SET status = 'COMPLETED', completed_at = now()")
+            game.execute("UPDATE manufacturing_pipelines SET status = 'COMPLETED', completed_at = started_at")
+            assert_exact(await settled(exporter, game), game)
+            # PostgreSQL's last second, which Python's calendar does not have.
+            start("294276-12-31 23:59:59+00")
+            page = await settled(exporter, game)
+            assert value(page, "manufacturing_tasks_executing_total", **TASK) == 1
+        assert lost(game) == 0
+        assert number(page, "mfg_notify_events_rejected_total", reason="malformed") == 0
 
 
 HISTORY: dict[str, tuple[dict[str, object], bool]] = {
@@ -474,6 +628,46 @@ def test_installing_under_forced_row_level_security(roles: Roles, database: Data
 # -------------------------------------------------------------------------------------- names and ownership --
 
 
+def test_a_renamed_database_is_missed_by_its_name(server: Server, installed: Database) -> None:
+    elsewhere = f"{installed.name}_renamed"
+
+    def rename(old: str, new: str) -> None:
+        # Sessions must end first, and the exporter's come back at once.
+        alter(admin, "ALTER DATABASE {} ALLOW_CONNECTIONS false", old)
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (old,))
+
+        def renamed() -> bool:
+            try:
+                alter(admin, "ALTER DATABASE {} RENAME TO {}", old, new)
+            except psycopg.errors.ObjectInUse:
+                return False
+            return True
+
+        eventually(renamed)
+        alter(admin, "ALTER DATABASE {} ALLOW_CONNECTIONS true", new)
+
+    with server.connect() as admin, ExporterProcess(installed.dsn, *SOON) as exporter:
+        with installed.connect() as game:
+            add_player(game)
+            play_a_little(game, "p")
+            settled_page(exporter)
+        rename(installed.name, elsewhere)
+        said = eventually(lambda: exporter.get("/-/ready"), lambda got: "does not exist" in got.text)
+        assert said.status_code == 503
+        assert "check the database's name" in said.text
+        with psycopg.connect(server.dsn_of(elsewhere), autocommit=True) as game:
+            play_a_little(game, "q")
+            with ExporterProcess(server.dsn_of(elsewhere), *SOON) as another:
+                assert_exact(settled_page(another), game)
+            play_a_little(game, "r")
+        rename(elsewhere, installed.name)
+        exporter.wait_ready()
+        with installed.connect() as game:
+            play_a_little(game, "s")
+            assert_exact(settled_page(exporter), game)
+            assert lost(game) == 0
+
+
 def test_the_games_tables_move_to_another_schema(installed: Database) -> None:
     with installed.connect() as game, ExporterProcess(installed.dsn, *SOON) as exporter:
         add_player(game)
@@ -491,3 +685,147 @@ def test_the_games_tables_move_to_another_schema(installed: Database) -> None:
             page = settled_page(another)
             assert value(page, "manufacturing_tasks_ready_total", **TASK) == 1
         assert lost(game) == 0
+
+
+@pytest.mark.anyio
+async def test_ownership_moves_to_another_role(roles: Roles, database: Database) -> None:
+    before, after = roles.make("before"), roles.make("after")
+    with database.connect() as admin:
+        alter(admin, "GRANT CREATE ON DATABASE {} TO {}, {}", database.name, before, after)
+        alter(admin, "GRANT ALL ON SCHEMA public TO {}, {}", before, after)
+        for table in ("players", *GAME):
+            alter(admin, "ALTER TABLE {} OWNER TO {}", table, before)
+        with database.connect(user=before) as game:
+            migrations.up(game, "public", print)
+        alter(admin, "REASSIGN OWNED BY {} TO {}", before, after)
+        alter(admin, "DROP OWNED BY {}", before)
+        with database.connect(user=after) as game:
+            add_player(game)
+            play_a_little(game, "p")
+            assert lost(game) == 0
+            # The functions belong to another role than they were installed for; repeated, they are as they were.
+            migrations.up(game, "public", print)
+            assert migrations.up(game, "public", print) == []
+            async with exporting(make_conninfo(database.dsn, user=after)) as exporter:
+                page = page_of(exporter)
+            assert value(page, "manufacturing_tasks_ready_total", **TASK) == 4
+            migrations.down(game, "public", print)
+
+
+def test_an_exporter_that_loses_all_its_rights_says_so(exporter_dsn: str, installed: Database) -> None:
+    role = str(conninfo_to_dict(exporter_dsn)["user"])
+    with installed.connect() as game, ExporterProcess(exporter_dsn, *SOON) as exporter:
+        add_player(game)
+        exporter.wait_ready()
+        alter(game, "DROP OWNED BY {}", role)
+        eventually(lambda: exporter.get("/-/ready").text, lambda text: "permission denied" in text)
+        play_a_little(game, "p")
+        migrations.create_role(game, "public", role, print)
+        assert_exact(settled_page(exporter), game)
+        assert lost(game) == 0
+
+
+# -------------------------------------------------------------------------------------------- two versions --
+
+
+def test_an_exporter_meets_another_version_of_the_schema(installed: Database) -> None:
+    """Before and after `migrate up`: neither an older nor a newer exporter counts what it does not understand."""
+    with installed.connect() as game, ExporterProcess(installed.dsn, *SOON) as exporter:
+        add_player(game)
+        exporter.wait_ready()
+        for other, said in ((99, "upgrade mfg-notify"), (1, "run `mfg-notify migrate up`")):
+            [(version,)] = game.execute("SELECT version FROM mfg_notify.settings").fetchall()
+            game.execute("UPDATE mfg_notify.settings SET version = %s", (other,))
+            eventually(lambda: exporter.get("/-/ready").text, lambda text, said=said: said in text)  # type: ignore[misc]
+            assert exporter.get("/-/ready").status_code == 503
+            play_a_little(game, f"during {other}")
+            game.execute("UPDATE mfg_notify.settings SET version = %s", (version,))
+            exporter.wait_ready()
+        assert_exact(settled_page(exporter), game)
+        assert lost(game) == 0
+
+
+# --------------------------------------------------------------------------------------------------- PgBouncer --
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+def test_a_pooler_that_resets_its_sessions(installed: Database, tmp_path: Path, mode: str) -> None:
+    """The game comes through it too, and one server connection serves one client after the other."""
+    reset = ("server_reset_query = DISCARD ALL", "server_reset_query_always = 1", "default_pool_size = 4")
+    with pgbouncer(installed.dsn, mode, tmp_path, *reset) as dsn, installed.connect() as direct:
+        add_player(direct)
+        for round_ in range(2):
+            with ExporterProcess(dsn if mode == "session" else installed.dsn, *SOON) as exporter:
+                exporter.wait_ready()
+                with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as other:
+                    for client in range(3):
+                        with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as game:
+                            play_a_little(game, f"{round_} {client}")
+                            play_a_little(other, f"{round_} {client} other")
+                page = settled_page(exporter)
+                assert_exact(page, direct)
+                assert reconnects(page) == 0
+                # It ends as a crash would: its server connections go back to the pool.
+                exporter.kill()
+        assert lost(direct) == 0
+
+
+# ----------------------------------------------------------------------------------------- transaction ids --
+
+BEFORE_THE_END = 2**32 - 300
+"""A transaction id that many transactions before the number starts again."""
+
+
+@pytest.mark.slow
+def test_transaction_ids_start_again_under_an_exporter(postgres: Postgres) -> None:
+    """An event has a transaction id of 64 bits, and the game's rows ids of 32."""
+    with postgres.make({"autovacuum": "off", "fsync": "off", "track_commit_timestamp": "on"}) as server:
+        create_game_tables(server.dsn())
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            truth.install(connection)
+            migrations.up(connection, "public", print)
+        near_the_end(server)
+        with psycopg.connect(server.dsn(), autocommit=True) as game, ExporterProcess(server.dsn(), *SOON) as exporter:
+            exporter.wait_ready()
+            add_player(game)
+            round_ = 0
+            while current_id(game) < 2**32 + 300:
+                play_a_little(game, f"p{round_}")
+                round_ += 1
+                if round_ % 5 == 0:
+                    exporter.page()
+            page = settled_page(exporter)
+            assert_exact(page, game)
+            assert lost(game) == 0
+            assert total(page, "mfg_notify_reconcile_corrections_total") == 0
+            assert reconnects(page) == 0
+
+
+def current_id(connection: psycopg.Connection) -> int:
+    [(number_,)] = connection.execute("SELECT pg_current_xact_id()::text::bigint").fetchall()
+    return int(number_)
+
+
+def near_the_end(server: EmbeddedPostgres) -> None:
+    """Make a transaction id just before the number starts again the next one of a server."""
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute("VACUUM (FREEZE)")
+    server.stop()
+    data = server.folder / "data"
+    # Ids of 2 bits each: which transactions have committed. The server makes only the pages that it gets to.
+    segment = data / "pg_xact" / f"{BEFORE_THE_END >> 20:04X}"
+    segment.write_bytes(bytes(32 * 8192))
+    shutil.chown(segment, (data / "PG_VERSION").owner(), (data / "PG_VERSION").group())
+    server._run(
+        "pg_resetwal", f"--next-transaction-id={BEFORE_THE_END}", f"--oldest-transaction-id={BEFORE_THE_END - 1000}",
+        "-D", str(data),
+    )  # fmt: skip
+    server.start()
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute("SET allow_system_table_mods = on")
+        for statement in (
+            "UPDATE pg_class SET relfrozenxid = {} WHERE relfrozenxid <> '0'",
+            "UPDATE pg_database SET datfrozenxid = {}",
+        ):
+            connection.execute(sql.SQL(statement).format(sql.Literal(str(BEFORE_THE_END - 1000))))

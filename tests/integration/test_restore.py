@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 from psycopg import sql
-from tests.conftest import Database, Server
+from psycopg.conninfo import make_conninfo
+from tests.conftest import Database, Roles, Server
 from tests.samples import Series, samples
-from tests.support import assert_exact, exporting, settled
+from tests.support import ExporterProcess, assert_exact, exporting, settled, settled_page
 
 from mfg_notify.core.catalogue import CATALOGUE, Kind
 from mfg_notify.demo import embedded
 from mfg_notify.demo.game import play
 from mfg_notify.demo.world import GameOptions
+from mfg_notify.postgres import migrations
 
 pytestmark = pytest.mark.anyio
 
@@ -63,3 +65,37 @@ async def test_a_restored_dump_goes_on_counting(installed: Database, empty: Data
             assert all(after[key] >= n for key, n in counters(before).items())
             await play(empty.dsn, GameOptions(seed=6, rate=0), statements=200)
             assert_exact(await settled(exporter, connection), connection)
+
+
+@pytest.mark.parametrize("over", [False, True])
+async def test_a_copy_belongs_to_another_role(
+    roles: Roles, installed: Database, empty: Database, tmp_path: Path, *, over: bool
+) -> None:
+    """As a test system gets it: without owners and rights, by several workers, also over what an exporter shows."""
+    owner, dump = roles.make("owner"), str(tmp_path / "dump")
+    await play(installed.dsn, GameOptions(seed=5, rate=0), statements=300)
+    dumped = run("pg_dump", "--format=directory", "--jobs=2", f"--file={dump}", f"--dbname={installed.dsn}")
+    assert dumped.returncode == 0, dumped.stderr
+    mine = make_conninfo(empty.dsn, user=owner)
+    with empty.connect() as admin:
+        admin.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(*map(sql.Identifier, (empty.name, owner))))
+        admin.execute(sql.SQL("ALTER SCHEMA public OWNER TO {}").format(sql.Identifier(owner)))
+    options = ["--no-owner", "--no-privileges", "--jobs=2", *(["--clean", "--if-exists"] if over else [])]
+    restored = run("pg_restore", f"--dbname={mine}", *options, dump)
+    assert restored.returncode == 0 or "transaction_timeout" in restored.stderr, restored.stderr
+    with empty.connect(user=owner) as game, ExporterProcess(mine, "--reconcile-interval", "200ms") as exporter:
+        if over:
+            settled_page(exporter)
+            await play(mine, GameOptions(seed=7, rate=0), statements=100)
+            restored = run("pg_restore", f"--dbname={mine}", *options, dump)
+            assert restored.returncode == 0 or "transaction_timeout" in restored.stderr, restored.stderr
+        # The functions run as the role that restored; repeated, as a role of their own if that is possible.
+        assert migrations.up(game, "public", print)
+        await play(mine, GameOptions(seed=6, rate=0), statements=100)
+        page = settled_page(exporter)
+        if not over:
+            assert_exact(page, game)
+        exporter.terminate()
+    with empty.connect(user=owner) as game, ExporterProcess(mine, "--reconcile-interval", "200ms") as exporter:
+        assert_exact(settled_page(exporter), game)
+        migrations.down(game, "public", print)
