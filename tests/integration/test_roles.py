@@ -141,6 +141,7 @@ def denied_statements(connection: Connection) -> list[str]:
         "market": sql.Identifier("public", "market_data"),
         "player": sql.Identifier("player_id"),
         "table": sql.Identifier("public", "manufacturing_tasks"),
+        "names": sql.Literal(["public.manufacturing_tasks"]),
     }
     denied = []
     for name, statement in QUERY.items():

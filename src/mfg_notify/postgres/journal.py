@@ -205,6 +205,7 @@ async def read_totals(connection: Connection, series_maximum: int = SERIES_MAXIM
     """
     with translated_errors():
         async with read_only_snapshot(connection):
+            await connection.execute(QUERY["lock_totals"])
             lease = await (await connection.execute(QUERY["generation"])).fetchone()
             if lease is None:
                 raise SchemaNotReady("mfg_notify.lease has lost its row; `mfg-notify doctor` says how to restore it")

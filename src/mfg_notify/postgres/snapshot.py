@@ -84,20 +84,26 @@ async def read_snapshot(connection: Connection, schema: str) -> Reading:
     A row that cannot be read is left out. A table of ships that cannot be read is left out as a whole: it is optional.
     """
     game = game_tables(schema)
+    names = sql.Literal([table.as_string() for table in game.values()])
+    live = [QUERY["live_pipelines"], QUERY["live_tasks"], QUERY["live_factories"]]
+    queries = [
+        *(sql.SQL(query).format(**game) for query in live),
+        sql.SQL(QUERY["visible"]).format(names=names),
+    ]
     with translated_errors():
         ships_query = await _find_ships(connection, schema)
-        live = [QUERY["live_pipelines"], QUERY["live_tasks"], QUERY["live_factories"]]
-        queries = [*(sql.SQL(query).format(**game) for query in live), sql.SQL(QUERY["visible"])]
         ships_error = None
-        try:
-            found = await fetch_without_locks(connection, *queries, *([] if ships_query is None else [ships_query]))
-        except (DataError, ProgrammingError) as error:
-            if ships_query is None:
-                raise
-            # Either the ships are to blame, or the same error comes again.
-            ships_query, ships_error = None, type(error).__name__
-            found = await fetch_without_locks(connection, *queries)
-    pipelines, tasks, factories, ((next_xid, in_progress),), *ships = found
+        rewritten = True
+        while rewritten:
+            try:
+                found = await fetch_without_locks(connection, *queries, *([] if ships_query is None else [ships_query]))
+            except (DataError, ProgrammingError) as error:
+                if ships_query is None:
+                    raise
+                # Either the ships are to blame, or the same error comes again.
+                ships_query, ships_error = None, type(error).__name__
+                continue
+            pipelines, tasks, factories, ((next_xid, in_progress, rewritten),), *ships = found
     unreadable = dict.fromkeys(("manufacturing_pipelines", "manufacturing_tasks", "manufacturing_factory_states"), 0)
     changes = [
         change

@@ -1,8 +1,12 @@
 -- The live rows, and the health of the database. Used by snapshot.py; inspection.py reads the health too.
 
 -- name: visible
--- Which transactions the snapshot of this transaction shows.
-SELECT pg_snapshot_xmax(s)::text::bigint, ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(s) x)
+-- Which transactions the snapshot of this transaction shows, and whether it shows another file of a table than the one
+-- that is there. An ALTER TABLE that rewrites a table, or pg_repack, writes the rows anew, so that an older snapshot does
+-- not see them. Asked last: until then the table may be rewritten, because the query that reads it waits for its lock.
+SELECT pg_snapshot_xmax(s)::text::bigint, ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(s) x),
+       EXISTS (SELECT FROM pg_class c
+               WHERE c.oid = ANY ({names}::regclass[]) AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid))
 FROM pg_current_snapshot() s
 
 -- name: live_pipelines

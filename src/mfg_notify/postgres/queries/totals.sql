@@ -34,6 +34,10 @@ ON CONFLICT (kind, player_id, key) DO UPDATE SET at = excluded.at WHERE excluded
 -- Delete ships that were last seen more than a day ago. Players stay, so that an inactive one is known as such.
 DELETE FROM mfg_notify.latest WHERE kind = 'ship' AND at < now() - interval '24 hours'
 
+-- name: lock_totals
+-- Keep these tables from being rewritten, before there is a snapshot: an older one shows a rewritten table as empty.
+LOCK TABLE mfg_notify.total, mfg_notify.recent, mfg_notify.latest IN ACCESS SHARE MODE
+
 -- name: totals
 -- All totals, in the order in which their label sets were first seen.
 SELECT metric, labels::text, n FROM mfg_notify.total ORDER BY arrival
