@@ -141,11 +141,6 @@ MUTATIONS = (
     ),
     # ------------------------------------------------------------------------------------------------ ledger --
     Mutation(
-        "leading begins with unknown totals",
-        Ledger, "lead", "self._counters.disconnect()", "pass", TAKEOVERS,
-        why_not_found="an exporter begins to lead after it has connected or stood by, and both have done that already",
-    ),
-    Mutation(
         "a difference after a takeover is not a missed event",
         Ledger, "lead", "self._live.ignore_next_difference()", "pass", TAKEOVERS, seed=1,
     ),

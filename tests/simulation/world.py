@@ -62,6 +62,10 @@ class Watch:
     """Before this, no fold ends the doubt: notifications from before the restore are still on their way."""
     rows_doubtful_since: float | None = None
     """Since when the live rows may be wrong for the same reason; a reconciliation that begins later ends it."""
+    restored: bool = False
+    """The database went back since this exporter last read the totals, so it may find them lower than it knew them."""
+    reads: bool = False
+    """It is reading the totals."""
     overlooked: bool = False
     """The database went back to a state that has all folds this exporter knows of. Nothing but the next periodic
     reconciliation can notice that a snapshot shows rows which are no more."""
@@ -286,6 +290,7 @@ class World(Watcher):
         for exporter in self.exporters:
             watch = self._watches[exporter.name]
             self._doubt(watch)
+            watch.restored = True
             if in_place and not self._judges_restores:
                 watch.doubtful_until = math.inf
             elif exporter.session is not None:
@@ -360,6 +365,7 @@ class World(Watcher):
     def resyncs(self, exporter: Exporter, totals: Totals, journal: frozenset[int]) -> None:
         """Allow numbers to fall if another exporter has folded only a part of what was announced."""
         counters = exporter.ledger._counters
+        self._watches[exporter.name].reads = True
         if totals.generation != counters._latest + 1 and counters.pending() & journal:
             self._watches[exporter.name].least = {}
 
@@ -367,6 +373,10 @@ class World(Watcher):
         """Check what a fold has found."""
         watch = self._watches[exporter.name]
         watch.busy += len(outcome.news)
+        if outcome.rewound and watch.restored and watch.reads:
+            self._doubt(watch)
+        if watch.reads:
+            watch.restored = watch.reads = False
         if watch.doubtful_folds:
             watch.doubtful_folds -= outcome.settled and self.agenda.now > watch.doubtful_until
             watch.least = {}

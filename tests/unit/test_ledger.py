@@ -999,15 +999,19 @@ def test_a_barrier_that_came_before_a_lost_commit_proves_nothing(script: _Script
     assert script.one.synced
 
 
-def replaced(script: _Script, revenue: int, later: int = 1000) -> tuple[Outcome, Outcome]:
+def replaced(
+    script: _Script, revenue: int, later: int = 1000, installation: str | None = None
+) -> tuple[Outcome, Outcome]:
     """Put another database in the place of one in which 5 were earned; return what the next fold means.
 
-    It is so many generations `later`.
+    It is so many generations `later`, and may be of another installation.
     """
     script.earn(5)
     script.one.deliver_all()
     script.one.fold()
     script.one.disconnect()
+    if installation is not None:
+        script.one.ledger.attach(installation)
     script.database.generation += later
     script.database.totals = {REVENUE: revenue} if revenue else {}
     script.one.step_in()
@@ -1056,18 +1060,20 @@ def test_a_rewind_that_the_generation_has_shown_is_not_found_again(script: _Scri
     assert (answered.rewound, answered.drained) == (False, False)
 
 
-def test_a_new_installation_has_the_same_cap() -> None:
-    ledger = Ledger(lambda: 0.0, NOW, Tuning(pending_maximum=3), 7)
-    ledger.attach("a")
-    ledger.attach("b")
+def test_a_new_installation_has_the_same_limit() -> None:
+    ledger = Ledger(lambda: 0.0, NOW, Tuning(pending_maximum=3))
+    for generation, installation in ((5, "a"), (1, "b")):
+        ledger.attach(installation)
+        number = ledger.begin_fold()
+        ledger.settle(Fold(number, generation, [], settle([]), 0, drained=True, xid=0, xmin=0, last_id=0))
+        ledger.resync(Totals(generation, CappedTotals(), RecentActivity()))
+    assert ledger._epoch == 1
     assert ledger._counters._pending_maximum == 3
-    assert ledger._counters._settled._maximum == 7
 
 
 def test_a_new_installation_starts_everything_again(script: _Script) -> None:
     ledger = script.one.ledger
-    assert not ledger.attach("a")
-    assert not ledger.attach("a")
+    ledger.attach("a")
     reconciled(script, LiveRows(tasks={"t": task("READY")}))
     script.earn(5)
     script.one.deliver_all()
@@ -1075,22 +1081,52 @@ def test_a_new_installation_starts_everything_again(script: _Script) -> None:
     assert view is not None
     assert (view.totals, view.epoch) == ({REVENUE: 5}, 0)
     script.one.disconnect()
-    assert ledger.attach("b")
-    assert (ledger.view(), ledger.drained, ledger.last_changes()) == (None, False, [])
+    ledger.attach("b")
     script.database.generation, script.database.totals = 0, {}
     script.database.journal.clear()
     script.one.step_in()
     script.one.begin_fold()
     assert script.one.reply is not None
     # Its generations begin anew, and that is no rewind.
-    assert not script.one.ledger.settle(script.one.reply).rewound
-    assert not ledger.resync(Totals(1, CappedTotals(), RecentActivity())).rewound
+    asked = ledger.settle(script.one.reply)
+    assert (asked.rewound, asked.restarted, asked.needs_totals) == (False, True, True)
+    assert (ledger.view(), ledger.drained, ledger.last_changes()) == (None, False, [])
+    answered = ledger.resync(Totals(1, CappedTotals(), RecentActivity()))
+    assert (answered.rewound, answered.restarted) == (False, False)
     script.one.reply = None
     reconciled(script, LiveRows())
     view = ledger.view()
     assert view is not None
     assert (view.totals, view.epoch) == ({}, 1)
-    assert not ledger.attach("b")
+
+
+def test_settings_that_were_restored_start_nothing_again(script: _Script) -> None:
+    ledger = script.one.ledger
+    ledger.attach("a")
+    script.earn(5)
+    script.one.deliver_all()
+    script.one.fold()
+    for installation in ("b", "b"):
+        script.one.disconnect()
+        ledger.attach(installation)
+        script.one.step_in()
+        script.one.fold()
+        assert script.revenue() == 5
+    # From here on it is the installation that is known.
+    script.database.generation = 0
+    script.one.begin_fold()
+    assert script.one.reply is not None
+    asked = ledger.settle(script.one.reply)
+    assert (asked.rewound, asked.restarted) == (True, False)
+
+
+def test_a_new_installation_that_others_have_folded_for_long_starts_everything_again(script: _Script) -> None:
+    script.one.ledger.attach("a")
+    asked, answered = replaced(script, 4, installation="b")
+    assert (asked.rewound, asked.restarted) == (False, False)
+    assert (answered.rewound, answered.restarted) == (False, True)
+    assert script.one.ledger.view() is None
+    assert script.one.ledger._counters.exposed() == {REVENUE: 4}
 
 
 def test_unconfirmed_events_ask_for_another_snapshot(script: _Script) -> None:

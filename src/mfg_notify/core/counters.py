@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from mfg_notify.core.capped_totals import SERIES_MAXIMUM, CappedTotals, limited
+from mfg_notify.core.capped_totals import CappedTotals, limited
 from mfg_notify.core.events import Event
 from mfg_notify.core.rules import Completion, SampleKey, completion, increments, last_seen
 
@@ -76,9 +76,9 @@ class Counters:
     rewind.
     """
 
-    def __init__(self, pending_maximum: int, series_maximum: int = SERIES_MAXIMUM) -> None:
+    def __init__(self, pending_maximum: int) -> None:
         self._pending_maximum = pending_maximum
-        self._settled = CappedTotals(series_maximum)
+        self._settled = CappedTotals()
         self._generation: int | None = None
         self._latest = -1
         self._pending: dict[int, _Announced] = {}

@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mfg_notify.core.board import LastChanges
-from mfg_notify.core.capped_totals import SERIES_MAXIMUM, CappedTotals
+from mfg_notify.core.capped_totals import CappedTotals
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
 from mfg_notify.core.counters import Arrival, Counters, Settlement
 from mfg_notify.core.events import Event
@@ -88,6 +88,8 @@ class Outcome:
     """Announced events that the journal does not have."""
     rewound: bool = False
     """The database was set back: a restore, a failover that lost commits, or another copy in its place."""
+    restarted: bool = False
+    """The triggers were installed anew, and all totals have started again."""
     drained: bool = False
     """The journal was empty at a moment after this fold began."""
     needs_totals: bool = False
@@ -99,15 +101,12 @@ class Outcome:
 class Ledger:
     """Everything that one exporter knows about the game. `clock` returns monotonic seconds."""
 
-    def __init__(
-        self, clock: Callable[[], float], clock_offset: int, tuning: Tuning, series_maximum: int = SERIES_MAXIMUM
-    ) -> None:
+    def __init__(self, clock: Callable[[], float], clock_offset: int, tuning: Tuning) -> None:
         """Start empty; `clock_offset` (microseconds) is added to `clock` until the database's own clock is known."""
         self._clock = clock
         self._clock_offset = clock_offset
         self._tuning = tuning
-        self._series_maximum = series_maximum
-        self._counters = Counters(tuning.pending_maximum, series_maximum)
+        self._counters = Counters(tuning.pending_maximum)
         self._live = LiveState()
         self._activity = RecentActivity()
         self._changes = LastChanges()
@@ -119,6 +118,8 @@ class Ledger:
         self._rewind_known = False
         """The fold that waits for totals has shown a rewind already."""
         self._installation: str | None = None
+        self._reinstalled = False
+        """The installation has changed. Whether the totals have started again, the next fold shows."""
         self._epoch = 0
         self._snapshot: Snapshot | None = None
         self._snapshot_barrier: int | None = None
@@ -147,18 +148,10 @@ class Ledger:
         """Tell whether the journal has been drained at least once since this exporter began to lead."""
         return self._drained
 
-    def attach(self, installation: str) -> bool:
-        """Record the installation of the triggers that a session works with, by something that each has for itself.
-
-        Return whether it is another one than before: then all totals start again, and nothing of the old ones is kept.
-        """
-        another = self._installation not in (None, installation)
+    def attach(self, installation: str) -> None:
+        """Record the installation of the triggers that a session works with, by something that each has for itself."""
+        self._reinstalled = self._reinstalled or self._installation not in (None, installation)
         self._installation = installation
-        if another:
-            self.step_down()
-            self._counters = Counters(self._tuning.pending_maximum, self._series_maximum)
-            self._epoch += 1
-        return another
 
     def lead(self) -> None:
         """Begin to lead: nothing is known of what another exporter has folded meanwhile."""
@@ -208,13 +201,13 @@ class Ledger:
 
     def settle(self, fold: Fold) -> Outcome:
         """Settle a committed fold. If its outcome `needs_totals`, pass them to `resync` before anything else."""
-        rewound = self._counters.is_rewind(fold.generation)
+        rewound, restarted = self._counters.is_rewind(fold.generation), False
         if rewound:
-            self._rewind()
+            restarted = self._rewind()
             fold = replace(fold, drained=False)
         if not self._counters.follows(fold.generation):
             self._awaiting_totals, self._rewind_known = fold, rewound
-            return Outcome(needs_totals=True, rewound=rewound)
+            return Outcome(needs_totals=True, rewound=rewound and not restarted, restarted=restarted)
         news = self._counters.confirm(fold.events, fold.settlement, fold.generation, fold.number)
         self._activity.add(fold.settlement)
         return self._complete(fold, news, followed=True)
@@ -225,9 +218,9 @@ class Ledger:
         if fold is None:
             raise ValueError("no fold is waiting for totals")
         self._awaiting_totals = None
-        rewound = not self._rewind_known and self._counters.exceed(totals.counters)
+        rewound, restarted = not self._rewind_known and self._counters.exceed(totals.counters), False
         if rewound:
-            self._rewind()
+            restarted = self._rewind()
             fold = replace(fold, drained=False)
         if self._counters.has_gap(totals.generation):
             # Events that another exporter has folded may never have been announced: the live rows lack them.
@@ -236,15 +229,24 @@ class Ledger:
         barrier = fold.number if totals.generation == fold.generation else fold.number + 1
         self._counters.resync(totals.counters, totals.generation, barrier, fold.events)
         self._activity = totals.activity
-        return replace(self._complete(fold, fold.events, followed=False), rewound=rewound)
+        outcome = self._complete(fold, fold.events, followed=False)
+        return replace(outcome, rewound=rewound and not restarted, restarted=restarted)
 
-    def _rewind(self) -> None:
+    def _rewind(self) -> bool:
+        """Forget what is no more. Return whether the triggers were installed anew, so that all totals start again."""
         self._changes.clear()
         # The live rows are of a state that is no more, and a snapshot that waits may be, too: take another one.
         self._snapshot = self._snapshot_barrier = None
         self._live.request_resync()
+        if not self._reinstalled:
+            return False
+        self._counters = Counters(self._tuning.pending_maximum)
+        self._presentable = self._drained = False
+        self._epoch += 1
+        return True
 
     def _complete(self, fold: Fold, news: Sequence[Event], *, followed: bool) -> Outcome:
+        self._reinstalled = False
         if self._drained:  # before that, the first snapshot is still to come
             for event in fold.events:
                 self._live.apply(event)

@@ -50,7 +50,7 @@ class Exporter:
         clock_offset = time.time_ns() // 1000 - round(clock() * MICROSECONDS_PER_SECOND)
         self._settings = settings
         self._clock = clock
-        self.ledger = Ledger(clock, clock_offset, tuning, settings.series_maximum)
+        self.ledger = Ledger(clock, clock_offset, tuning)
         self.page = Page(self.view, self.ledger.now, settings.series_maximum)
         self.telemetry = self.page.telemetry
         self._status = Status(self.telemetry)

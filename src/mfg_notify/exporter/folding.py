@@ -86,12 +86,15 @@ class Folding:
     async def settle(self, fold: Fold) -> Outcome:
         """Settle a committed fold; read the totals first if it does not follow the last one that is known."""
         outcome = self._ledger.settle(fold)
-        rewound = outcome.rewound
+        rewound, restarted = outcome.rewound, outcome.restarted
         if outcome.needs_totals:
             reading = journal.read_totals(self._connection, self._series_maximum)
             outcome = self._ledger.resync(await in_time(self._tuning.snapshot_timeout, reading))
         if rewound or outcome.rewound:
             self._handle_rewind()
+        elif restarted or outcome.restarted:
+            log.warning("the triggers were installed anew: all totals start again")
+            self._horizon.reset()
         self._telemetry.events_replayed.inc(outcome.replayed)
         self._meter.record(outcome.news)
         if fold.malformed:

@@ -134,8 +134,7 @@ class Session:
         try:
             installation = await check_installation(working, services.settings.schema)
             services.health.report_whereabouts(await read_whereabouts(working))
-            if services.ledger.attach(installation.channel):
-                log.warning("the triggers were installed anew: all totals start again")
+            services.ledger.attach(installation.channel)
             listener = Listener(listening, installation.backend_pid, services.tuning.waiting_maximum)
             await listener.listen(installation.channel)
         except BaseException:

@@ -72,14 +72,14 @@ FROM mfg_notify.event
 SELECT kind, name, detail, transactions::bigint, seconds
 FROM (
     SELECT 'session' AS kind, a.pid::text AS name,
-           format('role %s, application %s', coalesce(a.usename, '?'), coalesce(nullif(a.application_name, ''), '?')) AS detail,
+           'role ' || coalesce(a.usename, '?') || ', application ' || coalesce(nullif(a.application_name, ''), '?') AS detail,
            greatest(age(a.backend_xmin), age(a.backend_xid)) AS transactions,
            date_part('epoch', clock_timestamp() - a.xact_start) AS seconds
     FROM pg_stat_activity AS a
     WHERE (a.datname = current_database() OR a.datname IS NULL) AND a.pid <> pg_backend_pid()
       AND a.backend_type IS DISTINCT FROM 'autovacuum worker'
     UNION ALL
-    SELECT 'prepared transaction', p.gid, format('role %s', p.owner), age(p.transaction),
+    SELECT 'prepared transaction', p.gid, 'role ' || p.owner, age(p.transaction),
            date_part('epoch', clock_timestamp() - p.prepared)
     FROM pg_prepared_xacts AS p WHERE p.database = current_database()
     UNION ALL
