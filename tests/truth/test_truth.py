@@ -159,7 +159,7 @@ def test_counters_of_a_game_played_by_hand(game: Connection) -> None:
             series("ship_task_duration_seconds_sum", **COLLECT_SELL): 60 * MICROSECONDS,
             series("task_retry_total", **ACQUIRE_DELIVER): 2,
             series("task_assignments_total", **COLLECT_SELL): 1,
-            series("task_assignments_total", **ACQUIRE_DELIVER): 2,
+            series("task_assignments_total", **ACQUIRE_DELIVER): 3,
             series("task_assignments_total", **LIQUIDATE): 1,
             series("cost_total", player_id="1", cost_type="collect"): 7,
             series("cost_total", player_id="1", cost_type="acquire"): 30,
@@ -246,7 +246,7 @@ def test_an_unchanged_row_is_not_audited_and_a_replica_role_is(game: Connection)
 def test_the_audit_stands_in_the_way_of_no_alter_table(game: Connection) -> None:
     game.execute(PLAY.encode())
     game.execute("ALTER TABLE manufacturing_tasks ALTER COLUMN status TYPE text, DROP COLUMN priority")
-    game.execute("UPDATE manufacturing_tasks SET status = 'FAILED', completed_at = now() WHERE id = 't2'")
+    game.execute("UPDATE manufacturing_tasks SET status = 'FAILED', retry_count = 9, completed_at = now() WHERE id = 't2'")
     failures = series("manufacturing_tasks_completed_total", **ACQUIRE_DELIVER, status="failure")
     assert read_counters(game)[failures] == 3
     assert series("manufacturing_tasks_executing_total", **ACQUIRE_DELIVER) not in read_gauges(game)

@@ -106,12 +106,18 @@ SELECT c.id AS change_id, new.player_id,
             ELSE 'other' END AS cost_type,
        CASE WHEN c.op = 'I' OR old.status IN ('PENDING', 'READY', 'ASSIGNED', 'EXECUTING')
             THEN CASE new.status WHEN 'COMPLETED' THEN 'success'
-                                 WHEN 'FAILED' THEN 'failure'
+                                 -- A cancellation is FAILED, too, and counts no retry.
+                                 WHEN 'FAILED' THEN CASE WHEN coalesce(new.retry_count, 0) > coalesce(old.retry_count, 0)
+                                                         THEN 'failure' ELSE 'cancelled' END
                                  WHEN 'CANCELLED' THEN 'cancelled' END END AS outcome,  -- null: no terminal move
        audit.elapsed(audit.moment(new.started_at), audit.moment(new.completed_at)) AS duration,
        coalesce(new.assigned_ship, '') <> '' AS by_ship,
-       new.status = 'ASSIGNED' AND (c.op = 'I' OR old.status <> 'ASSIGNED') AS assigned,
-       audit.elapsed(audit.moment(new.ready_at), c.at) AS wait,
+       new.status = 'ASSIGNED' AND (c.op = 'I' OR old.status <> 'ASSIGNED')
+           OR c.op = 'U' AND old.status IN ('PENDING', 'READY')
+              AND (new.status IN ('EXECUTING', 'COMPLETED')
+                   OR new.status = 'FAILED' AND coalesce(new.retry_count, 0) > coalesce(old.retry_count, 0)) AS assigned,
+       audit.elapsed(audit.moment(new.ready_at), CASE new.status WHEN 'ASSIGNED' THEN c.at
+                                                 ELSE least(audit.moment(new.started_at), c.at) END) AS wait,
        greatest(0, coalesce(new.retry_count, 0) - coalesce(old.retry_count, 0)) AS retry_rise,
        greatest(0, coalesce(new.total_cost, 0) - coalesce(old.total_cost, 0)) AS cost_rise,
        greatest(0, coalesce(new.total_revenue, 0) - coalesce(old.total_revenue, 0)) AS revenue_rise

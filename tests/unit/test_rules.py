@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tests.unit.builders import NOW, SECOND, Image, event, factory, pipeline, samples, task
 
 from mfg_notify.core import catalogue
@@ -70,6 +71,25 @@ A_WAIT = """
     task_wait_seconds_bucket 1 COLLECT_SELL 15 1
     task_wait_seconds_sum 1 COLLECT_SELL 7_000_000
 """
+A_START = "task_assignments_total 1 COLLECT_SELL 1\n"
+QUICK = task(
+    "COMPLETED",
+    assigned_ship=S1,
+    ready_at=READY_AT,
+    started_at=READY_AT + 2 * SECOND,
+    completed_at=READY_AT + 6 * SECOND,
+)
+A_QUICK_START = """
+    task_assignments_total 1 COLLECT_SELL 1
+    task_wait_seconds_bucket 1 COLLECT_SELL 5 1
+    task_wait_seconds_sum 1 COLLECT_SELL 2_000_000
+"""
+A_QUICK_JOURNEY = """
+    task_duration_seconds_bucket 1 COLLECT_SELL 10 1
+    task_duration_seconds_sum 1 COLLECT_SELL 4_000_000
+    ship_task_duration_seconds_bucket 1 COLLECT_SELL 10 1
+    ship_task_duration_seconds_sum 1 COLLECT_SELL 4_000_000
+"""
 A_JOURNEY = """
     task_duration_seconds_bucket 1 COLLECT_SELL 30 1
     task_duration_seconds_sum 1 COLLECT_SELL 25_000_000
@@ -77,6 +97,7 @@ A_JOURNEY = """
     ship_task_duration_seconds_sum 1 COLLECT_SELL 25_000_000
 """
 FAILURE = "tasks_completed_total 1 COLLECT_SELL failure 1"
+CANCELLED = "tasks_completed_total 1 COLLECT_SELL cancelled 1"
 SUCCESS = "tasks_completed_total 1 COLLECT_SELL success 1"
 TWO_WAITS = """
     task_assignments_total 1 COLLECT_SELL 2
@@ -135,7 +156,7 @@ TASK_CASES: list[Case] = [
     (
         "fails twice",
         (EXECUTING, FAILED, task("PENDING", retry_count=1), task("FAILED", retry_count=2)),
-        "tasks_completed_total 1 COLLECT_SELL failure 2 \n task_retry_total 1 COLLECT_SELL 2" + A_JOURNEY,
+        f"tasks_completed_total 1 COLLECT_SELL failure 2 \n task_retry_total 1 COLLECT_SELL 2 \n {A_START}" + A_JOURNEY,
     ),
     ("assigned rolled back and assigned again", (READY, ASSIGNED, READY, ASSIGNED), TWO_WAITS),
     (
@@ -146,18 +167,38 @@ TASK_CASES: list[Case] = [
     ("ready back to pending", (READY, PENDING), ""),
     ("executing parked", (EXECUTING, PENDING), ""),
     ("assigned parked", (ASSIGNED, PENDING), ""),
-    ("pending cancelled", (PENDING, task("FAILED", completed_at=NOW)), FAILURE),
-    ("ready cancelled", (READY, task("FAILED", ready_at=READY_AT, completed_at=NOW)), FAILURE),
+    ("pending cancelled", (PENDING, task("FAILED", completed_at=NOW)), CANCELLED),
+    ("ready cancelled", (READY, task("FAILED", ready_at=READY_AT, completed_at=NOW)), CANCELLED),
+    ("executing cancelled", (EXECUTING, replace(FAILED, retry_count=0)), CANCELLED + A_JOURNEY),
     (
         "assigned cancelled",
         (ASSIGNED, task("FAILED", assigned_ship=S1, ready_at=READY_AT, completed_at=NOW)),
-        FAILURE,
+        CANCELLED,
     ),
+    ("cancelled by its own word", (READY, task("CANCELLED", completed_at=NOW)), CANCELLED),
+    ("enters as failed", (None, FAILED), FAILURE + A_JOURNEY + "task_retry_total 1 COLLECT_SELL 1"),
+    ("enters as cancelled", (None, replace(FAILED, retry_count=0)), CANCELLED + A_JOURNEY),
+    # The newest daemon saves neither ASSIGNED nor EXECUTING.
+    ("ready to completed", (READY, QUICK), A_QUICK_START + SUCCESS + A_QUICK_JOURNEY),
     (
-        "cancelled by its own word",
-        (READY, task("CANCELLED", completed_at=NOW)),
-        "tasks_completed_total 1 COLLECT_SELL cancelled 1",
+        "ready to failed",
+        (READY, replace(QUICK, status="FAILED", retry_count=1)),
+        A_QUICK_START + FAILURE + A_QUICK_JOURNEY + "task_retry_total 1 COLLECT_SELL 1",
     ),
+    ("pending to executing", (PENDING, task("EXECUTING")), A_START),
+    ("ready to executing", (READY, replace(QUICK, status="EXECUTING", completed_at=None)), A_QUICK_START),
+    (
+        "ready to executing, and from there to completed",
+        (READY, replace(QUICK, status="EXECUTING", completed_at=None), QUICK),
+        A_QUICK_START + SUCCESS + A_QUICK_JOURNEY,
+    ),
+    ("ready to completed, started at an unknown time", (READY, task("COMPLETED", ready_at=READY_AT)), A_START + SUCCESS),
+    (
+        "ready to executing, started in the future",
+        (READY, replace(QUICK, status="EXECUTING", started_at=NOW + 10**15, completed_at=None)),
+        A_WAIT,
+    ),
+    ("failed to executing is no attempt of its own", (FAILED, EXECUTING), ""),
     ("failed to completed counts nothing", (FAILED, task("COMPLETED", retry_count=1, completed_at=NOW)), ""),
     ("completed to failed counts nothing", (task("COMPLETED"), task("FAILED")), ""),
     ("a save that changes a finished row's ship", (COMPLETED, task("COMPLETED", total_cost=30, total_revenue=100)), ""),
@@ -204,8 +245,8 @@ TASK_CASES: list[Case] = [
     ("started_at missing", (EXECUTING, task("COMPLETED", assigned_ship=S1, completed_at=NOW)), SUCCESS),
     (
         "started at the epoch is a time like any other",
-        (task("EXECUTING", started_at=0), task("FAILED", started_at=0, completed_at=25 * SECOND)),
-        FAILURE
+        (task("EXECUTING", started_at=0), task("COMPLETED", started_at=0, completed_at=25 * SECOND)),
+        SUCCESS
         + """
            task_duration_seconds_bucket 1 COLLECT_SELL 30 1
            task_duration_seconds_sum 1 COLLECT_SELL 25_000_000""",
@@ -544,34 +585,22 @@ def test_completion(old: Image | None, new: Image | None, expected: Completion |
 
 SEEN = (("player", 1, ""), NOW)
 SHIP_SEEN = (("ship", 1, S1), NOW)
+STARTED = ("task_type", 1, "COLLECT_SELL")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
         pytest.param(None, PENDING, [SEEN], id="no ship"),
-        pytest.param(READY, ASSIGNED, [SEEN, SHIP_SEEN], id="assigned"),
-        pytest.param(
-            ASSIGNED,
-            EXECUTING,
-            [SEEN, SHIP_SEEN, (("task_type", 1, "COLLECT_SELL"), STARTED_AT)],
-            id="starts",
-        ),
-        pytest.param(
-            ASSIGNED,
-            task("EXECUTING", started_at=NOW + 10**15),
-            [SEEN, (("task_type", 1, "COLLECT_SELL"), NOW)],
-            id="starts in the future",
-        ),
-        pytest.param(
-            ASSIGNED, task("EXECUTING"), [SEEN, (("task_type", 1, "COLLECT_SELL"), NOW)], id="starts, untold when"
-        ),
-        pytest.param(
-            None,
-            EXECUTING,
-            [SEEN, SHIP_SEEN, (("task_type", 1, "COLLECT_SELL"), STARTED_AT)],
-            id="enters started",
-        ),
+        pytest.param(READY, ASSIGNED, [SEEN, SHIP_SEEN, (STARTED, NOW)], id="assigned"),
+        pytest.param(ASSIGNED, EXECUTING, [SEEN, SHIP_SEEN], id="goes on to execute"),
+        pytest.param(READY, EXECUTING, [SEEN, SHIP_SEEN, (STARTED, STARTED_AT)], id="starts"),
+        pytest.param(READY, COMPLETED, [SEEN, SHIP_SEEN, (STARTED, STARTED_AT)], id="starts and ends"),
+        pytest.param(READY, task("EXECUTING", started_at=NOW + 10**15), [SEEN, (STARTED, NOW)], id="in the future"),
+        pytest.param(READY, task("EXECUTING"), [SEEN, (STARTED, NOW)], id="starts, untold when"),
+        pytest.param(READY, task("FAILED"), [SEEN], id="is cancelled"),
+        pytest.param(None, EXECUTING, [SEEN, SHIP_SEEN], id="enters as executing"),
+        pytest.param(None, ASSIGNED, [SEEN, SHIP_SEEN, (STARTED, NOW)], id="enters as assigned"),
         pytest.param(EXECUTING, EXECUTING, [SEEN, SHIP_SEEN], id="goes on"),
         pytest.param(EXECUTING, COMPLETED, [SEEN, SHIP_SEEN], id="completed"),
         pytest.param(EXECUTING, None, [SEEN], id="deleted"),

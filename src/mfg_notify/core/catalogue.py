@@ -136,7 +136,7 @@ TASKS_COMPLETED = Metric(
     Kind.COUNTER,
     ("player_id", "task_type", "status"),
     "Finished tasks by outcome: success, failure, cancelled",
-    "tasks.status",
+    "tasks.status, retry_count",
 )
 TASK_DURATION = _seconds(
     "manufacturing_task_duration_seconds",
@@ -150,15 +150,15 @@ TASK_ASSIGNMENTS = Metric(
     "manufacturing_task_assignments_total",
     Kind.COUNTER,
     _TASK,
-    "Times a task was assigned to a ship",
+    "Starts of tasks: each attempt counts once, with the assignment of a ship or without",
     "tasks.status",
 )
 TASK_WAIT = _seconds(
     "manufacturing_task_wait_seconds",
     _TASK,
     (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600),
-    "Time from ready to assigned",
-    "tasks.ready_at, status",
+    "Time from ready to the start of the attempt",
+    "tasks.ready_at, status, started_at",
 )
 TASK_STARVATION = Metric(
     "manufacturing_task_starvation_seconds",

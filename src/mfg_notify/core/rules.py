@@ -37,6 +37,7 @@ _SUPPLY = frozenset(SUPPLY_LEVELS)
 _PIPELINE_LIVE = frozenset(catalogue.PIPELINE_LIVE)
 _TASK_LIVE = frozenset(catalogue.TASK_LIVE)
 _TERMINAL = frozenset(TERMINAL)
+_WAITING = frozenset(("PENDING", "READY"))
 _PARTS = {
     metric.name: (f"{metric.name}_bucket", f"{metric.name}_sum", (*map(str, metric.buckets), "+Inf"))
     for metric in catalogue.HISTOGRAMS
@@ -93,16 +94,18 @@ def _task(old: TaskImage | None, new: TaskImage, at: int) -> list[Increment]:
     player = str(new.player_id)
     kind = (player, new.task_type)
     if new.status in _TERMINAL and (old is None or old.status in _TASK_LIVE):
-        found.append(((catalogue.TASKS_COMPLETED.name, (*kind, TASK_OUTCOMES[new.status])), 1))
+        found.append(((catalogue.TASKS_COMPLETED.name, (*kind, _outcome(old, new))), 1))
         if new.started_at is not None and new.completed_at is not None:
             duration = new.completed_at - new.started_at
             found += observation(catalogue.TASK_DURATION, kind, duration)
             if new.assigned_ship is not None:
                 found += observation(catalogue.SHIP_TASK_DURATION, kind, duration)
-    if new.status == "ASSIGNED" and (old is None or old.status != "ASSIGNED"):
+    started = start(old, new, at)
+    if started is not None:
         found.append(((catalogue.TASK_ASSIGNMENTS.name, kind), 1))
-        if new.ready_at is not None:
-            found += observation(catalogue.TASK_WAIT, kind, at - new.ready_at)
+        # A daemon that does not save ASSIGNED says in started_at when the wait was over.
+        if new.ready_at is not None and (new.status == "ASSIGNED" or new.started_at is not None):
+            found += observation(catalogue.TASK_WAIT, kind, started - new.ready_at)
     if new.retry_count > (was := old.retry_count if old else 0):
         found.append(((catalogue.TASK_RETRY.name, kind), new.retry_count - was))
     if new.total_cost > (was := old.total_cost if old else 0):
@@ -110,6 +113,29 @@ def _task(old: TaskImage | None, new: TaskImage, at: int) -> list[Increment]:
     if new.total_revenue > (was := old.total_revenue if old else 0):
         found.append(((catalogue.REVENUE.name, (player,)), new.total_revenue - was))
     return found
+
+
+def start(old: TaskImage | None, new: TaskImage, at: int) -> int | None:
+    """Return when the attempt began whose beginning this change shows; None if it shows none. Epoch microseconds.
+
+    Each attempt begins once: with the move into ASSIGNED or, if the daemon saves neither ASSIGNED nor EXECUTING, with
+    the move from PENDING or READY to EXECUTING, COMPLETED, or FAILED with a higher retry count.
+    """
+    if new.status == "ASSIGNED":
+        return at if old is None or old.status != "ASSIGNED" else None
+    if old is None or old.status not in _WAITING:
+        return None
+    if new.status in ("EXECUTING", "COMPLETED") or (new.status == "FAILED" and new.retry_count > old.retry_count):
+        # A start in the future would hide starvation until then.
+        return at if new.started_at is None else min(new.started_at, at)
+    return None
+
+
+def _outcome(old: TaskImage | None, new: TaskImage) -> str:
+    """Return how a task has ended. The daemon writes FAILED for a cancellation too, without counting a retry."""
+    if new.status == "FAILED" and new.retry_count <= (old.retry_count if old else 0):
+        return TASK_OUTCOMES["CANCELLED"]
+    return TASK_OUTCOMES[new.status]
 
 
 def _factory(old: FactoryImage, new: FactoryImage) -> list[Increment]:
@@ -184,8 +210,7 @@ def last_seen(event: Event) -> list[LastSeen]:
         new = change.new
         if new.assigned_ship is not None:
             found.append((("ship", new.player_id, new.assigned_ship), event.at))
-        if new.status == "EXECUTING" and (change.old is None or change.old.status != "EXECUTING"):
-            # A start in the future would hide starvation until then.
-            at = event.at if new.started_at is None else min(new.started_at, event.at)
-            found.append((("task_type", new.player_id, new.task_type), at))
+        started = start(change.old, new, event.at)
+        if started is not None:
+            found.append((("task_type", new.player_id, new.task_type), started))
     return found
