@@ -44,9 +44,12 @@ SECONDS = {"s": 1, "m": 60, "h": 3600}
 NEVER_TRUE_HERE = {
     "MfgNotifyReconcileStale": "needs ten minutes without a reading; is true for a moment at a start",
     "MfgNotifyQueueFilling": "needs 50 MB of unread notifications; the faults do that",
+    "MfgNotifySnapshotHeldOpen": "needs a snapshot that is held for an hour",
     "ManufacturingShipsIdleWhileTasksWait": "needs a quarter of an hour without an assignment, after one",
 }
 """Alerts that find nothing in this story, and why; that they fire is for promtool to test. All others find it."""
+ABSENT_HERE = "mfg_notify_oldest_snapshot_age_seconds"
+"""Is there only if somebody holds a snapshot for a minute; tests/integration/test_own_metrics.py makes it move."""
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +182,8 @@ def test_every_rule_is_evaluated_and_finds_what_it_looks_for(story: Story) -> No
     # Of those, what they look at is there.
     for rule in RULES:
         for selector in re.findall(r"\w+\{[^}]*\}", rule["expr"]):
+            if selector.startswith(ABSENT_HERE):
+                continue
             assert story.prometheus.over(selector, story.began, now, SCRAPE_INTERVAL), selector
     # Two need not last: a real Prometheus has made them into alerts.
     firing = {
