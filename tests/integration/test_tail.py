@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,7 @@ from mfg_notify.core.events import (
     TaskChange,
     TaskImage,
     decode_change,
+    decode_payload,
 )
 from mfg_notify.diagnosis.tail.gaps import Gap, ShownEvents
 from mfg_notify.diagnosis.tail.output import format_json, format_line
@@ -347,6 +349,30 @@ def test_json() -> None:
     assert json.loads(format_json(Gap(3, 1, 7, "why"))) == {
         "not_shown": {"events": 3, "first_id": 1, "last_id": 7, "reason": "why"}
     }
+
+
+@pytest.fixture(params=["Asia/Tokyo", "America/Los_Angeles"])
+def _zone(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", request.param)
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("_zone")
+@pytest.mark.parametrize(
+    "at",
+    ["9999-12-31T23:59:59.999999+00:00", "9999-12-31T23:59:59.999999-15:59", "1970-01-01T00:00:00.000000+00:00"],
+)
+def test_times_at_the_ends_of_the_calendar(at: str) -> None:
+    """Anyone who knows the channel may send such a time, and must not end `tail` with it."""
+    event = decode_payload(
+        f'[1,1,1,"{at}",["task","I",[null,null,"t","SELL","READY",null],[null,null,null,1,0,0,0],["{at}",null,null]]]'
+    )
+    printed = json.loads(format_json(event))
+    assert printed["at"] == printed["new"]["ready_at"] == at.replace("-15:59", "+00:00")
+    assert "player 1  task" in format_line(event).plain
 
 
 def test_gaps_are_found_once_their_transactions_have_ended() -> None:

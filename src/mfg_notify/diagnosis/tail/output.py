@@ -8,7 +8,7 @@ import os
 import select
 import stat
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
 import anyio
@@ -16,13 +16,15 @@ import msgspec
 from rich.text import Text
 
 from mfg_notify.core.board import describe_change
-from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
 from mfg_notify.core.events import FactoryImage, PipelineImage, TaskImage
 from mfg_notify.diagnosis.tail.gaps import Gap, Item
 
 Image: TypeAlias = PipelineImage | TaskImage | FactoryImage
 
 _OPERATIONS = {"I": "insert", "U": "update", "D": "delete", "T": "truncate"}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+"""The last time of Python's calendar. A payload may come from a zone in which that day is not over yet."""
 _STYLES = {"COMPLETED": "green", "FAILED": "red", "CANCELLED": "red"}
 
 
@@ -71,7 +73,7 @@ def format_line(item: Item) -> Text:
     change = describe_change(item)
     operation = item.change.operation
     line = Text()
-    line.append(f"{_time(item.at).astimezone():%H:%M:%S.%f}"[:-3], "dim")
+    line.append(f"{_local_time(item.at):%H:%M:%S.%f}"[:-3], "dim")
     if operation == "T":
         return line.append(f"  {change.kind}  {change.remark}")
     line.append(f"  player {change.player}  {change.kind:<8}  {printable(change.key)}  {printable(change.subject)}")
@@ -89,7 +91,15 @@ def format_line(item: Item) -> Text:
 
 
 def _time(microseconds: int) -> datetime:
-    return datetime.fromtimestamp(microseconds / MICROSECONDS_PER_SECOND, UTC)
+    return _EPOCH + timedelta(microseconds=min(microseconds, _LAST))
+
+
+def _local_time(microseconds: int) -> datetime:
+    time = _time(microseconds)
+    try:
+        return time.astimezone()
+    except (OverflowError, ValueError):  # the first or last day of the calendar, which has no neighbour
+        return time
 
 
 class Output:
