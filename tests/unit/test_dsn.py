@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from mfg_notify.cli.main import main
 from mfg_notify.errors import UsageError
-from mfg_notify.postgres.connection import complete_conninfo, describe
+from mfg_notify.postgres.connection import complete_conninfo, describe, target_of
 
 PASSWORDS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=6, max_size=24)
 """What people type and forget to escape."""
@@ -62,6 +62,33 @@ ADVICE = (
 def test_a_password_that_is_escaped(password: str) -> None:
     found = conninfo_to_dict(complete_conninfo(f"postgresql://bot:{quote(password, safe='')}@game.example/db"))
     assert (found["password"], found["host"]) == (password, "game.example")
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://bot:Hunter2secret/game",
+        "postgresql://bot:12345678/game",
+        "postgresql://bot:0",
+        "postgresql://bot:Hunter2secret?sslmode=disable",
+        "postgresql://a:5432,bot:Hunter2secret/game",
+        "host=db.example port=Hunter2secret",
+    ],
+)
+def test_a_password_in_place_of_the_port(dsn: str) -> None:
+    """Without `@host`, libpq takes the password for a port, and an error would name it."""
+    with pytest.raises(UsageError, match="a port in the DSN is not a number from 1 to 65535"):
+        complete_conninfo(dsn)
+
+
+def test_a_dsn_that_libpq_would_read_in_part() -> None:
+    with pytest.raises(UsageError, match="the DSN contains the character 0"):
+        complete_conninfo("host=db.example password='Hunter\0002secret' dbname=game")
+
+
+def test_ports_that_libpq_takes() -> None:
+    for ports in ("5432", "1,65535", "5432,,5433", " 5432 ", ""):
+        assert target_of(complete_conninfo(f"host=a,b,c port='{ports}'")).port == ports
 
 
 @pytest.mark.parametrize(

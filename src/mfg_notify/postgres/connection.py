@@ -54,6 +54,8 @@ def complete_conninfo(dsn: str, application_name: str = "mfg-notify") -> str:
     An empty dsn leaves everything to libpq's own PG* variables, service file and password file. The error never repeats
     the dsn: one wrong character may put the password in another place.
     """
+    if "\0" in dsn:
+        raise UsageError("the DSN contains the character 0, which libpq takes for its end")
     uri = re.match(r"postgres(?:ql)?://([^/?#]*)(.*)", dsn, re.DOTALL)
     if uri and (uri.group(1).count("@") > 1 or "@" in uri.group(2)):
         raise UsageError(
@@ -71,12 +73,22 @@ def complete_conninfo(dsn: str, application_name: str = "mfg-notify") -> str:
             f"the DSN cannot be parsed ({reason}); it looks like postgresql://user@host:5432/database "
             "or host=… dbname=… user=…"
         ) from None
+    if not all(_is_port(port) for port in str(given.get("port") or "").split(",")):
+        raise UsageError(
+            "a port in the DSN is not a number from 1 to 65535; a DSN with a password and without a host looks like "
+            "postgresql://user:password@/database"
+        )
     settings = {"application_name": application_name, **_DEFAULTS}
     for name, variable in _ENVIRONMENT.items():
         if variable in os.environ:
             del settings[name]
     # The client encoding is not the user's choice: the journal and the labels are UTF-8.
     return make_conninfo("", **{**settings, **given, "client_encoding": "utf8"})
+
+
+def _is_port(text: str) -> bool:
+    # libpq takes an empty one for its default. What it cannot read, its errors repeat.
+    return not text.strip() or (re.fullmatch(r"\s*\d{1,5}\s*", text, re.ASCII) is not None and 1 <= int(text) <= 65535)
 
 
 def target_of(conninfo: str) -> Target:
