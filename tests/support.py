@@ -1,5 +1,6 @@
 """Runs programs as processes and exporters in the test's own event loop, and waits for what they do."""
 
+import logging
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from typing import LiteralString, Self, TypeVar
 import anyio
 import httpx
 import psycopg
+import structlog
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 from tests import truth
 from tests.samples import number
@@ -65,6 +67,21 @@ def free_port() -> int:
 def clean_environment(*also: str) -> dict[str, str]:
     """Return the environment without variables of libpq, of mfg-notify, and those that begin like one of `also`."""
     return {name: text for name, text in os.environ.items() if not name.startswith(("PG", "MFG_NOTIFY_", *also))}
+
+
+@contextmanager
+def preserved_logging() -> Iterator[None]:
+    """Restore the logs of this process in the end: those of a command that runs in it go to a stream that is closed."""
+    loggers = [logging.getLogger(name) for name in (None, "psycopg", "uvicorn")]
+    before = structlog.get_config(), [(each, each.handlers[:], each.level) for each in loggers]
+    try:
+        yield
+    finally:
+        logging.captureWarnings(capture=False)
+        structlog.configure(**before[0])
+        for logger, handlers, level in before[1]:
+            logger.handlers[:] = handlers
+            logger.setLevel(level)
 
 
 def run_command(*arguments: str, environment: Mapping[str, str] = MappingProxyType({})) -> tuple[int, str]:

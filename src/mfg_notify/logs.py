@@ -4,14 +4,18 @@ A state is logged when it begins and when it ends, not at each retry. Lines of t
 """
 
 import logging
+import re
 import sys
 from typing import Literal
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 Format = Literal["console", "logfmt", "json"]
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Control characters except the line feed, which is escaped; line separators; characters that turn text around."""
 
 
 def configure(level: str, log_format: Format) -> None:
@@ -33,6 +37,9 @@ def configure(level: str, log_format: Format) -> None:
     ]
     # In the formats for programs, a traceback is a field of its line.
     tracebacks: list[Processor] = [] if console else [structlog.processors.format_exc_info]
+    if log_format == "logfmt":
+        # The other two renderers escape them.
+        tracebacks.append(_replace_control_characters)
     structlog.configure(
         processors=[*common, *tracebacks, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
@@ -52,3 +59,11 @@ def configure(level: str, log_format: Format) -> None:
     logging.getLogger("psycopg").setLevel(logging.CRITICAL)
     # uvicorn warns of requests that are not HTTP: anyone who reaches the port could flood the log.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
+
+
+def _replace_control_characters(_: WrappedLogger, __: str, fields: EventDict) -> EventDict:
+    """Put U+FFFD for them: a message of the server may contain whatever a role has chosen as a name."""
+    return {
+        name: _CONTROL.sub("\N{REPLACEMENT CHARACTER}", value) if isinstance(value, str) else value
+        for name, value in fields.items()
+    }
