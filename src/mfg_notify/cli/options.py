@@ -29,7 +29,7 @@ class _Duration(click.ParamType[float]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
         if isinstance(value, float):
             return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", str(value))
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|)", str(value), re.ASCII)
         if not match or float(match.group(1)) == 0:
             self.fail(f"{value!r} is not a duration such as 30s, 500ms or 1m", param, ctx)
         return float(match.group(1)) * _SECONDS[match.group(2)]
@@ -209,4 +209,7 @@ def check_telemetry_path(path: str) -> str:
     """Return the path. Raise `UsageError` if the exporter cannot serve the metrics there."""
     if not path.startswith("/") or path.startswith("/-/"):
         raise UsageError(f"--web.telemetry-path {path!r} must begin with / and not with /-/")
+    if re.search(r"[{}]", path):
+        # The router would take what is between them for a parameter.
+        raise UsageError(f"--web.telemetry-path {path!r} must contain neither {{ nor }}")
     return path

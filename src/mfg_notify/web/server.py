@@ -70,6 +70,8 @@ def bind(addresses: Sequence[str]) -> list[socket.socket]:
             listening.listen(BACKLOG)
         except OSError as error:
             raise UsageError(f"cannot listen on {address}: {error.strerror or error}") from error
+        except ValueError as error:  # a name that DNS cannot have, or one with the character 0
+            raise UsageError(f"cannot listen on {address!r}: this cannot be the name of a host") from error
         sockets.append(listening)
     return sockets
 
