@@ -289,6 +289,13 @@ def test_a_row_without_any_of_its_panels_gets_them_all() -> None:
     ]  # fmt: skip
 
 
+def test_a_panel_without_a_position_stays_without_one() -> None:
+    document = {"title": "x", "panels": [{"title": "By hand"}, {"title": ROW, "type": "row"}]}
+    assert merged(document) is Outcome.REFRESHED
+    assert document["panels"][0] == {"title": "By hand"}
+    assert merged(document) is Outcome.UNCHANGED
+
+
 def test_an_older_panel_without_an_id_gets_a_free_one() -> None:
     document = with_an_older_row()
     del next(each for each in document["panels"] if each["title"] == TITLES[0])["id"]

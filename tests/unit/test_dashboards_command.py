@@ -158,6 +158,11 @@ def test_merge_that_fails_while_writing_leaves_the_file_as_it_was(
         (b'{"elements": {}, "layout": {}}', "new schema"),
         (b"{}", "no list of panels"),
         (b'{"panels": [{"title": "x", "gridPos": {"x": 0, "y": null}}]}', "no dashboard that Grafana has written"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"panels": [' + b'{"panels": [' * 400 + b"]}" * 400 + b"]}", "nested too deeply"),
+        # They would be written as NaN and Infinity, which is no JSON.
+        (b'{"panels": [], "x": NaN}', "NaN is no number in JSON"),
+        (b'{"panels": [], "x": -1e400}', "the number -1e400 is too large"),
     ],
 )
 def test_merge_refuses_a_file_that_is_no_dashboard(foreign: Path, content: bytes, message: str) -> None:

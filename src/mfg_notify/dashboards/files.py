@@ -4,6 +4,7 @@ Writes are atomic: every file is written next to its destination and renamed ove
 """
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from mfg_notify.dashboards.shipped import MARK, NAMES, read_dashboard
 from mfg_notify.errors import UsageError
 
 FILE_MODE = 0o644
+_TOO_DEEP = "this is no dashboard that Grafana has written: it is nested too deeply"
 
 
 def write_dashboards(folder: Path, *, force: bool = False) -> list[Path]:
@@ -46,9 +48,11 @@ def merge_file(file: Path) -> Outcome:
     with _readable_errors(file):
         text = file.read_text(encoding="utf-8-sig")
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except ValueError as error:
         raise UsageError(f"{file} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"{file}: {_TOO_DEEP}") from error
     if not isinstance(document, dict):
         raise UsageError(f"{file} is no dashboard: it holds no JSON object")
     try:
@@ -58,9 +62,22 @@ def merge_file(file: Path) -> Outcome:
     except (AttributeError, KeyError, TypeError) as error:
         # For example null in place of a panel or of its position, which Grafana never writes.
         raise UsageError(f"{file}: this is no dashboard that Grafana has written ({error})") from error
+    except RecursionError as error:
+        raise UsageError(f"{file}: {_TOO_DEEP}") from error
     if outcome is not Outcome.UNCHANGED:
         _replace(file, _write_like(text, document))
     return outcome
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    # A larger number would be written as Infinity, which Grafana cannot read.
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"the number {text} is too large")
+    return number
 
 
 def _write_like(text: str, document: dict[str, Any]) -> str:

@@ -122,8 +122,9 @@ def _refresh(panels: list[Json], row: Json, template: list[Json]) -> None:
         return
     height = _bottom(missing) - bottom
     for panel in panels:
-        if panel.get("gridPos", {}).get("y", 0) >= bottom:
-            panel["gridPos"]["y"] += height
+        # A panel that was written by hand may have no position.
+        if (place := panel.get("gridPos")) and place.get("y", 0) >= bottom:
+            place["y"] = place.get("y", 0) + height
     end = next(number for number, panel in enumerate(panels) if panel is section[-1]) + 1
     panels[end:end] = missing
 
