@@ -10,7 +10,8 @@ LOCKED_DEV := $(LOCKED_DEMO) requirements/dev.txt
 LOCKED_BENCH := requirements/bench.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-matrix coverage soak bench instructions check format docs dashboards lock sbom clean
+.PHONY: help demo test test-fast test-matrix coverage soak fuzz bench instructions check format docs dashboards lock sbom
+.PHONY: clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -22,7 +23,7 @@ test: $(VENV)/dev ## run the whole test suite
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(PYTEST)
 
 test-fast: $(VENV)/dev ## unit and integration tests, in about a minute and a half
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not soak and not slow" tests/unit tests/integration $(PYTEST)
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not soak and not fuzz and not slow" tests/unit tests/integration tests/fuzz $(PYTEST)
 
 test-matrix: $(VENV)/dev ## what needs a database, on PostgreSQL 14 to 18 or on VERSIONS="14 16"
 	$(BIN)/python -m tests.matrix $(if $(VERSIONS),--versions "$(VERSIONS)") $(PYTEST)
@@ -32,6 +33,9 @@ coverage: $(VENV)/dev ## branches of the core that the unit tests take
 
 soak: $(VENV)/dev ## run the simulation for 5 minutes, then all faults in random order for MFG_NOTIFY_SOAK_MINUTES (30)
 	$(BIN)/python -m pytest -m soak tests/simulation tests/faults
+
+fuzz: $(VENV)/dev ## generated input against all that reads what others write, for MFG_NOTIFY_FUZZ_MINUTES (60)
+	$(BIN)/python -m pytest -m fuzz tests/fuzz
 
 bench: $(VENV)/bench ## measure what it costs and how fast it is: half an hour, on an idle machine
 	$(BIN)/python -m benchmarks $(BENCH)
