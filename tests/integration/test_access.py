@@ -240,7 +240,8 @@ def test_an_emptied_file_opens_nothing(setting: Setting, content: bytes) -> None
             assert another.get("/metrics").status_code == 200
 
 
-def test_a_half_written_file_opens_nothing(setting: Setting) -> None:
+@pytest.mark.parametrize("authority_last", [False, True])
+def test_a_half_written_file_opens_nothing(setting: Setting, *, authority_last: bool) -> None:
     """Cut off after each of its bytes, the file is wrong, or protects as much as before."""
     setting.write(
         basic_auth_users={"alice": hashed(PASSWORD), "bob": hashed("b")},
@@ -254,6 +255,10 @@ def test_a_half_written_file_opens_nothing(setting: Setting) -> None:
         },
     )
     whole = setting.file.read_bytes()
+    if authority_last:
+        authority = b"  client_ca_file: ca.crt\n"
+        whole = whole.replace(authority, b"") + authority
+        setting.file.write_bytes(whole)
     access = Access(setting.file)
     failures = []
     access.on_failure = lambda: failures.append(1)
@@ -267,6 +272,8 @@ def test_a_half_written_file_opens_nothing(setting: Setting) -> None:
         assert rules.context is not None
         assert rules.context.verify_mode == ssl.CERT_REQUIRED
         assert rules.config.tls.client_allowed_sans is not None
+        # Without it, the machine's list of public authorities would count.
+        assert rules.config.tls.client_ca_file == "ca.crt"
     assert len(failures) > len(whole) / 2
     setting.file.write_bytes(whole)
     access._apply(_read(setting.file))
@@ -314,8 +321,8 @@ WRONG: list[tuple[str, str]] = [
     ("basic_auth_users:\n  $HASH: a\n  $HASH: b", "line 3: this name occurs twice"),
     ("basic_auth_users: {alice: *secret-word}", "line 1: this is not valid YAML"),
     ("basic_auth_users: {alice: !secret-word x}", "line 1: this is not valid YAML"),
-    ("a: \x00", "this is not valid YAML"),
-    ("[" * 5000, "this is not valid YAML"),
+    ("a: 1\nb: \x00", "line 2: this is not valid YAML"),
+    ("[\n" + "[" * 5000, "line 2: this is not valid YAML"),
     ("- 1\n- 2", "line 1: the file must be a mapping"),
     ("--- {}\n--- {}", "line 2: this is not valid YAML"),
     ("secret-word", "line 1: the file must be a mapping"),
@@ -347,7 +354,7 @@ WRONG: list[tuple[str, str]] = [
         "tls_server_config: {certfile: x}",
         "line 1: tls_server_config has no field of this name; did you mean cert_file?",
     ),
-    ("tls_server_config: {cert_file: server.crt}", "tls_server_config.key_file: is missing"),
+    ("tls_server_config: {cert_file: server.crt}", "line 1: tls_server_config.key_file: is missing"),
     ("tls_server_config: {key_file: server.key}", "tls_server_config.cert_file: is missing"),
     ("tls_server_config: {client_auth_type: NoClientCert}", "cert_file: is missing"),
     ("tls_server_config:\n  key_file: y\n  cert: x", "line 3: tls_server_config.cert: is read from a file only"),

@@ -144,9 +144,16 @@ def _lost_protection(old: Rules, new: Rules) -> str | None:
         return None if old.context is new.context else "tls_server_config: switching TLS on or off needs a restart"
     if new.context.verify_mode < old.context.verify_mode:
         return "tls_server_config.client_auth_type: asking less of clients needs a restart"
+    if _has_authority(old.config) and not _has_authority(new.config):
+        # The machine's list of public authorities would count instead.
+        return "tls_server_config.client_ca_file: removing it needs a restart"
     if old.config.tls.client_allowed_sans is not None and new.config.tls.client_allowed_sans is None:
         return "tls_server_config.client_allowed_sans: removing it needs a restart"
     return None
+
+
+def _has_authority(config: WebConfig) -> bool:
+    return bool(config.tls.client_ca_file or config.tls.client_ca)
 
 
 class BasicAuthMiddleware:

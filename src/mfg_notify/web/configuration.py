@@ -36,6 +36,7 @@ _HEADERS: dict[str, tuple[str, ...]] = {
 }
 """The headers that the toolkit allows, with their allowed values; () allows any."""
 _HASH = re.compile(r"\$2[aby]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
+TLS_SECTION = "tls_server_config"
 _TEXT = "tag:yaml.org,2002:str"
 _NULL = "tag:yaml.org,2002:null"
 
@@ -75,7 +76,7 @@ class WebConfig(Struct, frozen=True):
     users: dict[str, bytes] = {}
     """bcrypt hashes by user."""
     lines: dict[str, int] = {}
-    """The line of each field of `tls_server_config`."""
+    """The line of each field of `tls_server_config`, and that of the section itself."""
     empty: bool = False
     """No section has any field."""
 
@@ -86,6 +87,7 @@ class ConfigurationError(Exception):
 
 def parse(content: bytes) -> WebConfig:
     """Read the content of a web configuration file. Raise `ConfigurationError`."""
+    loader = None
     try:
         loader = yaml.SafeLoader(content)
         return _Reader(loader).read(loader.get_single_node())
@@ -93,8 +95,10 @@ def parse(content: bytes) -> WebConfig:
         # PyYAML's own message would repeat parts of the line.
         mark = error.problem_mark or error.context_mark
         raise ConfigurationError(f"line {mark.line + 1 if mark else '?'}: this is not valid YAML") from None
-    except (yaml.YAMLError, RecursionError):
-        raise ConfigurationError("this is not valid YAML") from None
+    except yaml.reader.ReaderError as error:
+        raise ConfigurationError(f"line {_line_of_character(content, error)}: this is not valid YAML") from None
+    except RecursionError:
+        raise ConfigurationError(f"line {loader.line + 1 if loader else '?'}: this is not valid YAML") from None
 
 
 class _Reader:
@@ -108,6 +112,8 @@ class _Reader:
         names = ("tls_server_config", "http_server_config", "basic_auth_users")
         sections = dict(self._items(document, "the file", names))
         tls, http, users = ({**dict(self._items(sections.get(name), name, _names(name)))} for name in names)
+        if tls:
+            self._lines[TLS_SECTION] = _line(sections[TLS_SECTION])
         for name, node in tls.items():
             self._lines[name] = _line(node)
         headers = http.pop("headers", None)
@@ -192,6 +198,12 @@ def _describe(kind: Any) -> str:  # noqa: ANN401
         return f"a list, each {_describe(get_args(kind)[0])}"
     assert isinstance(kind, UnionType), kind  # noqa: S101 - no field has another type
     return _describe(get_args(kind)[0])
+
+
+def _line_of_character(content: bytes, error: yaml.reader.ReaderError) -> int:
+    # The position counts bytes if they could not be decoded, characters if one of them is not allowed.
+    text = content.decode("latin-1" if error.encoding == "utf-8" else "utf-8", "replace")
+    return text.count("\n", 0, error.position) + 1
 
 
 def _line(node: yaml.Node) -> int:

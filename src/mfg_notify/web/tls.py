@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mfg_notify.web.configuration import ConfigurationError, TlsConfig
+from mfg_notify.web.configuration import TLS_SECTION, ConfigurationError, TlsConfig
 
 _VERSIONS = {
     "TLS10": ssl.TLSVersion.TLSv1,
@@ -165,8 +165,8 @@ class ContextMaker:
         return path
 
     def _refuse(self, field: str, why: str) -> ConfigurationError:
-        line = f"line {self._lines[field]}: " if field in self._lines else ""
-        return ConfigurationError(f"{line}tls_server_config.{field}: {why}")
+        line = self._lines.get(field, self._lines[TLS_SECTION])
+        return ConfigurationError(f"line {line}: {TLS_SECTION}.{field}: {why}")
 
 
 def _checking_names(allowed: frozenset[str]) -> type[ssl.SSLObject]:
