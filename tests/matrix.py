@@ -106,17 +106,8 @@ def run(version: int, binaries: Path, arguments: Sequence[str]) -> Outcome:
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
         command = [
-            *(
-                sys.executable,
-                "-m",
-                "pytest",
-                "-n",
-                "3",
-                "--dist",
-                "worksteal",
-                "-m",
-                "database and not soak and not fuzz",
-            ),
+            *(sys.executable, "-m", "pytest", "-n", "3", "--dist", "worksteal"),
+            *("-m", "database and not soak and not fuzz"),
             *("--postgres-bin", str(binaries), f"--junitxml={report}", *arguments),
         ]
         exit_code = subprocess.run(command, cwd=ROOT, check=False).returncode

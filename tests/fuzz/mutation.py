@@ -1,17 +1,19 @@
 """Valid input with a few errors in it: cut off, repeated, exchanged, interspersed."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+
+Kind = Literal["cut", "insert", "replace", "repeat", "truncate", "drop line"]
 
 
 @dataclass(frozen=True)
 class _Edit:
     """One error, at a fraction of the length of the text, so that it has a place in every text."""
 
-    kind: Literal["cut", "insert", "replace", "repeat", "truncate"]
+    kind: Kind
     place: float
     length: int
     piece: str
@@ -30,6 +32,10 @@ class _Edit:
                 return text[:to] + text[at:]
             case "truncate":
                 return text[:at]
+            case "drop line":
+                lines = text.splitlines(keepends=True)
+                number = text.count("\n", 0, at)
+                return "".join(lines[:number] + lines[number + 1 :])
 
 
 def mutated(originals: SearchStrategy[str], pieces: SearchStrategy[str]) -> SearchStrategy[str]:
@@ -37,7 +43,7 @@ def mutated(originals: SearchStrategy[str], pieces: SearchStrategy[str]) -> Sear
     edits = st.lists(
         st.builds(
             _Edit,
-            st.sampled_from(["cut", "insert", "replace", "repeat", "truncate"]),
+            st.sampled_from(get_args(Kind)),
             st.floats(0, 1),
             st.integers(1, 12),
             pieces,
