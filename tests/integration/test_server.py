@@ -2,14 +2,18 @@
 
 import asyncio
 import errno
+import gc
 import re
 import socket
 import ssl
+import struct
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.abc
@@ -91,6 +95,10 @@ def ready() -> tuple[bool, str]:
     return True, "ready"
 
 
+def ready_snapshot() -> BoardSnapshot:
+    return BoardSnapshot("1", "live", True, "ready", None, None, [], [])
+
+
 def pages(page: HugePage | None = None, limits: Limits = SOON, board: Board | None = None) -> ASGIApp:
     return make_application(page or HugePage(), ready, "/metrics", board, (), limits)
 
@@ -143,6 +151,42 @@ async def test_a_connection_may_be_used_again_and_is_closed_without_a_count() ->
         await read_all(stream)
         assert found.responses == {200: 3}
         assert found.dropped == {}
+
+
+async def test_nothing_is_kept_of_a_connection_that_was_reset() -> None:
+    """Neither by a timer: connections that are open are limited, those that a timer keeps would not be."""
+    async with serving(pages(), Limits()) as found:
+        client = socket.create_connection(("127.0.0.1", found.port))
+        client.sendall(b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await anyio.wait_readable(client)
+        [connection] = map(weakref.ref, found.server.server_state.connections)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        # The loop that accepts connections keeps the latest one until the next.
+        async with await anyio.connect_tcp("127.0.0.1", found.port) as another:
+            await another.send(request())
+            await read_all(another)
+        while found.open:
+            await anyio.lowlevel.checkpoint()
+        await anyio.wait_all_tasks_blocked()
+        gc.collect()
+        assert connection() is None
+
+
+def splits() -> int:
+    """Return how often Python has kept a URL that was split."""
+    return int(urlsplit.cache_info().misses)  # type: ignore[attr-defined]  # typeshed does not say that it is cached
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/-/healthy", "/-/board/board.js", "/nothing"])
+async def test_no_url_is_cached(path: str) -> None:
+    """Python keeps the last URLs that were split, and those of a request contain the Host header and the query."""
+    async with serving(pages(board=Board(ready_snapshot)), Limits()) as found:
+        before = splits()
+        async with await anyio.connect_tcp("127.0.0.1", found.port) as stream:
+            await stream.send(request("HEAD", f"{path}?{'x' * 1000}", host="x.localhost"))
+            assert (await read_all(stream)).startswith(b"HTTP/1.1 ")
+        assert splits() == before
 
 
 async def test_a_tls_handshake_has_a_deadline(tmp_path: Path) -> None:

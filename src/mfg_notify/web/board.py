@@ -80,7 +80,8 @@ class Board:
             )
 
         async def asset(request: Request) -> Response:
-            name = request.url.path.removeprefix(f"{_PATH}/")
+            # Not `request.url`: Python would keep it, and clients choose its host and its query.
+            name = request.scope["path"].removeprefix(f"{_PATH}/")
             headers = {"cache-control": "no-cache", "vary": "accept-encoding"} | _REFERRER
             if accepts_gzip(request.headers.get("accept-encoding", "")):
                 encoded = headers | {"content-encoding": "gzip"}

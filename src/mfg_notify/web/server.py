@@ -12,7 +12,7 @@ import resource
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import cast
 
 import anyio
@@ -53,27 +53,34 @@ _BAD_REQUEST = b"".join(
 
 def bind(addresses: Sequence[str]) -> list[socket.socket]:
     """Open a listening socket for each `host:port`; an empty host is every address. Raise `UsageError`."""
-    sockets = []
-    for address in addresses:
-        host, colon, port = address.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if not colon or not port.isdecimal() or int(port) > 65535:
-            raise UsageError(f"--web.listen-address {address!r} is not host:port")
-        try:
-            family, kind, protocol, _, place = socket.getaddrinfo(
-                host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            listening = socket.socket(family, kind, protocol)
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(_bind(address)) for address in addresses]
+        # They are closed only if one of them could not be bound.
+        stack.pop_all()
+    return sockets
+
+
+def _bind(address: str) -> socket.socket:
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"--web.listen-address {address!r} is not host:port")
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with ExitStack() as stack:
+            listening = stack.enter_context(socket.socket(family, kind, protocol))
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(place)
             # From now on clients are queued instead of refused.
             listening.listen(BACKLOG)
-        except OSError as error:
-            raise UsageError(f"cannot listen on {address}: {error.strerror or error}") from error
-        except ValueError as error:  # a name that DNS cannot have, or one with the character 0
-            raise UsageError(f"cannot listen on {address!r}: this cannot be the name of a host") from error
-        sockets.append(listening)
-    return sockets
+            stack.pop_all()
+    except OSError as error:
+        raise UsageError(f"cannot listen on {address}: {error.strerror or error}") from error
+    except ValueError as error:  # a name that DNS cannot have, or one with the character 0
+        raise UsageError(f"cannot listen on {address!r}: this cannot be the name of a host") from error
+    return listening
 
 
 def address_of(listening: socket.socket, scheme: str = "http") -> str:
@@ -109,6 +116,8 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the server that the connection has ended."""
         super().connection_lost(exc)
+        # uvicorn leaves the timer if the client has reset the connection; it would keep all of this for seconds.
+        self._unset_keepalive_if_required()
         self.ended.set()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - one response for every error
