@@ -40,6 +40,10 @@ class ServiceManager:
         """Whether there is a service manager."""
         return bool(self._address)
 
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
     def send(self, *assignments: str) -> None:
         """Send assignments such as READY=1 in one message; line breaks within one become spaces."""
         message = "\n".join(" ".join(assignment.splitlines()) for assignment in assignments)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -99,12 +100,13 @@ def run(
         access=Access(web_config_file) if web_config_file else None,
         limits=Limits(max_requests, max_connections),
     )
-    sockets = server.bind(listen_addresses)
-    anyio.run(_export, Exporter(settings), sockets)
+    exporter = Exporter(settings)
+    anyio.run(_export, exporter, server.bind(listen_addresses))
 
 
 async def _export(exporter: Exporter, sockets: list[socket.socket]) -> None:
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(systemd.report, exporter, systemd.ServiceManager(os.environ))
-        await exporter.run(sockets, handle_signals=True)
-        tasks.cancel_scope.cancel()
+    with closing(systemd.ServiceManager(os.environ)) as manager:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(systemd.report, exporter, manager)
+            await exporter.run(sockets, handle_signals=True)
+            tasks.cancel_scope.cancel()
