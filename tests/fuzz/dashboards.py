@@ -1,6 +1,7 @@
 """Dashboards of users: merged in place with their own panels as they were, or refused in one line and left alone."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +23,15 @@ _OURS: Json = json.loads(shipped.read_dashboard("market-dynamics.json"))
 _TITLES = [panel["title"] for panel in _OURS["panels"] if panel["type"] != "row"]
 
 _WORDS = st.sampled_from([ROW, *_TITLES[:3], "row", "prometheus", "${DS}", "$source", "market_job", "x", "\ud800"])
-_SCALARS = st.none() | st.booleans() | st.integers(-5, 5) | st.integers() | st.floats() | _WORDS | st.text(max_size=4)
+_SCALARS = (
+    st.sampled_from([None, math.nan, math.inf])
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.integers()
+    | st.floats()
+    | _WORDS
+    | st.text(max_size=4)
+)
 _KEYS = st.sampled_from(
     [
         *("panels", "title", "type", "collapsed", "gridPos", "id", "y", "h", "templating", "list", "name", "targets"),

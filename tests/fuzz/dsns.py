@@ -16,12 +16,16 @@ from mfg_notify.diagnosis.doctor import _connection_remedy
 from mfg_notify.errors import AccessDenied, DatabaseUnavailable, SchemaNotReady, UsageError
 from mfg_notify.postgres.connection import complete_conninfo, describe, target_of
 
-SPECIAL = st.sampled_from(
-    [
-        *"/@?#:%&=[]+ '\"\\;,|$!*(){}<>~`^é\U0001f680\0\udcff",
-        *("%4", "%zz", "%00", "%ff", "[/red]", "://", "@/", "\\'", "@h/"),
-    ]
-) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=3)
+SPECIAL = (
+    st.sampled_from(["/", "@", "?", "#"])
+    | st.sampled_from(
+        [
+            *"/@?#:%&=[]+ '\"\\;,|$!*(){}<>~`^é\U0001f680\0\udcff",
+            *("%4", "%zz", "%00", "%ff", "[/red]", "://", "@/", "\\'", "@h/"),
+        ]
+    )
+    | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=3)
+)
 """What a password may contain that means something to a URI, to libpq, to a shell or to rich."""
 
 

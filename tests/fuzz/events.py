@@ -70,8 +70,8 @@ def _bodies(
     inputs = _array(counts, counts) | _NULL
     numbers = _array(*3 * [maybe_number], number, *3 * [maybe_number])
     groups = {
-        "pipeline": (_array(text, text, text, text), numbers, _array(*2 * [maybe_time])),
-        "task": (_array(text, maybe_text, text, text, text, maybe_text), numbers, _array(*3 * [maybe_time])),
+        "pipeline": (_array(maybe_text, text, text, text), numbers, _array(*2 * [maybe_time])),
+        "task": (_array(maybe_text, maybe_text, text, text, text, maybe_text), numbers, _array(*3 * [maybe_time])),
         "factory": (
             *(_array(maybe_text, text, text, maybe_text, maybe_text), _array(number, number), _array(flags, flags)),
             *(flags, inputs, inputs),
@@ -82,13 +82,16 @@ def _bodies(
 
 
 _VALID = _bodies(_WORDS, _CREDITS, _TIMES)
-_UNUSUAL = _bodies(_WORDS | st.text(max_size=8).map(json.dumps), _CREDITS | _ODD_NUMBERS, _TIMES | _ODD_TIMES)
+_UNUSUAL = _bodies(
+    _WORDS | (st.text(max_size=8) | st.just("\0")).map(json.dumps), _CREDITS | _ODD_NUMBERS, _TIMES | _ODD_TIMES
+)
 _PIECES = st.sampled_from(["[", "]", "null", ",", '"', "\\", "\\u0000", "\\ud800", "1e9", "-", "{}", "true", "\x00"])
 _PIECES |= st.text(max_size=3)
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=8) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
 ).map(json.dumps)
+_DEEP = st.sampled_from(["[", '["task","I",', '["task","T",', '{"a":']).map(lambda bracket: bracket * 5000)
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ _WRITTEN = st.builds(
     Written,
     st.integers(0, 2**63 - 1),
     _TIMES,
-    _VALID | _VALID | _UNUSUAL | mutated(_VALID, _PIECES) | _JSON | st.text(),
+    _VALID | _VALID | _UNUSUAL | mutated(_VALID, _PIECES) | _JSON | st.text() | _DEEP,
     st.none() | st.none() | mutated(_VALID.map(lambda body: f'[1,7,8,"2023-11-14T22:13:20Z",{body}]'), _PIECES),
 )
 Input = tuple[int, list[Written], bytes]
@@ -120,10 +123,17 @@ def _decoded(written: Written, number: int) -> Event | None:
         event = decode_payload(written.payload(number))
     except MalformedEvent:
         return None
+    assert "\0" not in "".join(_texts(event))
     # A fold decodes the same change from the journal's row.
     if written.whole is None:
         assert decode_change(written.body) == decode_change(written.body.encode()) == event.change
     return event
+
+
+def _texts(event: Event) -> Iterator[str]:
+    yield event.change.key
+    for image in filter(None, (event.change.old, event.change.new)):
+        yield from (value for value in msgspec.structs.astuple(image) if isinstance(value, str))
 
 
 def _check_bytes(body: bytes | str) -> None:
@@ -147,10 +157,10 @@ def _new_ledger() -> Ledger:
     return ledger
 
 
-def _fold(ledger: Ledger, generation: int, events: list[Event]) -> None:
+def _fold(ledger: Ledger, generation: int, events: list[Event], *, drained: bool = True) -> None:
     ledger.begin_fold()
     outcome = ledger.settle(
-        Fold(generation, events, settle(events), malformed=0, drained=True, xid=0, xmin=0, last_id=0)
+        Fold(generation, events, settle(events), malformed=0, drained=drained, xid=0, xmin=0, last_id=0)
     )
     assert outcome.unconfirmed == 0
 
@@ -169,8 +179,10 @@ def _check(given: Input) -> None:
         assert ledger.announce(event) is Arrival.DUPLICATE
     pages = _pages(ledger)
     _check_stored(settle(events))
-    _fold(ledger, 4, events)
-    # A fold settles exactly what was announced.
+    # Two folds settle exactly what was announced.
+    half = len(events) // 2
+    _fold(ledger, 4, events[:half], drained=False)
+    _fold(ledger, 5, events[half:])
     assert _pages(ledger) == pages
     _check_shown(ledger, events)
 
@@ -225,6 +237,6 @@ TARGET = Target(
         st.integers(0, 2**62), st.lists(_WRITTEN, min_size=1, max_size=8), st.binary(max_size=40)
     ),
     _open,
-    short=150,
+    short=200,
     slice=600,
 )  # fmt: skip

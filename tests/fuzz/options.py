@@ -30,6 +30,7 @@ _DIGITS = st.text(st.sampled_from("0123456789.٣²"), max_size=400)
 _DURATIONS = st.tuples(_DIGITS, st.sampled_from(["", "s", "ms", "m", "h", "d", " s"])).map("".join) | st.text(
     max_size=5
 )
+_DURATIONS |= st.sampled_from(["9" * 400, f"0.{'0' * 330}5s", f"0.{'0' * 322}5ms", "٣s", "1e9", "0.0"])
 _PATHS = mutated(
     st.sampled_from(["/metrics", "/a/b", "/", "/-/x", "metrics"]),
     st.sampled_from(["{", "}", "{a}", "{a:path}", "{a:x}", "?", "#", "%", "%2F", "//", "..", " ", "é", "\n", '"', "<"]),

@@ -129,6 +129,9 @@ def _called_with(arguments: list[str], environment: Mapping[str, str]) -> Iterat
     title = getproctitle()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["mfg-notify", *arguments])
+        if any(argument.startswith("--dsn") for argument in arguments):
+            # As everyone on the machine sees a process that was called like this.
+            setproctitle(" ".join(sys.argv))
         for name in os.environ.keys() - clean_environment().keys():
             patch.delenv(name)
         for name, value in environment.items():
@@ -210,7 +213,7 @@ def _open(host: str = NOBODY[0], port: int = NOBODY[1]) -> Iterator[Check]:
         yield Surroundings(Path(folder), host, port).check
 
 
-TARGET = Target("passwords", PASSWORDS, _open, short=15, slice=60)
+TARGET = Target("passwords", PASSWORDS, _open, short=20, slice=150)
 
 
 def target_at(host: str, port: int) -> Target:

@@ -28,6 +28,7 @@ PROTECTED: dict[str, dict[str, Any]] = {
     "TLS": {"tls_server_config": TLS},
     "certificates": {"tls_server_config": TLS | _CLIENTS},
     "certificates if given": {"tls_server_config": TLS | _CLIENTS | {"client_auth_type": "VerifyClientCertIfGiven"}},
+    "TLS and users": {"tls_server_config": TLS, "basic_auth_users": {SECRET: HASH}},
     "everything": {
         "tls_server_config": TLS | _CLIENTS | {"client_allowed_sans": [SECRET], "min_version": "TLS13"},
         "http_server_config": {"http2": False, "headers": {"X-Frame-Options": "deny"}},
@@ -71,12 +72,39 @@ _PIECES = st.sampled_from(
         *("basic_auth_users:\n", "client_auth_type: NoClientCert\n", "client_ca_file: \n", "<<: *a\n"),
     ]
 )
+_ODD = (
+    "basic_auth_users:\n  alice: !!int x\n",
+    "tls_server_config:\n  cert_file: 2001-99-99\n",
+    "http_server_config:\n  http2: !!float x\n  headers:\n",
+    "tls_server_config: &a\n  client_allowed_sans: [*a]\n",
+)
+"""What YAML itself cannot convert."""
+
+
+@st.composite
+def _reduced(draw: st.DrawFn) -> str:
+    """Return a configuration without some of what protects."""
+    sections = PROTECTED[draw(st.sampled_from(sorted(PROTECTED)))]
+    left = {}
+    for section, fields in sections.items():
+        match draw(st.sampled_from(["keep", "keep", "reduce", "empty", "drop"])):
+            case "keep":
+                left[section] = fields
+            case "reduce":
+                left[section] = {name: value for name, value in fields.items() if draw(st.booleans())}
+            case "empty":
+                left[section] = None
+    return yaml.safe_dump(left)
+
+
 _FILES = (
     st.sampled_from([yaml.safe_dump(sections) for sections in PROTECTED.values()])
     | st.sampled_from([yaml.safe_dump(sections, sort_keys=False) for sections in PROTECTED.values()])
+    | st.sampled_from(_ODD)
     | _SECTIONS.map(yaml.safe_dump)
 )
 _CONTENTS = st.one_of(
+    _reduced().map(str.encode),
     mutated(_FILES, _PIECES).map(lambda text: text.encode(errors="surrogatepass")),
     _VALUES.map(lambda value: yaml.safe_dump(value).encode()),
     st.binary(max_size=60),
@@ -151,6 +179,6 @@ TARGET = Target(
     "web_configuration",
     st.tuples(st.sampled_from(sorted(PROTECTED)), _CONTENTS),
     _open,
-    short=150,
+    short=300,
     slice=1000,
 )
