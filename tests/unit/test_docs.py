@@ -44,7 +44,10 @@ TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 SOURCES = ROOT / "src" / "mfg_notify"
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
-ELSEWHERE = {"MFG_NOTIFY_TEST_DSN", "MFG_NOTIFY_SOAK_MINUTES"}
+ELSEWHERE = {
+    "MFG_NOTIFY_TEST_DSN", "MFG_NOTIFY_SOAK_MINUTES", "MFG_NOTIFY_FUZZ_MINUTES", "MFG_NOTIFY_FUZZ_SEED",
+    "MFG_NOTIFY_FUZZ_TARGETS",
+}  # fmt: skip
 """Variables that only the tests read."""
 EXAMPLE = "manufacturing_pipeline_starts_total"
 """The metric that contributing.md adds."""
