@@ -19,7 +19,6 @@ from typing import Literal, get_args
 import click
 import pytest
 from hypothesis import strategies as st
-from setproctitle import getproctitle, setproctitle
 from tests.fuzz.dsns import FORMS, SPECIAL
 from tests.fuzz.secret import SECRETS, leaks
 from tests.fuzz.target import Check, Target
@@ -126,24 +125,17 @@ def _more_arguments(command: click.Command, given: Given) -> list[str]:
 
 @contextmanager
 def _called_with(arguments: list[str], environment: Mapping[str, str]) -> Iterator[None]:
-    title = getproctitle()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["mfg-notify", *arguments])
-        if any(argument.startswith("--dsn") for argument in arguments):
-            # As everyone on the machine sees a process that was called like this.
-            setproctitle(" ".join(sys.argv))
         for name in os.environ.keys() - clean_environment().keys():
             patch.delenv(name)
         for name, value in environment.items():
             patch.setenv(name, value)
-        try:
-            yield
-        finally:
-            setproctitle(title)
+        yield
 
 
 def invoke(arguments: list[str], environment: Mapping[str, str]) -> str:
-    """Run a command to its end; return all that it has printed, and the title of the process after it."""
+    """Run a command to its end; return all that it has printed."""
     with (
         TemporaryDirectory() as folder,
         _called_with(arguments, environment),
@@ -155,9 +147,8 @@ def invoke(arguments: list[str], environment: Mapping[str, str]) -> str:
     ):
         with pytest.raises(SystemExit):
             main.main(arguments, prog_name="mfg-notify")
-        title = getproctitle()
         printed.flush()
-        return (Path(folder) / "printed").read_text(encoding="utf-8") + title
+        return (Path(folder) / "printed").read_text(encoding="utf-8")
 
 
 def run_exporter(arguments: list[str], environment: Mapping[str, str]) -> str:
