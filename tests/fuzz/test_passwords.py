@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from tests.conftest import Postgres
 from tests.fuzz.dsns import FORMS
-from tests.fuzz.passwords import LOG_FORMATS, PAGES, TARGET, commands_with_a_dsn, target_at
+from tests.fuzz.passwords import LOG_FORMATS, PAGES, TARGET, Given, Surroundings, Way, commands_with_a_dsn, target_at
 from tests.fuzz.secret import leaks
 from tests.support import ExporterProcess, eventually, free_port
 
@@ -48,6 +48,13 @@ def test_the_commands_that_take_a_dsn() -> None:
 def test_passwords_that_a_server_refuses(port: int) -> None:
     target = target_at("127.0.0.1", port)
     assert target.run(target.short) > 0
+
+
+@pytest.mark.parametrize("separator", ["/", "@", "?", "#", "@/"])
+def test_a_password_that_is_not_escaped(separator: str, tmp_path: Path) -> None:
+    ways: tuple[Way, ...] = ("option", "variable")
+    for way in ways:
+        Surroundings(tmp_path).check(Given(SECRET, separator, "not escaped", way, "logfmt"))
 
 
 @pytest.mark.fuzz
