@@ -69,8 +69,6 @@ class Surroundings:
 
     def check(self, given: Given) -> None:
         """Run every command with a DSN; assert that nothing of its password is printed, logged or served."""
-        if not given.is_possible:
-            return
         arguments, environment = self._arguments(given)
         for path, command in commands_with_a_dsn(main):
             more = _more_arguments(command, given)
@@ -195,7 +193,7 @@ PASSWORDS = st.builds(
     st.sampled_from(sorted(FORMS)),
     st.sampled_from(get_args(Way)),
     st.sampled_from(LOG_FORMATS),
-)
+).filter(lambda given: given.is_possible)
 
 
 @contextmanager
