@@ -75,7 +75,7 @@ _PATHS = st.sampled_from(
 _HEADERS = st.sampled_from(
     [
         *(f"Accept: application/openmetrics-text;version={MARK}", "Accept: application/openmetrics-text; q=0.5"),
-        *("Accept: */*", f"Accept: text/{MARK}", "Accept: " + "a/b," * 900),
+        *("Accept: */*", f"Accept: text/{MARK};q={MARK}", "Accept: text/plain;q=nan", "Accept: " + "a/b," * 900),
         *("Accept-Encoding: gzip", f"Accept-Encoding: gzip;q=1.{MARK}", f"Accept-Encoding: {MARK}, gzip"),
         *(f"Authorization: Basic {_CREDENTIALS}", f"Authorization: Basic {_GUESS}", f"Authorization: Digest {MARK}"),
         *(f"User-Agent: {MARK}", f"X-{MARK}: {MARK}", f"Cookie: {MARK}", f"X-Forwarded-For: {MARK}"),
