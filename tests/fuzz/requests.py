@@ -78,6 +78,7 @@ _HEADERS = st.sampled_from(
         *("Accept: */*", f"Accept: text/{MARK};q={MARK}", "Accept: text/plain;q=nan", "Accept: " + "a/b," * 900),
         *("Accept-Encoding: gzip", f"Accept-Encoding: gzip;q=1.{MARK}", f"Accept-Encoding: {MARK}, gzip"),
         *(f"Authorization: Basic {_CREDENTIALS}", f"Authorization: Basic {_GUESS}", f"Authorization: Digest {MARK}"),
+        *(f"Authorization: Basic {MARK}!", "Authorization: Basic /////w=="),
         *(f"User-Agent: {MARK}", f"X-{MARK}: {MARK}", f"Cookie: {MARK}", f"X-Forwarded-For: {MARK}"),
         *("Range: bytes=0-1", f"If-None-Match: {MARK}", "X: " + "x" * 5000, "Content-Length: 0"),
     ]
