@@ -17,6 +17,7 @@ from tests.fuzz.mutation import mutated
 from tests.fuzz.target import Check, Target
 
 from mfg_notify.core.board import build_game, describe_change
+from mfg_notify.core.capped_totals import CappedTotals
 from mfg_notify.core.counters import Arrival, Settlement, settle
 from mfg_notify.core.events import Event, decode_change, decode_payload
 from mfg_notify.core.ledger import Fold, Ledger, Snapshot, Totals
@@ -148,23 +149,24 @@ def _new_ledger() -> Ledger:
     ledger = Ledger(lambda: float(NOW), 0, Tuning())
     ledger.lead()
     for generation in (1, 2, 3):
-        _fold(ledger, generation, [])
+        number = _fold(ledger, generation, [])
         if generation == 1:
-            ledger.resync(Totals(1, {}, RecentActivity()))
+            ledger.resync(Totals(1, CappedTotals(), RecentActivity()))
         if generation == 2:
             ledger.begin_reconciliation()
             ledger.reconcile(Snapshot(LiveRows(), next_xid=0, in_progress=frozenset()))
-        ledger.receive_barrier(generation)
+        ledger.receive_barrier(number)
     assert ledger.finish_reconciliation() == {}
     return ledger
 
 
-def _fold(ledger: Ledger, generation: int, events: list[Event], *, drained: bool = True) -> None:
-    ledger.begin_fold()
+def _fold(ledger: Ledger, generation: int, events: list[Event], *, drained: bool = True) -> int:
+    number = ledger.begin_fold()
     outcome = ledger.settle(
-        Fold(generation, events, settle(events), malformed=0, drained=drained, xid=0, xmin=0, last_id=0)
+        Fold(number, generation, events, settle(events), malformed=0, drained=drained, xid=0, xmin=0, last_id=0)
     )
     assert outcome.unconfirmed == 0
+    return number
 
 
 def _check(given: Input) -> None:
