@@ -4,6 +4,7 @@ Each is an event or malformed and nothing else. What is an event can be counted,
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -198,10 +199,15 @@ def _pages(ledger: Ledger) -> tuple[str, str]:
     read = [
         sorted((sample.name, sorted(sample.labels.items()), sample.value) for family in families
                for sample in family.samples)
-        for families in (_READ_TEXT(text), _READ_OPENMETRICS(openmetrics + "# EOF\n"))
+        for families in (_READ_TEXT(_gains(text)), _READ_OPENMETRICS(_gains(openmetrics) + "# EOF\n"))
     ]  # fmt: skip
     assert read[0] == read[1]
     return text, openmetrics
+
+
+def _gains(page: str) -> str:
+    # The sum of profits is negative after losses, which the parser of OpenMetrics refuses and Prometheus takes.
+    return re.sub(r"(?m)^(\w+_pipeline_profit_credits_sum\{.*\}) -", r"\1 ", page)
 
 
 def _check_stored(settlement: Settlement) -> None:
