@@ -14,6 +14,9 @@ import pytest
 from rich.console import Console
 from tests.fuzz.all_targets import TARGETS
 
+# Some inputs are as long as what they try to overflow.
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
+
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_short(name: str) -> None:
