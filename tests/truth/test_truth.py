@@ -246,7 +246,9 @@ def test_an_unchanged_row_is_not_audited_and_a_replica_role_is(game: Connection)
 def test_the_audit_stands_in_the_way_of_no_alter_table(game: Connection) -> None:
     game.execute(PLAY.encode())
     game.execute("ALTER TABLE manufacturing_tasks ALTER COLUMN status TYPE text, DROP COLUMN priority")
-    game.execute("UPDATE manufacturing_tasks SET status = 'FAILED', retry_count = 9, completed_at = now() WHERE id = 't2'")
+    game.execute(
+        "UPDATE manufacturing_tasks SET status = 'FAILED', retry_count = 9, completed_at = now() WHERE id = 't2'"
+    )
     failures = series("manufacturing_tasks_completed_total", **ACQUIRE_DELIVER, status="failure")
     assert read_counters(game)[failures] == 3
     assert series("manufacturing_tasks_executing_total", **ACQUIRE_DELIVER) not in read_gauges(game)

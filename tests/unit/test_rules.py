@@ -192,7 +192,11 @@ TASK_CASES: list[Case] = [
         (READY, replace(QUICK, status="EXECUTING", completed_at=None), QUICK),
         A_QUICK_START + SUCCESS + A_QUICK_JOURNEY,
     ),
-    ("ready to completed, started at an unknown time", (READY, task("COMPLETED", ready_at=READY_AT)), A_START + SUCCESS),
+    (
+        "ready to completed, started at an unknown time",
+        (READY, task("COMPLETED", ready_at=READY_AT)),
+        A_START + SUCCESS,
+    ),
     (
         "ready to executing, started in the future",
         (READY, replace(QUICK, status="EXECUTING", started_at=NOW + 10**15, completed_at=None)),
