@@ -923,7 +923,7 @@ def test_dropped_events_are_corrected(actions: list[Action]) -> None:
 def test_a_memory_takes_the_last_completion_and_the_latest_sighting() -> None:
     activity = RecentActivity()
     done = event(pipeline(), pipeline("COMPLETED", total_revenue=9, total_cost=2, completed_at=NOW), number=1, key="p")
-    start = event(task("ASSIGNED"), task("EXECUTING", assigned_ship="S", started_at=NOW - 5), number=2, at=NOW + 3)
+    start = event(task("READY"), task("EXECUTING", assigned_ship="S", started_at=NOW - 5), number=2, at=NOW + 3)
     activity.add(settle([done, start]))
     expected = RecentActivity(
         {"p": Completion("p", 1, NOW, 7)},
