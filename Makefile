@@ -10,7 +10,7 @@ LOCKED_DEV := $(LOCKED_DEMO) requirements/dev.txt
 LOCKED_BENCH := requirements/bench.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-matrix coverage soak fuzz bench instructions check format docs dashboards lock sbom
+.PHONY: help demo test test-all test-fast test-matrix coverage soak fuzz bench instructions check format docs dashboards lock sbom
 .PHONY: clean
 
 help: ## list the targets
@@ -19,11 +19,14 @@ help: ## list the targets
 demo: $(VENV)/demo ## see it run: PostgreSQL, the game's tables, a simulated game, the exporter
 	@exec $(BIN)/mfg-notify demo
 
-test: $(VENV)/dev ## run the whole test suite
+test: $(VENV)/dev ## run the test suite, without what takes longest
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not soak and not fuzz and not thorough" $(PYTEST)
+
+test-all: $(VENV)/dev ## run the whole test suite
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(PYTEST)
 
 test-fast: $(VENV)/dev ## unit and integration tests, in about a minute and a half
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not soak and not fuzz and not slow" tests/unit tests/integration tests/fuzz $(PYTEST)
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not soak and not fuzz and not slow and not thorough" tests/unit tests/integration tests/fuzz $(PYTEST)
 
 test-matrix: $(VENV)/dev ## what needs a database, on PostgreSQL 14 to 18 or on VERSIONS="14 16"
 	$(BIN)/python -m tests.matrix $(if $(VERSIONS),--versions "$(VERSIONS)") $(PYTEST)

@@ -107,7 +107,7 @@ def run(version: int, binaries: Path, arguments: Sequence[str]) -> Outcome:
         report = Path(scratch) / "report.xml"
         command = [
             *(sys.executable, "-m", "pytest", "-n", "3", "--dist", "worksteal"),
-            *("-m", "database and not soak and not fuzz"),
+            *("-m", "database and not soak and not fuzz and not thorough"),
             *("--postgres-bin", str(binaries), f"--junitxml={report}", *arguments),
         ]
         exit_code = subprocess.run(command, cwd=ROOT, check=False).returncode

@@ -13,6 +13,7 @@ from tests.game_rows import add_pipeline, add_player
 from tests.samples import value
 from tests.support import ROOT, ExporterProcess, clean_environment, eventually
 
+pytestmark = pytest.mark.thorough
 STARTS = "manufacturing_pipeline_starts_total"
 PAGE = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
 TOUCHED = re.findall(r"^--- (\S+)$", PAGE, re.MULTILINE)

@@ -43,6 +43,7 @@ CARRIED = {
     "systemd": f"{PROJECT}.data/data/share/mfg-notify/systemd",
 }
 """Folders of the repository, and where they are in the wheel; a folder that is not there carries nothing."""
+pytestmark = pytest.mark.thorough
 # Without variables that could point to another installation than the one built here.
 ENVIRONMENT = clean_environment("PYTHON")
 

@@ -13,6 +13,7 @@ from tests.support import ExporterProcess, eventually, free_port
 
 from mfg_notify.cli import main
 
+pytestmark = pytest.mark.thorough
 SECRET = "JQVXZZVXQJJQ"  # noqa: S105 - of nobody
 
 

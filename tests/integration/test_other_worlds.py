@@ -238,7 +238,7 @@ def test_a_publication_of_all_tables_is_refused_before_its_subscribers_stop(data
         assert migrations.up(connection, "public", print)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_an_exporter_on_a_subscriber_names_the_subscription(postgres: Postgres) -> None:
     with postgres.make({"wal_level": "logical", "fsync": "off"}) as server:
         for name in ("publisher", "subscriber"):
@@ -362,7 +362,7 @@ def changes_of(game: psycopg.Connection) -> int:
     return int(changes)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_pg_repack_rewrites_the_tables_while_the_game_plays() -> None:
     """It copies a table, follows its changes with a trigger of its own, and swaps the files."""
     programs = programs_with_pg_repack()
@@ -792,7 +792,7 @@ def test_an_exporter_meets_another_version_of_the_schema(installed: Database) ->
 # --------------------------------------------------------------------------------------------------- PgBouncer --
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["session", "transaction"])
 def test_a_pooler_that_resets_its_sessions(installed: Database, tmp_path: Path, mode: str) -> None:
     """The game comes through it too, and one server connection serves one client after the other."""
@@ -821,7 +821,7 @@ BEFORE_THE_END = 2**32 - 300
 """A transaction id that many transactions before the number starts again."""
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_transaction_ids_start_again_under_an_exporter(postgres: Postgres) -> None:
     """An event has a transaction id of 64 bits, and the game's rows ids of 32."""
     with postgres.make({"autovacuum": "off", "fsync": "off", "track_commit_timestamp": "on"}) as server:
