@@ -99,6 +99,11 @@ class _Budget:
         self._left = maximum
         self.dropped = 0
 
+    @property
+    def exhausted(self) -> bool:
+        """Tell whether nothing more is allowed."""
+        return self._left <= 0
+
     def allows(self, series: int) -> bool:
         """Take that many, if there are so many; once refused, nothing more is allowed."""
         self._left = self._left - series if self._left >= series else -1
@@ -303,18 +308,24 @@ def _add_zeros(
             goods.add((labels[0], labels[1]))
 
     def at_zero(metric: Metric, known: set[Labels], more: tuple[Labels, ...] = ((),)) -> None:
-        if metric.buckets:
-            shown = histograms[metric.name]
-            for labels in sorted(known):
-                if labels not in shown and budget.allows_or_drops(WEIGHT[metric.name]):
-                    shown[labels] = Distribution()
-        else:
-            counted = counters[metric.name]
-            for labels in sorted(known):
-                for rest in more:
-                    place = (*labels, *rest)
-                    if place not in counted and budget.allows_or_drops(1):
-                        counted[place] = 0
+        shown: dict[Labels, int] | dict[Labels, Distribution] = (
+            histograms[metric.name] if metric.buckets else counters[metric.name]
+        )
+        if budget.exhausted:
+            # Only how many would be missing: there may be very many.
+            rests, width = set(more), len(metric.labels) - len(more[0])
+            present = sum(place[:width] in known and place[width:] in rests for place in shown)
+            budget.dropped += (len(known) * len(more) - present) * WEIGHT.get(metric.name, 1)
+            return
+        for labels in sorted(known):
+            for rest in more:
+                place = (*labels, *rest)
+                if place in shown or not budget.allows_or_drops(WEIGHT.get(metric.name, 1)):
+                    continue
+                if metric.buckets:
+                    histograms[metric.name][place] = Distribution()
+                else:
+                    counters[metric.name][place] = 0
 
     at_zero(catalogue.COST, players, tuple((word,) for word in COST_TYPES))
     at_zero(catalogue.REVENUE, players)

@@ -28,6 +28,9 @@ BARRIER = "barrier "
 DEAD_LETTERS_KEPT = 1_000
 """Journal rows that are not events, kept for inspection."""
 
+TOTALS_AT_A_TIME = 2_000
+"""Totals that are in memory before they are summed up; other tasks run in between."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -210,11 +213,13 @@ async def read_totals(connection: Connection, series_maximum: int = SERIES_MAXIM
             if lease is None:
                 raise SchemaNotReady("mfg_notify.lease has lost its row; `mfg-notify doctor` says how to restore it")
             counters = CappedTotals(series_maximum)
-            async with connection.cursor() as cursor:
-                async for metric, labels, n in cursor.stream(QUERY["totals"]):
-                    # A metric that only a newer version knows stays in the table, untouched.
-                    if metric in SETTLED_LABELS:
-                        counters.add(_from_json(metric, labels), n)
+            async with connection.cursor("mfg_notify_totals") as cursor:
+                await cursor.execute(QUERY["totals"])
+                while rows := await cursor.fetchmany(TOTALS_AT_A_TIME):
+                    for metric, labels, n in rows:
+                        # A metric that only a newer version knows stays in the table, untouched.
+                        if metric in SETTLED_LABELS:
+                            counters.add(_from_json(metric, labels), n)
             return Totals(lease[0], counters, await _read_activity(connection))
 
 
