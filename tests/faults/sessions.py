@@ -17,7 +17,7 @@ WORKERS = 4
 LONG = 300
 """Seconds that the long transaction is open in the soak."""
 SNAPSHOT_MINUTES = float(os.environ.get("MFG_NOTIFY_SOAK_SNAPSHOT_MINUTES") or 1)
-"""For which a snapshot is held open in the soak."""
+"""For which a snapshot is held open in the soak. Below 60: what leaves the last hour cannot be compared."""
 TASKS = 40
 SETUP = """
 INSERT INTO players (id, agent_symbol, token) VALUES (901, 'ODD', 'x');

@@ -38,7 +38,7 @@ def test_at_first_nothing_is_known() -> None:
         ([(0.3, 20_000)] * SAMPLES, 0.0),
         ([(30.0, 0)] * SAMPLES, 60.0),
         ([(0.1, 0), (0.1, 0), (9.0, 0)], 0.9),
-        ([(0.1, 0), (0.2, 0), (0.3, 0), (0.4, 0)], 1.8),
+        ([(0.1, 0), (0.2, 0), (0.3, 0), (0.4, 0)], 2.7),
     ],
     ids=["cheap", "dear", "half of it for events", "all of it for events", "at most", "one was held up", "ever dearer"],
 )

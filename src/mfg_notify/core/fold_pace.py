@@ -6,11 +6,12 @@ slower. This outlives a session, because a fold that is not answered in time end
 """
 
 from collections import deque
+from statistics import median_low
 
 from mfg_notify.core.tuning import Tuning
 
 SAMPLES = 3
-"""Recent folds that are measured; the cheapest counts, because a single slow one only shows what held it up."""
+"""Recent folds that are measured; their median counts, because a single slow one only shows what held it up."""
 
 
 class FoldPace:
@@ -31,7 +32,7 @@ class FoldPace:
         tuning = self._tuning
         # Time that the events themselves explain does not count: a high rate must not make folds rare.
         self._overheads.append(max(0.0, duration - events * tuning.fold_seconds_per_event))
-        self.pause = min(min(self._overheads) * (1 / tuning.fold_share - 1), tuning.fold_pause_maximum)
+        self.pause = min(median_low(self._overheads) * (1 / tuning.fold_share - 1), tuning.fold_pause_maximum)
         self.timeout = min(max(tuning.answer_timeout, 10 * duration), tuning.fold_timeout_maximum)
         self.chunk = min(2 * self.chunk, tuning.fold_chunk)
 
