@@ -174,8 +174,9 @@ def main() -> int:
         with ExitStack() as stack:
             for load in LOADS:
                 stack.enter_context(playing(load, options.port))
-            signal.sigwait({signal.SIGTERM, signal.SIGINT})
-        return 0
+            # Set when all clients run, which do not inherit it: they end with the block.
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+            signal.pause()
     with Stage() as stage:
         stage.make_game("ours", triggers=True)
         with stage.connect("ours") as connection:
