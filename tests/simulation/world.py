@@ -40,6 +40,8 @@ SHOWN_WITHIN = 1.7
 """Seconds in fair weather from a commit until its events are shown: the longest poll interval, and a few steps."""
 PUNCTUAL = 0.6
 """Seconds in fair weather by which a step may be late because another is under way."""
+ANSWER = 10.0
+"""Seconds that an answer may be on its way, at most; after that the connection is given up."""
 PAUSE = 10.0
 """Seconds between two transactions of a writer in a pause in which nothing wakes up an exporter."""
 EMPTY_FOLDS = 10
@@ -62,8 +64,10 @@ class Watch:
     """Before this, no fold ends the doubt: notifications from before the restore are still on their way."""
     rows_doubtful_since: float | None = None
     """Since when the live rows may be wrong for the same reason; a reconciliation that begins later ends it."""
-    restored: bool = False
-    """The database went back since this exporter last read the totals, so it may find them lower than it knew them."""
+    restored_at: float = -math.inf
+    """When the database last went back. If it has read no totals since, it may find them lower than it knew."""
+    read_at: float = -math.inf
+    """When it last read the totals, less the time that the answer may have been on its way."""
     reads: bool = False
     """It is reading the totals."""
     overlooked: bool = False
@@ -290,7 +294,7 @@ class World(Watcher):
         for exporter in self.exporters:
             watch = self._watches[exporter.name]
             self._doubt(watch)
-            watch.restored = True
+            watch.restored_at = self.agenda.now
             if in_place and not self._judges_restores:
                 watch.doubtful_until = math.inf
             elif exporter.session is not None:
@@ -373,10 +377,10 @@ class World(Watcher):
         """Check what a fold has found."""
         watch = self._watches[exporter.name]
         watch.busy += len(outcome.news)
-        if outcome.rewound and watch.restored and watch.reads:
+        if outcome.rewound and watch.reads and watch.restored_at >= watch.read_at:
             self._doubt(watch)
         if watch.reads:
-            watch.restored = watch.reads = False
+            watch.reads, watch.read_at = False, self.agenda.now - ANSWER
         if watch.doubtful_folds:
             watch.doubtful_folds -= outcome.settled and self.agenda.now > watch.doubtful_until
             watch.least = {}

@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from tests.unit.builders import NOW, SECOND, Image, event, factory, pipeline, samples, task
@@ -702,7 +702,10 @@ def test_any_split_adds_up_to_the_whole(events: list[Event], cuts: list[int]) ->
         completions |= part.completions
         for place, at in part.last_seen.items():
             seen[place] = max(at, seen.get(place, at))
-    assert counters.exposed() == whole.increments == summed(events)
+    assert whole.increments == summed(events)
+    # Totals stop at the ends of bigint, so the order counts beyond them.
+    assume(all(abs(n) < 2**63 for n in whole.increments.values()))
+    assert counters.exposed() == whole.increments
     assert completions == whole.completions
     assert seen == whole.last_seen
 
