@@ -181,6 +181,7 @@ def test_open_streams_do_not_hold_up_the_end(installed: Database) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_viewer_who_does_not_read_holds_up_nothing(installed: Database) -> None:
     with installed.connect() as game, ExporterProcess(installed.dsn) as exporter:
         exporter.wait_ready()
@@ -218,6 +219,7 @@ def test_a_bounded_number_of_viewers(installed: Database) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_silent_viewers_lock_nobody_out(installed: Database) -> None:
     """Viewers that never read are evicted when others want to watch."""
     with ExporterProcess(installed.dsn) as exporter, ExitStack() as stack:

@@ -194,6 +194,7 @@ def test_clock_skew(installed: Database, hours: float, said: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_pooler_in_transaction_mode(installed: Database, tmp_path: Path) -> None:
     with pgbouncer(installed.dsn, "transaction", tmp_path) as dsn:
         findings = examined(dsn)

@@ -42,6 +42,7 @@ def reconcile(exporter: ExporterProcess, times: int = 3) -> None:
     eventually(exporter.page, lambda page: number(page, RECONCILED) > before + times)
 
 
+@pytest.mark.thorough
 def test_the_database_goes_and_comes(postgres: Postgres) -> None:
     port = free_port()
     with postgres.make({"listen_addresses": "127.0.0.1", "port": str(port)}) as server:

@@ -64,6 +64,7 @@ async def test_a_writer_that_another_leader_has_silenced_is_awaited(installed: D
             assert exporter._session is session
 
 
+@pytest.mark.thorough
 async def test_ids_that_are_handed_out_again_under_another_leader_are_folded(installed: Database) -> None:
     with installed.connect() as other:
         other.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
