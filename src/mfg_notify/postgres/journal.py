@@ -11,7 +11,7 @@ import psycopg
 import structlog
 from psycopg.rows import TupleRow
 
-from mfg_notify.core.capped_totals import SERIES_MAXIMUM, CappedTotals
+from mfg_notify.core.capped_totals import SERIES_MAXIMUM, CappedTotals, limited
 from mfg_notify.core.catalogue import SETTLED_LABELS
 from mfg_notify.core.counters import Settlement
 from mfg_notify.core.events import VERSION, Event, decode_change
@@ -151,7 +151,7 @@ async def _save(connection: Connection, settlement: Settlement) -> None:
             {
                 "metrics": [metric for (metric, _), _ in increments],
                 "labels": [_to_json(key) for key, _ in increments],
-                "n": [_bigint(n) for _, n in increments],
+                "n": [limited(n) for _, n in increments],
             },
         )
     done = [c for _, c in sorted(settlement.completions.items()) if c.profit is not None]
@@ -163,7 +163,7 @@ async def _save(connection: Connection, settlement: Settlement) -> None:
                 "ids": [c.pipeline_id for c in done],
                 "players": [c.player_id for c in done],
                 "completed": [c.completed_at for c in done],
-                "profits": [_bigint(c.profit) for c in done if c.profit is not None],
+                "profits": [limited(c.profit) for c in done if c.profit is not None],
             },
         )
     if undone:
@@ -185,11 +185,6 @@ async def _set_aside(connection: Connection, letters: list[_DeadLetter]) -> None
     ids, xids, at, bodies, reasons = map(list, zip(*letters, strict=True))
     parameters = {"ids": ids, "xids": xids, "at": at, "bodies": bodies, "reasons": reasons}
     await connection.execute(QUERY["add_dead_letters"], parameters)
-
-
-def _bigint(n: int) -> int:
-    # A sum that no bigint can hold stops at the end of bigint.
-    return max(-(2**63), min(n, 2**63 - 1))
 
 
 async def prune(connection: Connection) -> None:
