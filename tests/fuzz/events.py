@@ -18,7 +18,7 @@ from tests.fuzz.mutation import mutated
 from tests.fuzz.target import Check, Target
 
 from mfg_notify.core.board import build_game, describe_change
-from mfg_notify.core.capped_totals import CappedTotals
+from mfg_notify.core.capped_totals import CappedTotals, limited
 from mfg_notify.core.counters import Arrival, Settlement, settle
 from mfg_notify.core.events import Event, decode_change, decode_payload
 from mfg_notify.core.ledger import Fold, Ledger, Snapshot, Totals
@@ -213,12 +213,12 @@ def _gains(page: str) -> str:
 def _check_stored(settlement: Settlement) -> None:
     """Assert that the columns of the tables can hold what a fold writes."""
     for key, n in settlement.increments.items():
-        assert journal._bigint(n) in BIGINT
+        assert limited(n) in BIGINT
         assert "\0" not in "".join(key[1])
         assert journal._from_json(key[0], journal._to_json(key)) == key
     for done in settlement.completions.values():
         assert done.completed_at in BIGINT
-        assert journal._bigint(done.profit or 0) in BIGINT
+        assert limited(done.profit or 0) in BIGINT
     for (_, player_id, _), at in settlement.last_seen.items():
         assert player_id in BIGINT
         assert at in BIGINT
