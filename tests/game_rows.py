@@ -76,5 +76,5 @@ def add_factory(connection: Connection, factory_symbol: str = "F", **columns: ob
 
 
 def add_ship(connection: Connection, ship_symbol: str = "S-1", **columns: object) -> None:
-    """Insert an idle ship, of player 1 by default."""
-    insert(connection, "ships", ship_symbol=ship_symbol, **({"player_id": 1} | columns))
+    """Insert an idle ship that can carry cargo, of player 1 by default."""
+    insert(connection, "ships", ship_symbol=ship_symbol, **({"player_id": 1, "cargo_capacity": 40} | columns))

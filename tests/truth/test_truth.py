@@ -103,8 +103,9 @@ UPDATE manufacturing_factory_states SET current_supply = 'LIMITED' WHERE pipelin
 INSERT INTO manufacturing_factory_states (factory_symbol, output_good, player_id, required_inputs,
     current_supply) VALUES ('S', 'ORE', 1, '[]', '');
 
-INSERT INTO ships (ship_symbol, player_id, assignment_status)
-VALUES ('A', 1, 'idle'), ('B', 1, 'idle'), ('C', 1, 'active'), ('Z', 2, 'idle');
+-- D is a satellite.
+INSERT INTO ships (ship_symbol, player_id, assignment_status, cargo_capacity)
+VALUES ('A', 1, 'idle', 40), ('B', 1, 'idle', 40), ('C', 1, 'active', 40), ('D', 1, 'idle', 0), ('Z', 2, 'idle', 40);
 """
 
 LASER_RIFLES = {"player_id": "1", "product_good": "LASER_RIFLES"}

@@ -11,6 +11,15 @@ CREATE TABLE IF NOT EXISTS players (
 );
 CREATE INDEX IF NOT EXISTS players_agent_symbol ON players (agent_symbol);
 
+-- From its entry into a universe to the reset that ends it. A reset leaves the player's other rows as they are.
+CREATE TABLE IF NOT EXISTS eras (
+    id        serial PRIMARY KEY,
+    player_id integer NOT NULL REFERENCES players (id) ON UPDATE CASCADE ON DELETE CASCADE,
+    opened_at timestamptz NOT NULL DEFAULT now(),
+    closed_at timestamptz
+);
+CREATE INDEX IF NOT EXISTS eras_by_player ON eras (player_id);
+
 -- One run for one product. The three sums stay 0 until the pipeline ends.
 CREATE TABLE IF NOT EXISTS manufacturing_pipelines (
     id                varchar(64) PRIMARY KEY,
@@ -118,6 +127,7 @@ CREATE TABLE IF NOT EXISTS ships (
     container_id      varchar(64),
     role              varchar(32) NOT NULL DEFAULT 'HAULER',
     dedicated_fleet   varchar(64),
+    cargo_capacity    integer NOT NULL DEFAULT 0,
     PRIMARY KEY (ship_symbol, player_id),
     CONSTRAINT ships_assignment_status CHECK (assignment_status IN ('idle', 'active'))
 );
