@@ -27,6 +27,7 @@ from mfg_notify.demo.rows import (
 )
 from mfg_notify.demo.statements import (
     Assign,
+    CloseEra,
     DeletePipeline,
     DeleteTask,
     Enter,
@@ -78,6 +79,8 @@ class Command:
 def count_changes(statement: Statement) -> int:
     """Return how many row-changing SQL statements a statement becomes."""
     match statement:
+        case Enter():
+            return 2
         case Scan(rows=rows):
             return 1 + len(rows)
         case Scrub():
@@ -145,6 +148,7 @@ class CommandRenderer:
         match statement:
             case Enter(agent_symbol, token):
                 yield Command(QUERY["enter"], player | {"agent": agent_symbol, "token": token})
+                yield Command(QUERY["open_era"], player)
             case Insert(row):
                 queries = ROW_QUERIES[type(row)]
                 yield Command(queries.insert, self._values(row, to_timestamp), on_replay=queries.insert_if_absent)
@@ -163,6 +167,8 @@ class CommandRenderer:
                 yield Command(QUERY["delete_market"], player | {"waypoint_symbol": waypoint_symbol})
                 for row in rows:
                     yield Command(ROW_QUERIES[MarketRow].insert, self._values(row, to_timestamp))
+            case CloseEra():
+                yield Command(QUERY["close_era"], player)
             case Scrub():
                 for query in SCRUB:
                     yield Command(query, player)
@@ -194,7 +200,13 @@ class CommandRenderer:
             elif name == "required_inputs":
                 value = Jsonb(list(value))
             elif name == "materials":
-                value = Jsonb([{"good": good, "units": units} for good, units in value])
+                value = Jsonb([
+                    {
+                        "tradeSymbol": each.trade_symbol, "targetQuantity": each.target_quantity,
+                        "deliveredQuantity": each.delivered_quantity,
+                    }
+                    for each in value
+                ])  # fmt: skip
             values[name] = value
         return values
 

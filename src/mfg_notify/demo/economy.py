@@ -43,7 +43,8 @@ PRICES: Final[Mapping[str, int]] = MappingProxyType({
     "ELECTRONICS": 1900, "EQUIPMENT": 2300, "FABRICS": 1100, "FAB_MATS": 1600, "FERTILIZERS": 95, "FOOD": 260,
     "GOLD": 120, "IRON": 110, "JEWELRY": 1500, "LASER_RIFLES": 9800, "LIQUID_HYDROGEN": 45, "MACHINERY": 780,
     "MEDICINE": 3100, "MICROPROCESSORS": 2100, "PLASTICS": 280, "PLATINUM": 140, "POLYNUCLEOTIDES": 170,
-    "PRECIOUS_STONES": 85, "QUARTZ_SAND": 25, "SHIP_PLATING": 4200, "SILICON_CRYSTALS": 75, "SILVER": 110,
+    "PRECIOUS_STONES": 85, "QUANTUM_STABILIZERS": 41000, "QUARTZ_SAND": 25, "SHIP_PLATING": 4200,
+    "SILICON_CRYSTALS": 75, "SILVER": 110,
 })  # fmt: skip
 """Typical price of one unit, in credits."""
 EXPENSIVE_FROM: Final = 500
@@ -61,6 +62,7 @@ LOWEST_SUPPLY_AFTER_COLLECTION: Final = 4.0
 
 COLLECTING: Final = frozenset({"COLLECT_SELL", "COLLECT"})
 DELIVERING: Final = frozenset({"ACQUIRE_DELIVER", "STORAGE_ACQUIRE_DELIVER", "DELIVER"})
+BUYING: Final = DELIVERING | {"ACQUIRE"}
 MEDIAN_TASK_SECONDS: Final[Mapping[str, float]] = MappingProxyType({
     "ACQUIRE_DELIVER": 105, "COLLECT_SELL": 125, "STORAGE_ACQUIRE_DELIVER": 85, "DELIVER_TO_CONSTRUCTION": 140,
     "LIQUIDATE": 55, "ACQUIRE": 50, "DELIVER": 40, "COLLECT": 35, "SELL": 50,
@@ -137,8 +139,8 @@ def price(random: Random, good: str, lowest: float, highest: float) -> int:
 
 def quantity(random: Random, good: str, task_type: str) -> int:
     """Return how many units a task moves."""
-    expensive = PRICES[good] > EXPENSIVE_FROM and task_type not in COLLECTING | {"SELL", "LIQUIDATE"}
-    return random.randint(4, 9) if expensive else random.randint(20, 40)
+    bought = task_type in BUYING
+    return random.randint(4, 9) if bought and PRICES[good] > EXPENSIVE_FROM else random.randint(20, 40)
 
 
 def execution_seconds(random: Random, task_type: str) -> float:

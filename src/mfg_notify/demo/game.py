@@ -20,10 +20,15 @@ from anyio.abc import TaskStatus
 from psycopg import sql
 from tenacity import AsyncRetrying, RetryError, retry_if_exception, wait_random_exponential
 
+from mfg_notify.demo.classic import ClassicWorld
 from mfg_notify.demo.commands import QUERY, Command, CommandRenderer, count_changes
+from mfg_notify.demo.construction import ConstructionWorld
 from mfg_notify.demo.statements import Enter, Transaction, name_move
-from mfg_notify.demo.world import GameOptions, World
+from mfg_notify.demo.world import Daemon, GameOptions, World
 
+WORLDS: Final[Mapping[Daemon, type[World]]] = MappingProxyType({
+    "classic": ClassicWorld, "construction": ConstructionWorld,
+})  # fmt: skip
 PROGRESS_SECONDS: Final = 0.25
 MAX_LAG_SECONDS: Final = 5.0
 """A player that has fallen behind by more, because the database was away, does not catch up."""
@@ -79,7 +84,7 @@ async def play(
             for index in range(options.players):
                 player = _Player(conninfo, schema, options.seed, tally, reconnect=reconnect)
                 # Players enter one by one, so that the same game on an empty database gets the same ids.
-                await group.start(player.play, World(options, index), pace)
+                await group.start(player.play, WORLDS[options.daemon](options, index), pace)
     except BaseExceptionGroup as errors:
         database_errors = errors.subgroup(psycopg.Error)
         if database_errors is None:

@@ -21,6 +21,14 @@ SELECT nextval(pg_get_serial_sequence(%(table)s, 'id'))
 -- Adds a player. A replay finds the row already there.
 INSERT INTO players (id, agent_symbol, token) VALUES (%(player_id)s, %(agent)s, %(token)s) ON CONFLICT DO NOTHING
 
+-- name: open_era
+-- Opens the player's era; a player has only one. A replay finds the row already there.
+INSERT INTO eras (player_id) SELECT %(player_id)s WHERE NOT EXISTS (SELECT FROM eras WHERE player_id = %(player_id)s)
+
+-- name: close_era
+-- Closes the player's era at a universe reset.
+UPDATE eras SET closed_at = now() WHERE player_id = %(player_id)s AND closed_at IS NULL
+
 -- name: lock_task
 -- The first half of an assignment: the daemon locks the task's row.
 SELECT id, status FROM manufacturing_tasks WHERE id = %(id)s FOR UPDATE
@@ -43,7 +51,7 @@ DELETE FROM manufacturing_tasks WHERE id = %(id)s
 DELETE FROM market_data WHERE player_id = %(player_id)s AND waypoint_symbol = %(waypoint_symbol)s
 
 -- name: scrub_factories
--- The end of an era, as the daemon does it: this statement and the next four, in one transaction.
+-- The end of an era, as the classic daemon does it: this statement and the next four, in one transaction.
 DELETE FROM manufacturing_factory_states WHERE player_id = %(player_id)s
 
 -- name: scrub_pipelines

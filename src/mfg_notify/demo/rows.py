@@ -16,6 +16,15 @@ MAX_RETRIES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
+class Material:
+    """One entry of a construction pipeline's materials: units that the site needs, and units that have arrived."""
+
+    trade_symbol: str
+    target_quantity: int
+    delivered_quantity: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineRow:
     """A row of manufacturing_pipelines."""
 
@@ -27,7 +36,7 @@ class PipelineRow:
     expected_price: int
     created_at: float
     construction_site: str | None = None
-    materials: tuple[tuple[str, int], ...] = ()
+    materials: tuple[Material, ...] = ()
     status: str = "PLANNING"
     total_cost: int = 0
     total_revenue: int = 0
@@ -106,13 +115,14 @@ class FactoryRow:
 
 @dataclass(frozen=True, slots=True)
 class ShipRow:
-    """A row of ships."""
+    """A row of ships. `cargo_capacity` is in units; a satellite has none."""
 
     ship_symbol: str
     assignment_status: str = "idle"
     container_id: str | None = None
     role: str = "HAULER"
     dedicated_fleet: str | None = None
+    cargo_capacity: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from mfg_notify.demo.rows import FactoryRow, MarketRow, PipelineRow, Row, TaskRo
 
 @dataclass(frozen=True, slots=True)
 class Enter:
-    """INSERT of a player who enters a new universe. All later rows of the world belong to this player."""
+    """INSERT of a player who enters a new universe, and of their era. All later rows of the world are this player's."""
 
     agent_symbol: str
     token: str
@@ -64,11 +64,16 @@ class Scan:
 
 
 @dataclass(frozen=True, slots=True)
+class CloseEra:
+    """UPDATE of the player's era at a universe reset."""
+
+
+@dataclass(frozen=True, slots=True)
 class Scrub:
-    """The end of an era: DELETE of the player's factory rows, live pipelines, live tasks, ships and market rows."""
+    """DELETE of the player's factory rows, live pipelines, live tasks, ships and market rows, by the classic daemon."""
 
 
-Statement: TypeAlias = Enter | Insert | Save | Assign | DeletePipeline | DeleteTask | Scan | Scrub
+Statement: TypeAlias = Enter | Insert | Save | Assign | DeletePipeline | DeleteTask | Scan | CloseEra | Scrub
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,8 @@ def name_move(statement: Statement) -> str | None:
             return f"task → {row.status}"
         case Save(PipelineRow() as row, PipelineRow() as old) if row.status != old.status:
             return f"pipeline {old.status} → {row.status}"
+        case Save(PipelineRow() as row, PipelineRow() as old) if row.materials != old.materials:
+            return "material delivered"
         case Save(TaskRow() as row, TaskRow() as old) if row.status != old.status:
             cancelled = row.status == "FAILED" and row.retry_count == old.retry_count
             return f"task {old.status} → {row.status}{' (cancelled)' if cancelled else ''}"
@@ -108,7 +115,9 @@ def name_move(statement: Statement) -> str | None:
             return "task deleted"
         case Scan():
             return "market scan"
-        case Scrub():
+        case CloseEra():
             return "era ended"
+        case Scrub():
+            return "player scrubbed"
         case _:
             return None
