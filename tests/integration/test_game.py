@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from mfg_notify.demo.game import GameProgress, create_tables, play
-from mfg_notify.demo.world import GameOptions
+from mfg_notify.demo.world import Daemon, GameOptions
 
 AS_FAST_AS_POSSIBLE = GameOptions(players=2, rate=math.inf)
 
@@ -64,6 +64,51 @@ def test_the_sums_of_a_pipeline_are_those_of_its_tasks(database: Database) -> No
     )
 
 
+MISMATCHED_MATERIALS = """
+SELECT count(*) FROM manufacturing_pipelines AS p
+CROSS JOIN jsonb_to_recordset(materials) AS m ("tradeSymbol" text, "targetQuantity" int, "deliveredQuantity" int)
+WHERE pipeline_type = 'CONSTRUCTION' AND (
+    "deliveredQuantity" > "targetQuantity"
+    OR status = 'COMPLETED' AND "deliveredQuantity" < "targetQuantity"
+    OR "deliveredQuantity" <> (
+        SELECT coalesce(sum(actual_quantity), 0) FROM manufacturing_tasks
+        WHERE pipeline_id = p.id AND task_type = 'DELIVER_TO_CONSTRUCTION' AND status = 'COMPLETED'
+            AND good = "tradeSymbol"
+    )
+)
+"""
+
+
+@pytest.mark.parametrize("daemon", ["classic", "construction"])
+def test_the_materials_of_a_site_are_those_that_were_delivered(database: Database, daemon: Daemon) -> None:
+    options = GameOptions(players=1, rate=math.inf, daemon=daemon)
+    anyio.run(lambda: play(database.dsn, options, statements=8000))
+
+    sites = "SELECT count(*) FROM manufacturing_pipelines WHERE pipeline_type = 'CONSTRUCTION' AND status = 'COMPLETED'"
+    assert one(database, sites) > 0
+    assert one(database, MISMATCHED_MATERIALS) == 0
+
+
+def test_the_construction_daemon_saves_only_outcomes_and_no_money(database: Database) -> None:
+    statuses: set[str] = set()
+
+    def look(_: GameProgress) -> None:
+        statuses.update(one(database, "SELECT array_agg(DISTINCT status) FROM manufacturing_tasks") or [])
+
+    options = GameOptions(players=2, rate=math.inf, daemon="construction")
+    progress = anyio.run(lambda: play(database.dsn, options, statements=4000, on_progress=look))
+
+    assert progress.moves["task READY → COMPLETED"] > 100
+    assert statuses <= {"PENDING", "READY", "COMPLETED", "FAILED"}
+    assert one(database, "SELECT count(*) FROM manufacturing_factory_states") == 0
+    assert one(database, "SELECT count(*) FROM manufacturing_pipelines WHERE pipeline_type <> 'CONSTRUCTION'") == 0
+    assert one(database, "SELECT max(abs(total_cost) + abs(total_revenue)) FROM manufacturing_tasks") == 0
+    assert one(database, "SELECT max(abs(total_cost) + abs(total_revenue)) FROM manufacturing_pipelines") == 0
+    ran = "started_at >= ready_at AND completed_at >= started_at AND assigned_ship <> ''"
+    query = "SELECT bool_and({}) FROM manufacturing_tasks WHERE status = 'COMPLETED'"
+    assert one(database, query.format(ran))
+
+
 def test_the_same_game_twice_on_one_database_does_not_collide(database: Database) -> None:
     first, second = (anyio.run(lambda: play(database.dsn, AS_FAST_AS_POSSIBLE, statements=600)) for _ in range(2))
 
@@ -89,6 +134,33 @@ def test_eras_end_and_only_finished_work_of_old_players_stays(database: Database
         assert one(database, query.format(table, old, condition)) == 0
 
 
+@pytest.mark.parametrize("daemon", ["classic", "construction"])
+def test_the_eras_of_old_players_are_closed(database: Database, daemon: Daemon) -> None:
+    options = GameOptions(players=1, rate=math.inf, era_hours=0.3, daemon=daemon)
+    progress = anyio.run(lambda: play(database.dsn, options, statements=4000))
+
+    assert progress.moves["era ended"] > 1
+    assert one(database, "SELECT array_agg(player_id ORDER BY id) FROM eras") == list(progress.player_ids)
+    still_open = "SELECT array_agg(player_id) FROM eras WHERE closed_at IS NULL"
+    assert one(database, still_open) == [progress.player_ids[-1]]
+
+
+def test_the_construction_daemon_leaves_the_rows_of_old_players(database: Database) -> None:
+    options = GameOptions(players=1, rate=math.inf, era_hours=0.3, daemon="construction")
+    progress = anyio.run(lambda: play(database.dsn, options, statements=4000))
+
+    old = len(progress.player_ids) - 1
+    assert old > 1
+    closed = "player_id IN (SELECT player_id FROM eras WHERE closed_at IS NOT NULL)"
+    for table, condition in (
+        ("manufacturing_pipelines", "status IN ('PLANNING', 'EXECUTING')"),
+        ("manufacturing_tasks", "status IN ('PENDING', 'READY')"),
+        ("ships", "true"),
+    ):
+        query = "SELECT count(DISTINCT player_id) FROM {} WHERE {} AND {}"
+        assert one(database, query.format(table, closed, condition)) == old
+
+
 def test_another_schema(database: Database) -> None:
     async def run() -> GameProgress:
         async with await psycopg.AsyncConnection.connect(database.dsn) as connection:
@@ -106,8 +178,8 @@ WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type 
 """
 
 
-@pytest.mark.parametrize("reconnect", [False, True])
-def test_a_lost_connection(database: Database, *, reconnect: bool) -> None:
+@pytest.mark.parametrize(("daemon", "reconnect"), [("classic", False), ("classic", True), ("construction", True)])
+def test_a_lost_connection(database: Database, daemon: Daemon, *, reconnect: bool) -> None:
     """Without `reconnect` it is an error; with it, the game goes on and the rows are the same as if nothing was."""
     cuts: list[int] = []
 
@@ -118,7 +190,9 @@ def test_a_lost_connection(database: Database, *, reconnect: bool) -> None:
             cuts.append(progress.statements)
 
     async def run() -> GameProgress:
-        options = GameOptions(players=1, rate=2000.0)
+        # At the end of an era the classic daemon would delete pipelines that `runs` below counts.
+        era_hours = 0.3 if daemon == "construction" else 168
+        options = GameOptions(players=1, rate=2000.0, era_hours=era_hours, daemon=daemon)
         return await play(database.dsn, options, statements=3000, on_progress=cut, reconnect=reconnect)
 
     if not reconnect:
@@ -130,3 +204,6 @@ def test_a_lost_connection(database: Database, *, reconnect: bool) -> None:
     deleted = sum(count for move, count in progress.moves.items() if move.endswith(" deleted") and "pipeline" in move)
     runs = one(database, "SELECT count(*) FROM manufacturing_pipelines")
     assert runs == progress.moves["pipeline → PLANNING"] - deleted
+    assert len(progress.player_ids) > 1 or daemon == "classic"
+    assert one(database, "SELECT array_agg(player_id ORDER BY id) FROM eras") == list(progress.player_ids)
+    assert one(database, MISMATCHED_MATERIALS) == 0
