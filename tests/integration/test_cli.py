@@ -179,12 +179,16 @@ def test_simulate_refuses_a_game_that_it_did_not_create(installed: Database, dat
     assert "holds a game that is not simulated" in text
     with database.connect() as connection:
         connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    for _ in range(2):
+    for daemon in ("classic", "construction"):
         code, text = run_command(
-            "simulate", "--dsn", database.dsn, "--duration", "500ms", "--rate", "100", "--players", "1"
-        )
+            "simulate", "--dsn", database.dsn, "--duration", "500ms", "--rate", "100", "--players", "1",
+            "--daemon", daemon, "--era", "24",
+        )  # fmt: skip
         assert code == 0, text
         assert re.search(r"played [1-9]\d* changes", text)
+    with database.connect() as connection:
+        open_eras = connection.execute("SELECT count(DISTINCT player_id) FROM eras WHERE closed_at IS NULL").fetchone()
+    assert open_eras == (2,)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import signal
 import socket
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import anyio
 import click
@@ -21,7 +22,7 @@ from mfg_notify.cli.options import (
     web_options,
 )
 from mfg_notify.demo import database, game
-from mfg_notify.demo.world import GameOptions
+from mfg_notify.demo.world import Daemon, GameOptions
 from mfg_notify.errors import UsageError
 from mfg_notify.exporter import Exporter, Settings
 from mfg_notify.postgres import migrations
@@ -34,6 +35,14 @@ MARKET_INTERVAL = 5.0
 """Seconds between two reads of the markets: nobody waits a minute in a demo."""
 
 _game_options = combine(
+    click.option(
+        "--daemon",
+        type=click.Choice(get_args(Daemon)),
+        default="classic",
+        show_default=True,
+        help="Daemon that plays: classic (2025) makes and sells products and saves every step of a task; construction"
+        " (August 2026) supplies construction sites and saves only a task's outcome.",
+    ),
     click.option("--players", type=click.IntRange(1, 100), default=3, show_default=True, help="Players in the game."),
     click.option("--seed", type=int, default=1, show_default=True, help="The same seed plays the same game."),
     click.option(
@@ -48,6 +57,14 @@ _game_options = combine(
         type=click.FloatRange(min=0),
         help="Instead of --speed: approximate changes per second of all players together; 0 is as fast as possible.",
     ),
+    click.option(
+        "--era",
+        type=click.FloatRange(min=0, min_open=True),
+        default=168.0,
+        show_default=True,
+        help="Mean hours of game time until a player's universe is reset and a new player enters. At the default speed"
+        " such an hour takes two minutes.",
+    ),
 )
 
 
@@ -56,10 +73,12 @@ _game_options = combine(
 @web_options
 @log_options
 def demo(
+    daemon: Daemon,
     players: int,
     seed: int,
     speed: float,
     rate: float | None,
+    era: float,
     listen_addresses: tuple[str, ...],
     telemetry_path: str,
     web_config_file: Path | None,
@@ -80,7 +99,7 @@ def demo(
     configure_logs(log_level, log_format)
     # Until the exporter handles signals, SIGTERM must unwind as Ctrl-C does, or the server would stay behind.
     signal.signal(signal.SIGTERM, _raise_keyboard_interrupt)
-    options = GameOptions(seed=seed, players=players, speed=speed, rate=rate)
+    options = GameOptions(seed=seed, players=players, speed=speed, rate=rate, era_hours=era, daemon=daemon)
     path, access = check_telemetry_path(telemetry_path), Access(web_config_file) if web_config_file else None
     sockets = server.bind(listen_addresses)
     try:
@@ -137,10 +156,12 @@ def _raise_keyboard_interrupt(*_: object) -> None:
 def simulate(
     dsn: str,
     game_schema: str,
+    daemon: Daemon,
     players: int,
     seed: int,
     speed: float,
     rate: float | None,
+    era: float,
     duration: float | None,
     *,
     force: bool,
@@ -150,7 +171,7 @@ def simulate(
     Creates the game's tables if they do not exist. Refuses a database whose tables it did not create.
     """
     conninfo = complete_conninfo(dsn, "mfg-notify simulate")
-    options = GameOptions(seed=seed, players=players, speed=speed, rate=rate)
+    options = GameOptions(seed=seed, players=players, speed=speed, rate=rate, era_hours=era, daemon=daemon)
     with translated_errors():
         claimed = anyio.run(partial(database.claim, conninfo, game_schema, force=force))
     if not claimed:
