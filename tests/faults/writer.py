@@ -43,7 +43,8 @@ async def _play(dsn: str, options: GameOptions, *, once: bool) -> tuple[GameProg
 
 def main(dsn: str, seed: str, players: str, rate: str, connections: str) -> int:
     """Play; return exit code 1 if the database raised an error."""
-    options = GameOptions(seed=int(seed), players=int(players), rate=float(rate))
+    # Short eras: a soak at thousands of changes a second should see many of them end.
+    options = GameOptions(seed=int(seed), players=int(players), rate=float(rate), era_hours=30)
     progress, error = anyio.run(partial(_play, dsn, options, once=connections == "once"))
     print(  # noqa: T201 - its only output
         json.dumps(
