@@ -84,14 +84,21 @@ def test_a_request_with_a_body_is_refused(exporter: ExporterProcess) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["localhost", "LOCALHOST:1", "board.localhost", "127.0.0.1:9810", "[::1]:80", "10.0.0.1", socket.gethostname()],
+    [
+        *("localhost", "LOCALHOST:1", "board.localhost", "127.0.0.1:9810", "[::1]:80", "10.0.0.1"),
+        *("host.docker.internal:9810", socket.gethostname()),
+    ],
 )
 def test_hosts_of_this_machine(exporter: ExporterProcess, name: str) -> None:
     assert exchange(exporter, request(host=name)).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize(
-    "name", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:9810", "[::1", "", "a@localhost"]
+    "name",
+    [
+        *("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:9810", "[::1", "", "a@localhost"),
+        *("host.docker.internal.evil.example", "evil.docker.internal", "evil.host.docker.internal"),
+    ],
 )
 def test_foreign_hosts_are_misdirected(exporter: ExporterProcess, name: str) -> None:
     """A page whose name is made to point to this machine (DNS rebinding) must not read what is served here."""

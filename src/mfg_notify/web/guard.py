@@ -19,9 +19,15 @@ CONNECTION = "mfg_notify.connection"
 HEADERS = {"x-content-type-options": "nosniff", "cross-origin-resource-policy": "same-origin"}
 """Headers of every response: other origins must neither guess its type nor embed it."""
 
+DOCKER_HOST_NAME = "host.docker.internal"
+"""What containers call this machine. Docker Desktop passes their connections on to its loopback address.
+
+No page can have this name by DNS rebinding: `.internal` is reserved for private networks and delegated to nobody.
+"""
+
 _MISDIRECTED = (
-    "This exporter listens on a loopback address, so it answers only if the Host header is localhost, an IP address or "
-    "this machine's name. A proxy in front of it has to set one of those.\n"
+    "This exporter listens on a loopback address, so it answers only if the Host header is localhost, an IP address, "
+    f"this machine's name or {DOCKER_HOST_NAME}. A proxy in front of it has to set one of those.\n"
 )
 
 
@@ -100,7 +106,9 @@ class RequestGuard:
             name, bracket, _ = name[1:].partition("]")
             return bool(bracket) and _is_address(name)
         name = name.partition(":")[0]
-        return name in ("localhost", self._own_name) or name.endswith(".localhost") or _is_address(name)
+        if name in ("localhost", DOCKER_HOST_NAME, self._own_name):
+            return True
+        return name.endswith(".localhost") or _is_address(name)
 
 
 def _is_address(name: str) -> bool:
