@@ -1,6 +1,7 @@
 """`mfg-notify dashboards`: its messages, and what it does to files."""
 
 import json
+import re
 import stat
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from tests.unit.test_dashboard_merge import ROW, game_dashboard
 
 from mfg_notify.cli import main
 from mfg_notify.dashboards import shipped
+
+UID_LENGTH = 40
+"""Grafana's limit."""
 
 
 def dashboards(*arguments: object) -> Result:
@@ -59,6 +63,27 @@ def test_write_does_not_replace_a_users_file(tmp_path: Path, content: bytes) -> 
     assert [file.name for file in tmp_path.iterdir()] == ["market-dynamics.json"]
     assert dashboards("write", tmp_path, "--force").exit_code == 0
     assert users_file.read_text(encoding="utf-8") == shipped.read_dashboard("market-dynamics.json")
+
+
+def test_own_uids_collide_with_no_other_dashboard(tmp_path: Path) -> None:
+    assert dashboards("write", tmp_path, "--own-uids").exit_code == 0
+    taken, texts = set(), []
+    for name in shipped.NAMES:
+        usual, text = json.loads(shipped.read_dashboard(name)), (tmp_path / name).read_text(encoding="utf-8")
+        own = json.loads(text)
+        # Grafana saves nothing of a provider whose dashboards share a uid, or a title in one folder.
+        assert own["uid"] == f"mfg-notify-{usual['uid']}"
+        assert len(own["uid"]) <= UID_LENGTH
+        assert own["title"] == f"{usual['title']} (mfg-notify)"
+        taken.add(own["uid"])
+        texts.append(text)
+    linked = re.findall(r'"/d/([^?"]+)', "".join(texts))
+    assert len(linked) > 1
+    assert set(linked) == taken
+    again = dashboards("write", tmp_path, "--own-uids")
+    assert (again.exit_code, "nothing to do" in again.output) == (0, True)
+    # They are ours, so they can be given the usual uids later.
+    assert dashboards("write", tmp_path).output.count("wrote") == 2
 
 
 def test_write_into_a_file_is_an_error(tmp_path: Path) -> None:
@@ -111,6 +136,14 @@ def test_merge_keeps_escapes(foreign: Path, *, escaped: bool) -> None:
     foreign.write_text(json.dumps(document, ensure_ascii=escaped), encoding="utf-8")
     assert dashboards("merge", foreign).exit_code == 0
     assert foreign.read_text(encoding="utf-8").isascii() is escaped
+
+
+def test_merge_links_to_own_uids(foreign: Path) -> None:
+    assert dashboards("merge", foreign, "--own-uids").exit_code == 0
+    text = foreign.read_text(encoding="utf-8")
+    assert set(re.findall(r'"/d/([^?"]+)', text)) == {"mfg-notify-manufacturing-pipeline"}
+    assert json.loads(text)["uid"] == "market-dynamics"
+    assert "nothing to do" in dashboards("merge", foreign, "--own-uids").output
 
 
 def test_merge_does_not_write_a_file_that_has_the_row(foreign: Path) -> None:

@@ -18,12 +18,17 @@ def dashboards() -> None:
 @dashboards.command("write")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--force", is_flag=True, help="Also replace files of these names that mfg-notify did not write.")
-def dashboards_write(folder: Path, *, force: bool) -> None:
+@click.option(
+    "--own-uids",
+    is_flag=True,
+    help="Write mfg-notify into their uids and titles, for a Grafana that keeps other dashboards of the usual uids.",
+)
+def dashboards_write(folder: Path, *, force: bool, own_uids: bool) -> None:
     """Write manufacturing.json and market-dynamics.json into a folder, for provisioning or import.
 
     Refuses to replace a file that mfg-notify did not write: see dashboards merge.
     """
-    written = files.write_dashboards(folder, force=force)
+    written = files.write_dashboards(folder, force=force, own_uids=own_uids)
     for file in written:
         print_line(f"[green]wrote[/] {escape(str(file))}")
     if not written:
@@ -39,11 +44,12 @@ _MERGED = {
 
 @dashboards.command("merge")
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
-def dashboards_merge(file: Path) -> None:
+@click.option("--own-uids", is_flag=True, help="Link to the dashboard that dashboards write --own-uids writes.")
+def dashboards_merge(file: Path, *, own_uids: bool) -> None:
     """Append the row Manufacturing Overview to your market-dynamics.json, or refresh it, in place.
 
     Everything else in the file stays as it is. Safe to repeat.
     """
-    outcome = files.merge_file(file)
+    outcome = files.merge_file(file, own_uids=own_uids)
     already = " has it already" if outcome is Outcome.UNCHANGED else ""
     print_line(f"{_MERGED[outcome]} {escape(str(file))}{already}")

@@ -20,14 +20,15 @@ FILE_MODE = 0o644
 _TOO_DEEP = "this is no dashboard that Grafana has written: it is nested too deeply"
 
 
-def write_dashboards(folder: Path, *, force: bool = False) -> list[Path]:
+def write_dashboards(folder: Path, *, force: bool = False, own_uids: bool = False) -> list[Path]:
     """Write every dashboard into a folder, creating it if necessary; return the files that changed.
 
     Raises UsageError, and writes nothing, if a file there was not made by mfg-notify, unless `force` is given.
     """
+    texts = {folder / name: read_dashboard(name, own_uids=own_uids) for name in NAMES}
     with _readable_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        new = {folder / name: text for name in NAMES if (text := read_dashboard(name)) != _read(folder / name)}
+        new = {file: text for file, text in texts.items() if text != _read(file)}
     for file in new:
         if not force and file.exists() and not _is_ours(file):
             raise UsageError(
@@ -39,11 +40,12 @@ def write_dashboards(folder: Path, *, force: bool = False) -> list[Path]:
     return list(new)
 
 
-def merge_file(file: Path) -> Outcome:
+def merge_file(file: Path, *, own_uids: bool = False) -> Outcome:
     """Append or refresh the Manufacturing Overview row in a user's market dashboard, in place.
 
-    If nothing changes, the file is not written. Everything outside the row keeps its meaning and its order; the file
-    keeps its indentation and its escapes.
+    With `own_uids` the row links to the dashboard that `write_dashboards` writes with `own_uids`. If nothing changes,
+    the file is not written. Everything outside the row keeps its meaning and its order; the file keeps its indentation
+    and its escapes.
     """
     with _readable_errors(file):
         text = file.read_text(encoding="utf-8-sig")
@@ -56,7 +58,7 @@ def merge_file(file: Path) -> Outcome:
     if not isinstance(document, dict):
         raise UsageError(f"{file} is no dashboard: it holds no JSON object")
     try:
-        outcome = merge(document, json.loads(read_dashboard("market-dynamics.json")))
+        outcome = merge(document, json.loads(read_dashboard("market-dynamics.json", own_uids=own_uids)))
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
     except (AttributeError, KeyError, TypeError) as error:

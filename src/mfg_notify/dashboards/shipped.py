@@ -12,6 +12,8 @@ from typing import Any
 MARK = "Made by mfg-notify."
 """The last sentence of the description of every dashboard of ours, by which we recognise an older version."""
 NAMES = ("manufacturing.json", "market-dynamics.json")
+OWN = "mfg-notify"
+"""What makes the uids and titles of `own_uids` ours alone."""
 _VARIABLE_QUERY = re.compile(r"label_values\((?P<selector>.+), *(?P<label>\w+)\)")
 
 
@@ -31,9 +33,17 @@ class Query:
     interval: str | None = None
 
 
-def read_dashboard(name: str) -> str:
-    """Return the JSON of a dashboard by its file name."""
-    return _folder().joinpath(name).read_text(encoding="utf-8")
+def read_dashboard(name: str, *, own_uids: bool = False) -> str:
+    """Return the JSON of a dashboard by its file name.
+
+    With `own_uids` its uid and title are none that the game's own dashboards have, and its links lead to ours.
+    """
+    text = _folder().joinpath(name).read_text(encoding="utf-8")
+    if not own_uids:
+        return text
+    document = json.loads(text.replace('"/d/', f'"/d/{OWN}-'))
+    document |= {"uid": f"{OWN}-{document['uid']}", "title": f"{document['title']} ({OWN})"}
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def shipped_queries() -> Iterator[Query]:
