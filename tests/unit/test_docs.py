@@ -49,6 +49,7 @@ ELSEWHERE = {
     "MFG_NOTIFY_FUZZ_TARGETS",
 }  # fmt: skip
 """Variables that only the tests read."""
+COMPOSE_VARIABLES = set(re.findall(r"\$\{(\w+)", (ROOT / "compose.yaml").read_text(encoding="utf-8")))
 EXAMPLE = "manufacturing_pipeline_starts_total"
 """The metric that contributing.md adds."""
 
@@ -134,7 +135,7 @@ def test_every_option_and_variable_exists(page: Path) -> None:
             yield from chain.from_iterable(map(every, command.commands.values()))
 
     parameters = [one for command in every(main) for one in command.params]
-    variables = {one.envvar for one in parameters} | ELSEWHERE
+    variables = {one.envvar for one in parameters} | ELSEWHERE | COMPOSE_VARIABLES
     assert set(re.findall(r"\bMFG_NOTIFY_[A-Z_]*[A-Z]\b", TEXTS[page])) <= variables
     options = {option for one in parameters for option in one.opts} | {"--help"}
     spans = (span.split()[0] for span in code(TEXTS[page]) if re.match("--[a-z]", span))
