@@ -1,7 +1,8 @@
 """A stand-in for the metrics of the game's daemon, and the exporter's page in the older of the two formats.
 
 The daemon is not ours and cannot run here. The page has every market metric that the dashboards ask of it, under the
-declared names and labels; the numbers mean nothing, they only rise from scrape to scrape.
+declared names and labels; the numbers mean nothing, they only rise from scrape to scrape. On request it also has the
+names of the specification, as a daemon does whose own metrics are turned on.
 """
 
 import itertools
@@ -14,7 +15,7 @@ from threading import Thread
 
 import httpx
 
-from mfg_notify.core.catalogue import MARKET, SUPPLY_LEVELS, Kind, Metric
+from mfg_notify.core.catalogue import MARKET, SPECIFIED, SUPPLY_LEVELS, Kind, Metric
 from mfg_notify.dashboards.selectors import DAEMON_METRICS, DaemonMetric
 
 JOB = "spacetraders-daemon"
@@ -38,7 +39,9 @@ BOUNDS = ("1", "10", "100", "+Inf")
 class Daemon:
     """What the daemon says of itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, manufacturing: bool = False) -> None:
+        """Be a daemon with or without the names that the exporter has, too."""
+        self._metrics = (*DAEMON_METRICS, *MARKET, *(SPECIFIED if manufacturing else ()))
         self._scrapes = itertools.count(1)
         self._started = time.time()
 
@@ -50,7 +53,7 @@ class Daemon:
         """Return the next page."""
         lines = ["# TYPE process_start_time_seconds gauge", f"process_start_time_seconds {self._started}"]
         n = next(self._scrapes)
-        for metric in (*DAEMON_METRICS, *MARKET):
+        for metric in self._metrics:
             lines += [f"# TYPE {metric.full_name} {metric.kind}", *_samples(metric, n)]
         return "\n".join(lines) + "\n"
 

@@ -76,8 +76,8 @@ class Prometheus:
                 f"--storage.tsdb.path={configuration.parent / 'data'}",
             ]
         )
-        address = self._server.find(r'msg="Listening on" address=(\S+)').group(1)
-        self._client = httpx.Client(base_url=f"http://{address}/api/v1", timeout=30)
+        self.address = self._server.find(r'msg="Listening on" address=(\S+)').group(1)
+        self._client = httpx.Client(base_url=f"http://{self.address}/api/v1", timeout=30)
 
     def __enter__(self) -> Self:
         return self
