@@ -136,7 +136,7 @@ class Session:
 
     def _situation(self) -> Situation:
         ledger = self.ledger
-        return Situation(ledger.leading, ledger.drained, ledger.reconciling, ledger.needs_snapshot)
+        return Situation(ledger.leading, ledger.drained, ledger.reconciling, ledger.needs_snapshot, ledger.presentable)
 
     def _loop(self) -> Work:
         agenda, schedule, watcher = self.exporter.agenda, self.schedule, self.exporter.watcher

@@ -18,7 +18,7 @@ TUNING = Tuning(
 )
 INTERVAL = 30.0
 NOW = 100.0
-LEADER = Situation(leading=True, drained=True, reconciling=False, needs_snapshot=False)
+LEADER = Situation(leading=True, drained=True, reconciling=False, needs_snapshot=False, presentable=True)
 STANDBY = replace(LEADER, leading=False, drained=False)
 ASKED = replace(LEADER, needs_snapshot=True)
 
@@ -68,6 +68,13 @@ def test_the_first_steps_of_a_session(situation: Situation, steps: list[Step | N
                 due.fold_begins()
                 due.fold_ends(NOW, settled=True, empty=True, poll_delay=INTERVAL)
     assert found == steps
+
+
+def test_a_long_snapshot_that_was_thrown_away_is_taken_again_at_once_if_nothing_is_shown() -> None:
+    due = rested()
+    due.snapshot_ends(NOW, duration=20.0)
+    assert due.next_step(NOW, replace(ASKED, presentable=False)) is Step.SNAPSHOT
+    assert due.next_step(NOW, ASKED) is Step.FOLD
 
 
 @pytest.mark.parametrize(

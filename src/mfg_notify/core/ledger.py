@@ -273,6 +273,11 @@ class Ledger:
     # ---------------------------------------------------------------------------------------- reconciliation --
 
     @property
+    def presentable(self) -> bool:
+        """Tell whether there is something exact to show: a snapshot has been taken over since this exporter leads."""
+        return self._presentable
+
+    @property
     def needs_snapshot(self) -> bool:
         """Tell whether something happened that only a snapshot can settle, and none is under way."""
         return self._live.needs_snapshot and self._snapshot is None

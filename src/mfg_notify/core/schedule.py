@@ -28,6 +28,8 @@ class Situation:
     reconciling: bool
     """A snapshot waits for its barrier."""
     needs_snapshot: bool
+    presentable: bool
+    """A snapshot has been taken over since this exporter began to lead, so that there is something to show."""
 
 
 class Schedule:
@@ -67,6 +69,8 @@ class Schedule:
         # Not before the backlog is folded: every event that arrives during a reconciliation is held in memory.
         if situation.reconciling or not situation.drained:
             return math.inf
+        if not situation.presentable:
+            return -math.inf  # also if the last one, however long it took, was thrown away because of a rewind
         if situation.needs_snapshot:
             return min(self._reconcile_due, self._snapshot_not_before)
         return self._reconcile_due

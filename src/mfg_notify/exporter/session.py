@@ -195,7 +195,7 @@ class Session:
 
     def _situation(self) -> Situation:
         ledger = self._services.ledger
-        return Situation(ledger.leading, ledger.drained, ledger.reconciling, ledger.needs_snapshot)
+        return Situation(ledger.leading, ledger.drained, ledger.reconciling, ledger.needs_snapshot, ledger.presentable)
 
     async def _heartbeat(self) -> None:
         self._schedule.heartbeat_begins(self._clock())
