@@ -103,6 +103,7 @@ VALUES = {
     "cost_type": len(COST_TYPES),
     "from_level": len(SUPPLY_LEVELS),
     "to_level": len(SUPPLY_LEVELS) - 1,
+    "agent_symbol": 1,
 }
 """Number of values of the labels whose values are fixed."""
 FACTORS = {
@@ -111,6 +112,7 @@ FACTORS = {
     ("task_type",): "task types",
     ("factory_symbol", "output_good"): "factories",
     ("good_symbol",): "goods",
+    ("construction_site", "good_symbol"): "materials",
 }
 """What the number of a player's series grows with, by the remaining labels."""
 
@@ -139,7 +141,14 @@ HEAVY_PLAYERS, HEAVY_LIVE_TASKS, HEAVY_FACTORIES, HEAVY_RATE, HEAVY_WRITERS = 20
 """The heavy load; its rate is in changes per second."""
 HEAVY_LIVE_ROWS = 24_000
 """Live rows of the heavy load: tasks, pipelines and factories."""
-HEAVY_PLAYER = {"": 1, "products": 5, "task types": 9, "factories": HEAVY_FACTORIES // HEAVY_PLAYERS, "goods": 5}
+HEAVY_PLAYER = {
+    "": 1,
+    "products": 5,
+    "task types": 9,
+    "factories": HEAVY_FACTORIES // HEAVY_PLAYERS,
+    "goods": 5,
+    "materials": 3,
+}
 """What one player has under the heavy load."""
 SCRAPE_INTERVAL = 15
 """Seconds."""

@@ -37,53 +37,83 @@ COMMENT ON SCHEMA mfg_notify IS 'mfg-notify: journal of manufacturing events and
 -- The columns that we watch, each once. An event holds them in this order, grouped by kind (core/events.py reads it):
 -- of the new row all, of the old row those that a rule, the board or tail asks for. Numbers are written as they are,
 -- so that integers need no cast; the other casts are free if the column has that type already, and varchar(128) cuts
--- a text only if its column does not.
+-- a text only if its column does not. An optional column that is not there, or has a type of another kind, is NULL.
 CREATE OR REPLACE FUNCTION mfg_notify.watched_columns()
-RETURNS TABLE (source text, col text, kind text, old_row_too boolean) LANGUAGE sql IMMUTABLE AS $$
+RETURNS TABLE (source text, col text, kind text, old_row_too boolean, optional boolean) LANGUAGE sql IMMUTABLE AS $$
     VALUES
-        ('pipeline', 'id',                   'text',   false),
-        ('pipeline', 'product_good',         'text',   false),
-        ('pipeline', 'status',               'text',   true),
-        ('pipeline', 'player_id',            'number', false),
-        ('pipeline', 'total_cost',           'number', true),
-        ('pipeline', 'total_revenue',        'number', true),
-        ('pipeline', 'net_profit',           'number', true),
-        ('pipeline', 'started_at',           'time',   false),
-        ('pipeline', 'completed_at',         'time',   false),
+        ('pipeline', 'id',                   'text',   false, false),
+        ('pipeline', 'product_good',         'text',   false, false),
+        ('pipeline', 'status',               'text',   true,  false),
+        ('pipeline', 'player_id',            'number', false, false),
+        ('pipeline', 'total_cost',           'number', true,  false),
+        ('pipeline', 'total_revenue',        'number', true,  false),
+        ('pipeline', 'net_profit',           'number', true,  false),
+        ('pipeline', 'started_at',           'time',   false, false),
+        ('pipeline', 'completed_at',         'time',   false, false),
+        ('pipeline', 'pipeline_type',        'word',   false, true),
+        ('pipeline', 'construction_site',    'word',   false, true),
+        ('pipeline', 'materials',            'json',   false, true),
 
-        ('task',     'id',                   'text',   false),
-        ('task',     'task_type',            'text',   false),
-        ('task',     'status',               'text',   true),
-        ('task',     'assigned_ship',        'text',   true),
-        ('task',     'player_id',            'number', false),
-        ('task',     'retry_count',          'number', true),
-        ('task',     'total_cost',           'number', true),
-        ('task',     'total_revenue',        'number', true),
-        ('task',     'ready_at',             'time',   false),
-        ('task',     'started_at',           'time',   false),
-        ('task',     'completed_at',         'time',   false),
+        ('task',     'id',                   'text',   false, false),
+        ('task',     'task_type',            'text',   false, false),
+        ('task',     'status',               'text',   true,  false),
+        ('task',     'assigned_ship',        'text',   true,  false),
+        ('task',     'player_id',            'number', false, false),
+        ('task',     'retry_count',          'number', true,  false),
+        ('task',     'total_cost',           'number', true,  false),
+        ('task',     'total_revenue',        'number', true,  false),
+        ('task',     'actual_quantity',      'number', true,  true),
+        ('task',     'ready_at',             'time',   false, false),
+        ('task',     'started_at',           'time',   false, false),
+        ('task',     'completed_at',         'time',   false, false),
 
-        ('factory',  'factory_symbol',       'text',   false),
-        ('factory',  'output_good',          'text',   false),
-        ('factory',  'pipeline_id',          'text',   false),
-        ('factory',  'current_supply',       'text',   true),
-        ('factory',  'id',                   'number', false),
-        ('factory',  'player_id',            'number', false),
-        ('factory',  'ready_for_collection', 'flag',   true),
-        ('factory',  'required_inputs',      'inputs', false),
-        ('factory',  'delivered_inputs',     'inputs', false)
+        ('factory',  'factory_symbol',       'text',   false, false),
+        ('factory',  'output_good',          'text',   false, false),
+        ('factory',  'pipeline_id',          'text',   false, false),
+        ('factory',  'current_supply',       'text',   true,  false),
+        ('factory',  'id',                   'number', false, false),
+        ('factory',  'player_id',            'number', false, false),
+        ('factory',  'ready_for_collection', 'flag',   true,  false),
+        ('factory',  'required_inputs',      'inputs', false, false),
+        ('factory',  'delivered_inputs',     'inputs', false, false)
+$$;
+
+-- The watched columns that the game has, with their types.
+CREATE OR REPLACE FUNCTION mfg_notify.present_columns()
+RETURNS TABLE (source text, col text, type name) LANGUAGE sql STABLE AS $$
+    SELECT source, col, t.typname
+    FROM mfg_notify.watched_columns()
+    JOIN (VALUES ('pipeline', 'public.manufacturing_pipelines'), ('task', 'public.manufacturing_tasks'),
+                 ('factory', 'public.manufacturing_factory_states')) AS game (source, relation) USING (source)
+    JOIN pg_attribute AS a ON a.attrelid = to_regclass(relation) AND a.attname = col AND NOT a.attisdropped
+    JOIN pg_type AS t ON t.oid = a.atttypid
+    WHERE NOT optional OR CASE kind WHEN 'word' THEN t.typcategory IN ('S', 'E')
+                                    WHEN 'number' THEN t.typname IN ('int2', 'int4', 'int8', 'numeric')
+                                    ELSE t.typname IN ('json', 'jsonb') END
+$$;
+
+-- The optional columns that the triggers of this installation read, as "source.column".
+DO $$
+BEGIN
+    EXECUTE format('CREATE OR REPLACE FUNCTION mfg_notify.optional_columns() RETURNS text[] LANGUAGE sql IMMUTABLE AS %L',
+        format('SELECT %L::text[]', ARRAY(
+            SELECT source || '.' || col FROM mfg_notify.present_columns() JOIN mfg_notify.watched_columns() USING (source, col)
+            WHERE optional ORDER BY 1)));
+END
 $$;
 
 -- Columns of the game that are missing, as "table.column"; none if all is well. The exporter asks when it starts and at
--- every reconciliation.
+-- every reconciliation. An optional column is missing if the triggers read it; applying this file again mends that.
 CREATE OR REPLACE FUNCTION mfg_notify.missing_columns() RETURNS SETOF text
 LANGUAGE sql STABLE AS $$
-    SELECT DISTINCT relation || CASE WHEN to_regclass(relation) IS NULL THEN ' (the table is missing)' ELSE '.' || col END
+    SELECT DISTINCT relation || CASE WHEN to_regclass(relation) IS NULL THEN ' (the table is missing)'
+                                     WHEN optional THEN '.' || col || ' (optional: run mfg-notify migrate up)'
+                                     ELSE '.' || col END
     FROM mfg_notify.watched_columns() AS watched
     JOIN (VALUES ('pipeline', 'public.manufacturing_pipelines'), ('task', 'public.manufacturing_tasks'),
                  ('factory', 'public.manufacturing_factory_states')) AS game (source, relation) USING (source)
-    WHERE NOT EXISTS (SELECT FROM pg_attribute AS a
-                      WHERE a.attrelid = to_regclass(relation) AND a.attname = col AND NOT a.attisdropped)
+    WHERE (NOT optional OR source || '.' || col = ANY (mfg_notify.optional_columns()))
+      AND (source, col) NOT IN (SELECT p.source, p.col FROM mfg_notify.present_columns() AS p)
     ORDER BY 1
 $$;
 
@@ -351,6 +381,33 @@ BEGIN
 END
 $$;
 
+-- A construction pipeline as JSON: its site and, of each material, the units delivered and the units that the site needs,
+-- summed if a good comes twice. What is not an array has no materials, what is not a number is 0. It never fails, because
+-- the columns are optional; and it returns one line.
+CREATE OR REPLACE FUNCTION mfg_notify.construction(site text, materials text) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+    listed text;
+BEGIN
+    BEGIN
+        SELECT string_agg(json_build_array(good, least(delivered, 9e18)::bigint, least(target, 9e18)::bigint)::text,
+                          ',' ORDER BY good) INTO listed
+        FROM (SELECT left(material ->> 'tradeSymbol', 128) AS good,
+                     sum(CASE jsonb_typeof(material -> 'deliveredQuantity') WHEN 'number'
+                         THEN greatest((material -> 'deliveredQuantity')::numeric, 0) ELSE 0 END) AS delivered,
+                     sum(CASE jsonb_typeof(material -> 'targetQuantity') WHEN 'number'
+                         THEN greatest((material -> 'targetQuantity')::numeric, 0) ELSE 0 END) AS target
+              FROM jsonb_array_elements(CASE jsonb_typeof(materials::jsonb) WHEN 'array' THEN materials::jsonb ELSE '[]' END)
+                   WITH ORDINALITY AS given (material, place)
+              WHERE material ->> 'tradeSymbol' <> '' AND place <= 100
+              GROUP BY good) AS needed;
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+    RETURN format('[%s,[%s]]', coalesce(to_json(left(site, 128)), '""'), listed);
+END
+$$;
+
 -- Makes the row functions pipeline_changed, task_changed and factory_changed, and table_truncated. Their text is the
 -- template, with what belongs to a table in place of the words in braces.
 DO $install$
@@ -429,9 +486,7 @@ BEGIN
 END
 $body$
 $template$;
-    observe_row constant text := $observe$IF {unchanged} THEN
-                RETURN NULL;
-            END IF;
+    observe_row constant text := $observe${return_if_unchanged}
             {look}
             IF (OLD.id = NEW.id) IS NOT TRUE OR NEW.xmax <> '0'
                OR current_setting('mfg_notify.buffered', true) <> '' OR mfg_notify.backlog() > 5000000 THEN
@@ -521,52 +576,87 @@ $template$;
                           AND f.pipeline_id IS NULL AND f.player_id + 0 = NEW.player_id AND f.id + 0 > NEW.id OFFSET 0);
                 END IF;
             END IF;$look$;
+    return_if_unchanged constant text := $look$IF {unchanged} THEN
+                RETURN NULL;
+            END IF;$look$;
+    -- The event of a construction pipeline has its site and materials, of the old row and of the new one. All others are
+    -- spared the comparison.
+    return_if_construction_unchanged constant text := $look$IF NEW.pipeline_type = 'CONSTRUCTION' OR OLD.pipeline_type = 'CONSTRUCTION' THEN
+                was := CASE WHEN OLD.pipeline_type = 'CONSTRUCTION'
+                            THEN mfg_notify.construction({old_site}, OLD.materials::text) ELSE 'null' END;
+                construction := CASE WHEN NEW.pipeline_type = 'CONSTRUCTION'
+                                     THEN mfg_notify.construction({new_site}, NEW.materials::text) ELSE 'null' END;
+                IF construction = was AND {unchanged} THEN
+                    RETURN NULL;
+                END IF;
+                construction := format('%s,%s', was, construction);
+            ELSIF {unchanged} THEN
+                RETURN NULL;
+            END IF;$look$;
+    has_construction constant boolean := (
+        SELECT count(*) = 2 FROM mfg_notify.present_columns() WHERE col IN ('pipeline_type', 'materials'));
+    has_site constant boolean := EXISTS (SELECT FROM mfg_notify.present_columns() WHERE col = 'construction_site');
     t        record;
     word     text;
     meant    text;
     function text;
 BEGIN
     FOR t IN
-        WITH kinds AS (
+        WITH columns AS (
+            SELECT source, kind, old_row_too, n, type IS NOT NULL AS present,
+                   format(cast_to, 'OLD.' || col) AS was, format(cast_to, 'NEW.' || col) AS becomes,
+                   format(cast_to, CASE WHEN type IS NULL THEN 'NULL' ELSE '{row}.' || col END) AS written
+            FROM mfg_notify.watched_columns() WITH ORDINALITY AS w (source, col, kind, old_row_too, optional, n)
+            LEFT JOIN mfg_notify.present_columns() AS p USING (source, col)
+            JOIN (VALUES ('text', '%s::varchar(128)'), ('number', '%s'), ('time', '%s::timestamptz'),
+                         ('flag', '%s::boolean'), ('inputs', '%s::jsonb'), ('word', NULL), ('json', NULL)) AS k (kind, cast_to)
+                USING (kind)
+        ), kinds AS (
             -- The columns of a kind, of the old row and of the new one, as lists for ARRAY[…].
             SELECT source, kind, min(n) AS n,
-                   string_agg(format(cast_to, 'OLD.' || col), ', ' ORDER BY n) AS old_row,
-                   string_agg(format(cast_to, 'NEW.' || col), ', ' ORDER BY n) AS new_row,
-                   string_agg(format(cast_to, 'OLD.' || col) || ', ', '' ORDER BY n) FILTER (WHERE old_row_too) AS kept,
-                   string_agg('NULL, ', '') FILTER (WHERE old_row_too) AS nothing
-            FROM mfg_notify.watched_columns() WITH ORDINALITY AS w (source, col, kind, old_row_too, n)
-            JOIN (VALUES ('text', '%s::varchar(128)'), ('number', '%s'), ('time', '%s::timestamptz'),
-                         ('flag', '%s::boolean'), ('inputs', '%s::jsonb')) AS k (kind, cast_to) USING (kind)
-            GROUP BY source, kind
+                   string_agg(was, ', ' ORDER BY n) FILTER (WHERE present) AS old_row,
+                   string_agg(becomes, ', ' ORDER BY n) FILTER (WHERE present) AS new_row,
+                   string_agg(replace(written, '{row}', 'OLD') || ', ', '' ORDER BY n) FILTER (WHERE old_row_too) AS kept,
+                   string_agg('NULL, ', '') FILTER (WHERE old_row_too) AS nothing,
+                   string_agg(replace(written, '{row}', 'OLD'), ', ' ORDER BY n) AS old_values,
+                   string_agg(replace(written, '{row}', 'NEW'), ', ' ORDER BY n) AS new_values
+            FROM columns GROUP BY source, kind
         ), events AS (
-            SELECT source, string_agg(format('ARRAY[%s] = ARRAY[%s]', old_row, new_row), ' AND ' ORDER BY n) AS unchanged,
-                   string_agg('%s', ',') FILTER (WHERE kind <> 'inputs') AS places,
-                   string_agg(format('array_to_json(ARRAY[%s%s])', kept, new_row), ', ' ORDER BY n)
-                       FILTER (WHERE kind <> 'inputs') AS changed,
-                   string_agg(format('array_to_json(ARRAY[%s%s])', nothing, old_row), ', ' ORDER BY n)
-                       FILTER (WHERE kind <> 'inputs') AS gone
+            SELECT source, string_agg(format('ARRAY[%s] = ARRAY[%s]', old_row, new_row), ' AND ' ORDER BY n)
+                       FILTER (WHERE kind NOT IN ('word', 'json')) AS unchanged,
+                   string_agg('%s', ',') FILTER (WHERE kind IN ('text', 'number', 'time', 'flag')) AS places,
+                   string_agg(format('array_to_json(ARRAY[%s%s])', kept, new_values), ', ' ORDER BY n)
+                       FILTER (WHERE kind IN ('text', 'number', 'time', 'flag')) AS changed,
+                   string_agg(format('array_to_json(ARRAY[%s%s])', nothing, old_values), ', ' ORDER BY n)
+                       FILTER (WHERE kind IN ('text', 'number', 'time', 'flag')) AS gone
             FROM kinds GROUP BY source
         )
         SELECT *, format('format(''["%s","{operation}",%s%s]'', %s%s)', source, places, more_places, changed, more) AS event,
-               format('format(''["%s","D",%s%s]'', %s%s)', source, places, more_places, gone, more) AS farewell
+               format('format(''["%s","D",%s%s]'', %s%s)', source, places, more_places, gone, more) AS farewell,
+               format('format(''["%s","R",%s%s]'', %s%s)', source, places, more_places, changed, more_again) AS again
         FROM events JOIN (VALUES
             ('pipeline', 'public.manufacturing_pipelines', $$OLD.status IN ('PLANNING', 'EXECUTING')$$,
-             '', '', '', '', ''),
+             CASE WHEN has_construction THEN return_if_construction_unchanged ELSE return_if_unchanged END,
+             '', $$construction text := 'null,null'; was text;$$, '', ',%s', ', construction', ', construction'),
             ('task', 'public.manufacturing_tasks', $$OLD.status IN ('PENDING', 'READY', 'ASSIGNED', 'EXECUTING')$$,
-             '', '', '', '', ''),
-            ('factory', 'public.manufacturing_factory_states', 'true',
+             return_if_unchanged, '', '', '', '', '', ''),
+            ('factory', 'public.manufacturing_factory_states', 'true', return_if_unchanged,
              look_at_factory, $$is_current boolean; old_inputs text := 'null'; inputs text := 'null';$$,
-             'SET plan_cache_mode = force_generic_plan', ',%s,%s,%s', $$, coalesce(is_current::text, 'null'), old_inputs, inputs$$)
-        ) AS game (source, relation, live, look, variables, settings, more_places, more) USING (source)
+             'SET plan_cache_mode = force_generic_plan', ',%s,%s,%s', $$, coalesce(is_current::text, 'null'), old_inputs, inputs$$,
+             $$, 'null', 'null', mfg_notify.count_inputs(NEW.required_inputs::jsonb, NEW.delivered_inputs::jsonb)$$)
+        ) AS game (source, relation, live, return_if_unchanged, look, variables, settings, more_places, more, more_again) USING (source)
     LOOP
         function := row_function;
         FOR word, meant IN VALUES
             ('{name}', t.source || '_changed'), ('{settings}', t.settings), ('{variables}', 'latest record; ' || t.variables),
-            ('{observe}', observe_row), ('{unchanged}', t.unchanged), ('{look}', t.look), ('{live}', t.live), ('{live_new}', replace(t.live, 'OLD.', 'NEW.')),
+            ('{observe}', observe_row), ('{return_if_unchanged}', t.return_if_unchanged),
+            ('{old_site}', CASE WHEN has_site THEN 'OLD.construction_site::text' ELSE 'NULL' END),
+            ('{new_site}', CASE WHEN has_site THEN 'NEW.construction_site::text' ELSE 'NULL' END),
+            ('{unchanged}', t.unchanged), ('{look}', t.look), ('{live}', t.live), ('{live_new}', replace(t.live, 'OLD.', 'NEW.')),
             ('{relation}', t.relation), ('{update}', replace(t.event, '{operation}', 'U')),
             ('{insert}', replace(t.event, '{operation}', 'I')), ('{delete}', t.farewell),
             ('{delete_new}', replace(t.farewell, 'OLD.', 'NEW.')),
-            ('{again}', replace(replace(replace(t.event, '{operation}', 'R'), 'OLD.', 'latest.'), 'NEW.', 'latest.'))
+            ('{again}', replace(replace(t.again, 'OLD.', 'latest.'), 'NEW.', 'latest.'))
         LOOP
             function := replace(function, word, meant);
         END LOOP;
@@ -768,7 +858,7 @@ CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER TRUNCATE ON public.manufact
 
 -- The hash is that of this file without the hash itself. A released file never changes.
 UPDATE mfg_notify.settings SET
-    applied = applied || '{"1": "56cb4304feec7f49f5d4aafb1f7f8e24514061f1583b16a50732bd830498e25f"}',
+    applied = applied || '{"1": "9072879d9dd45ac459d268675b4b52ff4909dcb0ac55619467b73b0abdb08a61"}',
     objects = mfg_notify.object_hashes();
 
 COMMIT;

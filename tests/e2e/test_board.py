@@ -48,7 +48,9 @@ def game(database: Database, exporter: ExporterProcess) -> Iterator[psycopg.Conn
     assert exporter.process.poll() is None
     with database.connect() as connection:
         connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x'), ('B', 'x')")
-        connection.execute("INSERT INTO ships (ship_symbol, player_id, cargo_capacity) VALUES ('SHIP-1', 1, 40), ('SHIP-2', 1, 40)")
+        connection.execute(
+            "INSERT INTO ships (ship_symbol, player_id, cargo_capacity) VALUES ('SHIP-1', 1, 40), ('SHIP-2', 1, 40)"
+        )
         for n, name in enumerate(HOSTILE):
             add_pipeline(connection, f"p-{n}", name)
             connection.execute(

@@ -23,7 +23,8 @@ FILL = """
     SET session_replication_role = replica;
     INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
     SELECT rpad('t' || i, 64, 'x'), 1, 'SELL', 'READY', 'G' FROM generate_series(1, 60000) i;
-    INSERT INTO ships (ship_symbol, player_id, cargo_capacity) SELECT rpad('S' || i, 64, 'x'), 1, 40 FROM generate_series(1, 60000) i;
+    INSERT INTO ships (ship_symbol, player_id, cargo_capacity)
+    SELECT rpad('S' || i, 64, 'x'), 1, 40 FROM generate_series(1, 60000) i;
     INSERT INTO market_data (player_id, waypoint_symbol, good_symbol, supply)
     SELECT 1, 'W' || i, rpad('G' || i, 64, 'x'), 'HIGH' FROM generate_series(1, 60000) i;
 """

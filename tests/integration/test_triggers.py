@@ -278,7 +278,8 @@ def test_times_do_not_depend_on_the_session(bench: Bench, zone: str, style: str)
 
 def test_microseconds_are_exact_to_the_last(bench: Bench) -> None:
     rows = bench.game.execute(
-        """SELECT format('["task","I",[null,null,"t","SELL","READY",null],[0,0,0,1,0,0,0],[%s,null,null]]', to_json(t)),
+        """SELECT format('["task","I",[null,null,"t","SELL","READY",null],[0,0,0,0,1,0,0,0,0],[%s,null,null]]',
+                         to_json(t)),
                   (extract(epoch FROM t) * 1000000)::bigint
            FROM (SELECT timestamptz '1970-01-01 00:00:00Z' + interval '1 day 7919 microseconds' * i
                  FROM generate_series(0, 40000) i) s (t)"""

@@ -80,7 +80,7 @@ def test_ships_that_cannot_be_read(installed: Database, harm: LiteralString, idl
             # Without the table, the ships are those that tasks name.
             page = wait_for(exporter, "manufacturing_ships_idle_total", idle, player_id="1")
             assert value(page, "manufacturing_tasks_executing_total", **TASK) == 1
-            assert ("the table of ships cannot be read" in exporter.read_log()) is ("'nobody'" in harm)
+            assert ("an optional table cannot be read" in exporter.read_log()) is ("'nobody'" in harm)
 
 
 def test_journal_rows_that_are_no_events(installed: Database) -> None:

@@ -56,9 +56,12 @@ def read_gauges(connection: Connection) -> dict[Series, float]:
 def expected_samples(connection: Connection) -> dict[Series, float]:
     """Return the samples of every counter and histogram as the page must show them, in base units.
 
+    Those of a player whose era is closed are not shown.
+
     Of the wait for a ship only `_count` is known exactly, and only that is here.
     """
     histograms = _histograms(connection)
+    hidden = {player for (player,) in _read(connection, "SELECT player_id FROM audit.hidden_player()")}
     samples: dict[Series, float] = {}
     buckets: defaultdict[Series, dict[str, int]] = defaultdict(dict)
     for (metric, labels), n in read_counters(connection).items():
@@ -79,7 +82,7 @@ def expected_samples(connection: Connection) -> dict[Series, float]:
         samples[f"{PREFIX}{family}_count", labels] = float(seen)
     for labels, n in _read(connection, "SELECT labels, n FROM audit.wait_count"):
         samples[f"{PREFIX}{WAIT}_count", _labels(labels)] = float(n)
-    return samples
+    return {place: value for place, value in samples.items() if dict(place[1])["player_id"] not in hidden}
 
 
 def read_history(connection: Connection) -> dict[Series, list[tuple[int, float]]]:

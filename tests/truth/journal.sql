@@ -36,9 +36,9 @@ CREATE FUNCTION audit.watched(source text, image jsonb) RETURNS jsonb
 LANGUAGE sql IMMUTABLE AS $$
     SELECT jsonb_agg(image -> name ORDER BY name) FROM unnest(CASE source
         WHEN 'pipeline' THEN ARRAY['player_id', 'product_good', 'status', 'total_cost', 'total_revenue', 'net_profit',
-                                   'started_at', 'completed_at']
+                                   'started_at', 'completed_at', 'pipeline_type', 'construction_site', 'materials']
         WHEN 'task' THEN ARRAY['player_id', 'task_type', 'status', 'assigned_ship', 'retry_count', 'total_cost',
-                               'total_revenue', 'ready_at', 'started_at', 'completed_at']
+                               'total_revenue', 'ready_at', 'started_at', 'completed_at', 'actual_quantity']
         ELSE ARRAY['player_id', 'factory_symbol', 'output_good', 'pipeline_id', 'current_supply',
                    'ready_for_collection', 'required_inputs', 'delivered_inputs'] END) AS name
 $$;

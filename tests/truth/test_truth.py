@@ -51,6 +51,31 @@ DELETE FROM manufacturing_pipelines WHERE id = 'p1';
 INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price, status,
     completed_at, net_profit, total_cost) VALUES ('p2', 1, 'SHIP_PARTS', 'M', 0, 'FAILED', now(), -50, 50);
 UPDATE manufacturing_pipelines SET status = 'COMPLETED', total_revenue = 10 WHERE id = 'p2';
+-- A construction site: a good that comes twice counts as one, units that were there at first count, a fall does not.
+INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price, status, pipeline_type,
+    construction_site, materials) VALUES ('c1', 2, 'FAB_MATS', 'M', 0, 'EXECUTING', 'CONSTRUCTION', 'I52', '[
+    {"tradeSymbol": "FAB_MATS", "targetQuantity": 400, "deliveredQuantity": 10},
+    {"tradeSymbol": "CIRCUITRY", "targetQuantity": 30, "deliveredQuantity": 0},
+    {"tradeSymbol": "CIRCUITRY", "targetQuantity": 10}]');
+UPDATE manufacturing_pipelines SET materials = jsonb_set(jsonb_set(materials, '{0,deliveredQuantity}', '50'),
+    '{1,deliveredQuantity}', '5') WHERE id = 'c1';
+UPDATE manufacturing_pipelines SET materials = jsonb_set(materials, '{0,deliveredQuantity}', '45') WHERE id = 'c1';
+-- A second pipeline for the same site; then one that has ended, and the site has its units.
+INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price, status, pipeline_type,
+    construction_site, materials)
+VALUES ('c2', 2, 'FAB_MATS', 'M', 0, 'PLANNING', 'CONSTRUCTION', 'I52',
+        '[{"tradeSymbol": "FAB_MATS", "targetQuantity": 5}]'),
+       ('c3', 2, 'FAB_MATS', 'M', 0, 'CANCELLED', 'CONSTRUCTION', 'I52',
+        '[{"tradeSymbol": "FAB_MATS", "targetQuantity": 9}]');
+-- One UPDATE from READY to the end, as the newest daemon writes it, and a retry that moves more.
+INSERT INTO manufacturing_tasks (id, pipeline_id, player_id, task_type, status, good, ready_at)
+VALUES ('t5', 'c1', 2, 'DELIVER_TO_CONSTRUCTION', 'READY', 'FAB_MATS', now() - interval '50 s');
+UPDATE manufacturing_tasks SET status = 'FAILED', retry_count = 1, assigned_ship = 'Z', actual_quantity = 15,
+    started_at = now() - interval '30 s', completed_at = now() WHERE id = 't5';
+UPDATE manufacturing_tasks SET status = 'READY', actual_quantity = 0, assigned_ship = NULL, started_at = NULL,
+    completed_at = NULL WHERE id = 't5';
+UPDATE manufacturing_tasks SET status = 'COMPLETED', assigned_ship = 'Z', actual_quantity = 40,
+    started_at = now() - interval '30 s', completed_at = now() WHERE id = 't5';
 INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price, status)
 VALUES ('p3', 1, 'LASER_RIFLES', 'M', 0, 'EXECUTING'), ('p4', 1, 'DRUGS', 'M', 0, 'PLANNING'),
        ('p5', 1, 'LASER_RIFLES', 'M', 0, 'PLANNING'), ('p6', 1, 'FUEL', 'M', 0, 'PLANNING');
@@ -112,7 +137,9 @@ LASER_RIFLES = {"player_id": "1", "product_good": "LASER_RIFLES"}
 SHIP_PARTS = {"player_id": "1", "product_good": "SHIP_PARTS"}
 DRUGS = {"player_id": "1", "product_good": "DRUGS"}
 FUEL = {"player_id": "1", "product_good": "FUEL"}
+FAB_MATS = {"player_id": "2", "product_good": "FAB_MATS"}
 COLLECT_SELL = {"player_id": "1", "task_type": "COLLECT_SELL"}
+TO_SITE = {"player_id": "2", "task_type": "DELIVER_TO_CONSTRUCTION"}
 ACQUIRE_DELIVER = {"player_id": "1", "task_type": "ACQUIRE_DELIVER"}
 LIQUIDATE = {"player_id": "1", "task_type": "LIQUIDATE"}
 LASERS = {"player_id": "1", "factory_symbol": "F", "output_good": "LASERS"}
@@ -158,6 +185,20 @@ def test_counters_of_a_game_played_by_hand(game: Connection) -> None:
             series("task_duration_seconds_sum", **LIQUIDATE): 0,
             series("ship_task_duration_seconds_bucket", **COLLECT_SELL, le="60"): 1,
             series("ship_task_duration_seconds_sum", **COLLECT_SELL): 60 * MICROSECONDS,
+            series("pipeline_completed_total", **FAB_MATS, status="CANCELLED"): 1,
+            series("pipeline_profit_credits_bucket", **FAB_MATS, le="1000"): 1,
+            series("pipeline_profit_credits_sum", **FAB_MATS): 0,
+            series("construction_units_total", player_id="2", good_symbol="FAB_MATS"): 10 + 40,
+            series("construction_units_total", player_id="2", good_symbol="CIRCUITRY"): 5,
+            series("tasks_completed_total", **TO_SITE, status="failure"): 1,
+            series("tasks_completed_total", **TO_SITE, status="success"): 1,
+            series("task_duration_seconds_bucket", **TO_SITE, le="30"): 2,
+            series("task_duration_seconds_sum", **TO_SITE): 60 * MICROSECONDS,
+            series("ship_task_duration_seconds_bucket", **TO_SITE, le="30"): 2,
+            series("ship_task_duration_seconds_sum", **TO_SITE): 60 * MICROSECONDS,
+            series("task_retry_total", **TO_SITE): 1,
+            series("task_assignments_total", **TO_SITE): 2,
+            series("task_units_total", **TO_SITE): 15 + 40,
             series("task_retry_total", **ACQUIRE_DELIVER): 2,
             series("task_assignments_total", **COLLECT_SELL): 1,
             series("task_assignments_total", **ACQUIRE_DELIVER): 3,
@@ -175,8 +216,10 @@ def test_counters_of_a_game_played_by_hand(game: Connection) -> None:
 
 def test_the_wait_is_counted_exactly_and_measured_nearly(game: Connection) -> None:
     game.execute(PLAY.encode())
-    assert game.execute("SELECT labels, n FROM audit.wait_count").fetchall() == [(COLLECT_SELL, 1)]
-    wait = dict(game.execute("SELECT metric, n FROM audit.approximate_counter").fetchall())
+    waits = game.execute("SELECT labels, n FROM audit.wait_count ORDER BY labels").fetchall()
+    assert waits == [(COLLECT_SELL, 1), (TO_SITE, 2)]
+    query = "SELECT metric, n FROM audit.approximate_counter WHERE labels->>'player_id' = '1'"
+    wait = dict(game.execute(query).fetchall())
     assert wait["manufacturing_task_wait_seconds_bucket"] == 1
     assert 20 * MICROSECONDS <= wait["manufacturing_task_wait_seconds_sum"] < 50 * MICROSECONDS
 
@@ -207,8 +250,15 @@ def test_gauges_of_a_game_played_by_hand(game: Connection) -> None:
         series("ships_idle_total", player_id="1"): 1,
         series("ship_utilization_percent", player_id="1"): 50,
         series("profit_rate", player_id="1"): (900 - 400) + (10 - 50),
-        # Player 2 has a ship and nothing else.
-        series("pipeline_queue_depth", player_id="2"): 0,
+        # Player 2 has a ship and builds.
+        series("pipeline_running_total", **FAB_MATS): 1,
+        series("pipelines", **FAB_MATS, status="EXECUTING"): 1,
+        series("pipelines", **FAB_MATS, status="PLANNING"): 1,
+        series("construction_delivered_units", player_id="2", construction_site="I52", good_symbol="FAB_MATS"): 45,
+        series("construction_target_units", player_id="2", construction_site="I52", good_symbol="FAB_MATS"): 405,
+        series("construction_delivered_units", player_id="2", construction_site="I52", good_symbol="CIRCUITRY"): 5,
+        series("construction_target_units", player_id="2", construction_site="I52", good_symbol="CIRCUITRY"): 40,
+        series("pipeline_queue_depth", player_id="2"): 2,
         series("factory_ready_total", player_id="2"): 0,
         series("ships_assigned_total", player_id="2"): 0,
         series("ships_idle_total", player_id="2"): 1,
@@ -220,7 +270,19 @@ def test_gauges_of_a_game_played_by_hand(game: Connection) -> None:
     for level in levels:
         expected[series("factory_supply_level", **LASERS, supply_level=level)] = int(level == "LIMITED")
         expected[series("factory_supply_level", **ORE, supply_level=level)] = 0
-    assert read_gauges(game) == manufacturing(expected)
+    agents = {
+        series("player_info", player_id=player, agent_symbol=agent): 1 for player, agent in (("1", "ONE"), ("2", "TWO"))
+    }
+    assert read_gauges(game) == manufacturing(expected) | agents
+
+
+def test_a_player_whose_era_is_closed_is_hidden(game: Connection) -> None:
+    game.execute(PLAY.encode())
+    game.execute("INSERT INTO eras (player_id, closed_at) VALUES (1, now()), (1, NULL), (2, now()), (2, now())")
+    shown = {dict(labels)["player_id"] for _, labels in true_page(game)}
+    assert shown == {"1"}
+    game.execute("UPDATE manufacturing_pipelines SET status = 'EXECUTING' WHERE id = 'c2'")
+    assert {dict(labels)["player_id"] for _, labels in true_page(game)} == {"1", "2"}
 
 
 def test_a_pipeline_that_leaves_completed_leaves_the_profit_rate(game: Connection) -> None:

@@ -21,6 +21,8 @@ FROM (VALUES
     ('task_assignments_total', 'counter'),
     ('factory_cycles_total', 'counter'),
     ('supply_transitions_total', 'counter'),
+    ('construction_units_total', 'counter'),
+    ('task_units_total', 'counter'),
     ('cost_total', 'counter'),
     ('revenue_total', 'counter'),
     ('pipeline_running_total', 'gauge'),
@@ -29,6 +31,8 @@ FROM (VALUES
     ('tasks_pending_total', 'gauge'),
     ('tasks_ready_total', 'gauge'),
     ('tasks_executing_total', 'gauge'),
+    ('construction_delivered_units', 'gauge'),
+    ('construction_target_units', 'gauge'),
     ('factory_supply_level', 'gauge'),
     ('factory_supply_ordinal', 'gauge'),
     ('factory_inputs_delivered', 'gauge'),
@@ -39,6 +43,8 @@ FROM (VALUES
     ('profit_rate', 'gauge'),
     ('margin_percent', 'gauge')
 ) AS f (name, kind);
+
+INSERT INTO audit.family (metric, kind) VALUES ('player_info', 'gauge');
 
 INSERT INTO audit.family (metric, kind, unit, bounds)
 SELECT 'manufacturing_' || name, 'histogram', unit, ARRAY(SELECT b * unit FROM unnest(bounds) AS b ORDER BY b)
@@ -70,6 +76,24 @@ LANGUAGE sql IMMUTABLE AS $$
                 WHEN since >= until THEN 0 END
 $$;
 
+-- The units of each good that a list of materials names.
+CREATE FUNCTION audit.material(materials jsonb) RETURNS TABLE (good text, delivered bigint, target bigint)
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT left(m.value->>'tradeSymbol', 128), sum((m.value->>'deliveredQuantity')::bigint)::bigint,
+           sum((m.value->>'targetQuantity')::bigint)::bigint
+    FROM jsonb_array_elements(CASE WHEN jsonb_typeof(materials) = 'array' THEN materials ELSE '[]' END) AS m
+    WHERE m.value->>'tradeSymbol' <> '' GROUP BY 1
+$$;
+
+-- Each rise of the units of a good that were delivered to a construction site.
+CREATE VIEW audit.construction_step AS
+SELECT c.id AS change_id, c.new->>'player_id' AS player_id, now.good, now.delivered - coalesce(before.delivered, 0) AS units
+FROM audit.change AS c
+CROSS JOIN LATERAL audit.material(CASE WHEN c.new->>'pipeline_type' = 'CONSTRUCTION' THEN c.new->'materials' END) AS now
+LEFT JOIN LATERAL audit.material(CASE WHEN c.old->>'pipeline_type' = 'CONSTRUCTION' THEN c.old->'materials' END) AS before
+    ON before.good = now.good
+WHERE c.source = 'pipeline' AND c.op IN ('I', 'U') AND now.delivered > coalesce(before.delivered, 0);
+
 -- Each INSERT and UPDATE of a pipeline, with what it means. A DELETE counts nothing.
 CREATE VIEW audit.pipeline_step AS
 SELECT c.id AS change_id, new.id AS pipeline_id, new.player_id,
@@ -78,7 +102,7 @@ SELECT c.id AS change_id, new.id AS pipeline_id, new.player_id,
        new.status IN ('COMPLETED', 'FAILED', 'CANCELLED')
            AND (c.op = 'I' OR old.status IN ('PLANNING', 'EXECUTING')) AS ended,
        audit.elapsed(audit.moment(new.started_at), audit.moment(new.completed_at)) AS duration,
-       least(audit.moment(new.completed_at), c.at) AS completed_at,
+       CASE WHEN audit.moment(new.completed_at) IS NOT NULL THEN least(new.completed_at, c.at) END AS completed_at,
        coalesce(new.net_profit, 0) AS net_profit,
        coalesce(new.total_revenue, 0) - coalesce(new.total_cost, 0) AS profit,
        greatest(0, CASE WHEN new.status = 'COMPLETED' THEN coalesce(new.total_revenue, 0) ELSE 0 END
@@ -116,17 +140,20 @@ SELECT c.id AS change_id, new.player_id,
            OR c.op = 'U' AND old.status IN ('PENDING', 'READY')
               AND (new.status IN ('EXECUTING', 'COMPLETED')
                    OR new.status = 'FAILED' AND coalesce(new.retry_count, 0) > coalesce(old.retry_count, 0)) AS assigned,
-       audit.elapsed(audit.moment(new.ready_at), CASE new.status WHEN 'ASSIGNED' THEN c.at
-                                                 ELSE least(audit.moment(new.started_at), c.at) END) AS wait,
+       -- least() passes over what is null, but an attempt without a start has no wait.
+       audit.elapsed(audit.moment(new.ready_at), CASE WHEN new.status = 'ASSIGNED' THEN c.at
+           WHEN audit.moment(new.started_at) IS NOT NULL THEN least(new.started_at, c.at) END) AS wait,
        greatest(0, coalesce(new.retry_count, 0) - coalesce(old.retry_count, 0)) AS retry_rise,
        greatest(0, coalesce(new.total_cost, 0) - coalesce(old.total_cost, 0)) AS cost_rise,
-       greatest(0, coalesce(new.total_revenue, 0) - coalesce(old.total_revenue, 0)) AS revenue_rise
+       greatest(0, coalesce(new.total_revenue, 0) - coalesce(old.total_revenue, 0)) AS revenue_rise,
+       greatest(0, coalesce(new.actual_quantity, 0) - coalesce(old.actual_quantity, 0)) AS units_rise
 FROM audit.change AS c
 CROSS JOIN LATERAL jsonb_to_record(c.new) AS new (
     player_id text, task_type text, status text, assigned_ship text, ready_at timestamptz,
-    started_at timestamptz, completed_at timestamptz, retry_count bigint, total_cost bigint, total_revenue bigint)
+    started_at timestamptz, completed_at timestamptz, retry_count bigint, total_cost bigint, total_revenue bigint,
+    actual_quantity bigint)
 CROSS JOIN LATERAL jsonb_to_record(coalesce(c.old, '{}')) AS old (
-    status text, retry_count bigint, total_cost bigint, total_revenue bigint)
+    status text, retry_count bigint, total_cost bigint, total_revenue bigint, actual_quantity bigint)
 WHERE c.source = 'task' AND c.op IN ('I', 'U');
 
 -- Each UPDATE of the row that spoke for its factory: a cycle and a transition need an old image.
@@ -178,10 +205,15 @@ CROSS JOIN LATERAL (VALUES
      (outcome IS NOT NULL)::integer),
     ('manufacturing_task_retry_total', labels, retry_rise),
     ('manufacturing_task_assignments_total', labels, assigned::integer),
+    ('manufacturing_task_units_total', labels, units_rise),
     ('manufacturing_cost_total', jsonb_build_object('player_id', player_id, 'cost_type', cost_type), cost_rise),
     ('manufacturing_revenue_total', jsonb_build_object('player_id', player_id), revenue_rise))
     AS counted (metric, labels, n)
 WHERE n > 0
+UNION ALL
+SELECT change_id, 'manufacturing_construction_units_total',
+       jsonb_build_object('player_id', player_id, 'good_symbol', good), units
+FROM audit.construction_step
 UNION ALL
 SELECT change_id, metric, counted.labels, 1
 FROM audit.factory_step AS step
@@ -239,14 +271,56 @@ LANGUAGE sql STABLE AS $$
                             WHERE p.status IN ('PLANNING', 'EXECUTING'))
 $$;
 
+CREATE FUNCTION audit.live_material() RETURNS TABLE (labels jsonb, delivered bigint, target bigint)
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'public.manufacturing_pipelines'::regclass
+               AND attname = 'materials' AND NOT attisdropped) THEN
+        RETURN QUERY EXECUTE $query$
+            SELECT jsonb_build_object('player_id', p.player_id::text, 'construction_site', coalesce(p.construction_site, ''),
+                                      'good_symbol', m.good), sum(m.delivered)::bigint, sum(m.target)::bigint
+            FROM public.manufacturing_pipelines AS p CROSS JOIN LATERAL audit.material(p.materials::jsonb) AS m
+            WHERE p.status IN ('PLANNING', 'EXECUTING') AND p.pipeline_type = 'CONSTRUCTION' GROUP BY 1
+        $query$;
+    END IF;
+END
+$$;
+
+-- The agents by player, and the players whose last era is closed and of whom no change has come since: they are hidden.
+CREATE FUNCTION audit.agent() RETURNS TABLE (player_id text, agent_symbol text)
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    IF to_regclass('public.players') IS NOT NULL THEN
+        RETURN QUERY EXECUTE 'SELECT id::text, left(agent_symbol, 128) FROM public.players WHERE agent_symbol <> '''' ';
+    END IF;
+END
+$$;
+
+CREATE FUNCTION audit.hidden_player() RETURNS TABLE (player_id text)
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    IF to_regclass('public.eras') IS NOT NULL THEN
+        RETURN QUERY EXECUTE $query$
+            SELECT e.player_id::text FROM public.eras AS e GROUP BY e.player_id
+            HAVING count(*) = count(e.closed_at)
+               AND NOT EXISTS (SELECT FROM audit.change AS c WHERE coalesce(c.new, c.old)->>'player_id' = e.player_id::text
+                                                               AND c.at > max(e.closed_at))
+        $query$;
+    END IF;
+END
+$$;
+
 -- The ships of each player, from the first source that this database has. A function's text is checked when
 -- it is made and a table may be missing, so the choice is made once, here.
 DO $$
 DECLARE
     source text;
 BEGIN
-    SELECT format('SELECT player_id::text, left(ship_symbol, 128), coalesce(%I = %L, false) FROM public.%I',
-                  t.status_column, 'idle', t.name)
+    SELECT format('SELECT player_id::text, left(ship_symbol, 128), coalesce(%I = %L, false) AND %s FROM public.%I',
+                  t.status_column, 'idle',
+                  CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid = to_regclass('public.' || t.name)
+                                    AND attname = 'cargo_capacity' AND NOT attisdropped)
+                       THEN 'cargo_capacity > 0' ELSE 'true' END, t.name)
     INTO source
     FROM (VALUES (1, 'ships', 'assignment_status'), (2, 'ship_assignments', 'status'))
          AS t (rank, name, status_column)
@@ -314,11 +388,12 @@ WITH pipeline AS MATERIALIZED (SELECT * FROM audit.live_pipeline()),
                            WHERE renamed.pipeline_id = last_image.pipeline_id AND renamed.change_id > last_image.change_id)
          GROUP BY player_id),
      player AS (
-         SELECT player_id FROM pipeline
-         UNION SELECT player_id FROM task
-         UNION SELECT player_id FROM factory
-         UNION SELECT player_id FROM ship
-         UNION SELECT labels->>'player_id' FROM counter),
+         (SELECT player_id FROM pipeline
+          UNION SELECT player_id FROM task
+          UNION SELECT player_id FROM factory
+          UNION SELECT player_id FROM ship
+          UNION SELECT labels->>'player_id' FROM counter)
+         EXCEPT SELECT player_id FROM audit.hidden_player()),
      by_player AS (
          SELECT jsonb_build_object('player_id', player_id) AS labels,
                 (SELECT count(*) FROM pipeline AS p WHERE p.player_id = player.player_id) AS queue_depth,
@@ -346,6 +421,10 @@ WITH pipeline AS MATERIALIZED (SELECT * FROM audit.live_pipeline()),
          SELECT 'tasks_ready_total', labels, ready FROM task_type
          UNION ALL
          SELECT 'tasks_executing_total', labels, executing FROM task_type
+         UNION ALL
+         SELECT 'construction_delivered_units', labels, delivered FROM audit.live_material()
+         UNION ALL
+         SELECT 'construction_target_units', labels, target FROM audit.live_material()
          UNION ALL
          SELECT 'factory_supply_level', labels || jsonb_build_object('supply_level', level),
                 CASE WHEN current_supply = level THEN 1 ELSE 0 END
@@ -377,4 +456,8 @@ WITH pipeline AS MATERIALIZED (SELECT * FROM audit.live_pipeline()),
          UNION ALL
          SELECT 'margin_percent', labels, 100.0 * (revenue - cost) / revenue FROM margin WHERE revenue <> 0
      )
-SELECT 'manufacturing_' || metric AS metric, labels, value FROM measured;
+SELECT 'manufacturing_' || metric AS metric, labels, value FROM measured
+WHERE labels->>'player_id' NOT IN (SELECT player_id FROM audit.hidden_player())
+UNION ALL
+SELECT 'player_info', jsonb_build_object('player_id', player_id, 'agent_symbol', agent_symbol), 1
+FROM audit.agent() JOIN player USING (player_id);

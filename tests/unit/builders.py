@@ -8,6 +8,7 @@ from mfg_notify.core.events import (
     Event,
     FactoryChange,
     FactoryImage,
+    Material,
     Operation,
     PipelineChange,
     PipelineImage,
@@ -33,9 +34,21 @@ def pipeline(
     net_profit: int = 0,
     started_at: int | None = None,
     completed_at: int | None = None,
+    site: str | None = None,
+    materials: tuple[Material, ...] = (),
 ) -> PipelineImage:
+    """Build a pipeline, for construction if there is a site."""
     return PipelineImage(
-        player_id, product_good, status, total_cost, total_revenue, net_profit, started_at, completed_at
+        player_id,
+        product_good,
+        status,
+        total_cost,
+        total_revenue,
+        net_profit,
+        started_at,
+        completed_at,
+        site,
+        materials,
     )
 
 
@@ -51,6 +64,7 @@ def task(
     ready_at: int | None = None,
     started_at: int | None = None,
     completed_at: int | None = None,
+    units: int | None = None,
 ) -> TaskImage:
     return TaskImage(
         player_id,
@@ -63,6 +77,7 @@ def task(
         ready_at,
         started_at,
         completed_at,
+        units,
     )
 
 

@@ -46,6 +46,11 @@ BEYOND = [
     ("manufacturing_task_wait_seconds", "histogram", TASK, WAIT),
     ("manufacturing_task_starvation_seconds", "gauge", TASK, ""),
     ("manufacturing_factory_supply_ordinal", "gauge", FACTORY, ""),
+    ("player_info", "gauge", "player_id agent_symbol", ""),
+    ("manufacturing_construction_delivered_units", "gauge", "player_id construction_site good_symbol", ""),
+    ("manufacturing_construction_target_units", "gauge", "player_id construction_site good_symbol", ""),
+    ("manufacturing_construction_units_total", "counter", "player_id good_symbol", ""),
+    ("manufacturing_task_units_total", "counter", TASK, ""),
     ("market_supply_distribution", "gauge", "player_id good_symbol supply_level", ""),
     ("market_activity_distribution", "gauge", "player_id good_symbol activity_level", ""),
 ]

@@ -25,20 +25,35 @@ from mfg_notify.errors import MalformedEvent
 
 AT = ("2023-11-14T22:13:20+00:00", "2023-11-14T22:13:20.000001+00:00", "2023-11-14T22:13:20.000002+00:00")
 """The times of the images below, as PostgreSQL writes them."""
-PIPELINE = '[null,"p-1","LASER_RIFLES","PLANNING"],[null,null,null,1,0,0,0],[null,null]'
-PIPELINE_DONE = f'["PLANNING","p-1","LASER_RIFLES","COMPLETED"],[0,0,0,1,400,2400,-2000],["{AT[0]}","{AT[1]}"]'
-TASK = '[null,null,"t-1","COLLECT_SELL","PENDING",null],[null,null,null,2,0,0,0],[null,null,null]'
+PIPELINE = '[null,"p-1","LASER_RIFLES","PLANNING"],[null,null,null,1,0,0,0],[null,null],null,null'
+PIPELINE_DONE = (
+    '["PLANNING","p-1","LASER_RIFLES","COMPLETED"],[0,0,0,1,400,2400,-2000],'
+    f'["{AT[0]}","{AT[1]}"],["X1-I52",[["IRON",3,10]]],["X1-I52",[["GOLD",0,1],["IRON",10,10]]]'
+)
+TASK = '[null,null,"t-1","COLLECT_SELL","PENDING",null],[null,null,null,null,2,0,0,0,null],[null,null,null]'
 TASK_DONE = (
-    f'["PENDING",null,"t-1","COLLECT_SELL","COMPLETED","AGENT-1"],[0,0,0,2,3,30,100],["{AT[0]}","{AT[1]}","{AT[2]}"]'
+    '["PENDING",null,"t-1","COLLECT_SELL","COMPLETED","AGENT-1"],[0,0,0,0,2,3,30,100,40],'
+    f'["{AT[0]}","{AT[1]}","{AT[2]}"]'
 )
 FACTORY = '[null,"X1-AB1-C2","IRON",null,null],[17,3],[null,false],null,null,[0,2]'
 FACTORY_READY = '[null,"X1-AB1-C2","IRON","p-1","HIGH"],[17,3],[false,true],true,[0,2],[2,2]'
 
 A_PIPELINE = PipelineImage(1, "LASER_RIFLES", "PLANNING", 0, 0, 0, None, None)
+A_PIPELINE_BEFORE = PipelineImage(1, "LASER_RIFLES", "PLANNING", 0, 0, 0, None, None, "X1-I52", (("IRON", 3, 10),))
 A_PIPELINE_DONE = PipelineImage(
-    1, "LASER_RIFLES", "COMPLETED", 400, 2400, -2000, 1_700_000_000_000_000, 1_700_000_000_000_001
+    1,
+    "LASER_RIFLES",
+    "COMPLETED",
+    400,
+    2400,
+    -2000,
+    1_700_000_000_000_000,
+    1_700_000_000_000_001,
+    "X1-I52",
+    (("GOLD", 0, 1), ("IRON", 10, 10)),
 )
 A_TASK = TaskImage(2, "COLLECT_SELL", "PENDING", None, 0, 0, 0, None, None, None)
+A_TASK_BEFORE = TaskImage(2, "COLLECT_SELL", "PENDING", None, 0, 0, 0, None, None, None, 0)
 A_TASK_DONE = TaskImage(
     2,
     "COLLECT_SELL",
@@ -50,6 +65,7 @@ A_TASK_DONE = TaskImage(
     1_700_000_000_000_000,
     1_700_000_000_000_001,
     1_700_000_000_000_002,
+    40,
 )
 A_FACTORY = FactoryImage(3, "X1-AB1-C2", "IRON", None, 0, 2, None, ready_for_collection=False, is_current=None)
 A_FACTORY_READY = FactoryImage(3, "X1-AB1-C2", "IRON", "p-1", 2, 2, "HIGH", ready_for_collection=True, is_current=True)
@@ -60,11 +76,11 @@ LARGEST, SMALLEST = 2**63 - 1, -(2**63)
 
 GOOD: list[tuple[str, Change]] = [
     (f'["pipeline","I",{PIPELINE}]', PipelineChange("I", "p-1", None, A_PIPELINE)),
-    (f'["pipeline","U",{PIPELINE_DONE}]', PipelineChange("U", "p-1", A_PIPELINE, A_PIPELINE_DONE)),
+    (f'["pipeline","U",{PIPELINE_DONE}]', PipelineChange("U", "p-1", A_PIPELINE_BEFORE, A_PIPELINE_DONE)),
     (f'["pipeline","D",{PIPELINE}]', PipelineChange("D", "p-1", A_PIPELINE, None)),
     ('["pipeline","T"]', PipelineChange("T", "", None, None)),
     (f'["task","I",{TASK}]', TaskChange("I", "t-1", None, A_TASK)),
-    (f'["task","U",{TASK_DONE}]', TaskChange("U", "t-1", A_TASK, A_TASK_DONE)),
+    (f'["task","U",{TASK_DONE}]', TaskChange("U", "t-1", A_TASK_BEFORE, A_TASK_DONE)),
     (f'["task","D",{TASK}]', TaskChange("D", "t-1", A_TASK, None)),
     ('["task","T"]', TaskChange("T", "", None, None)),
     (f'["factory","I",{FACTORY}]', FactoryChange("I", "17", None, A_FACTORY)),
@@ -75,19 +91,19 @@ GOOD: list[tuple[str, Change]] = [
     (
         f'["pipeline","I",[null,"{FOUR_BYTES * 128}","\\n\\"\\\\\\u0001","\\ud83d\\ude80"],'
         f"[null,null,null,{SMALLEST},{LARGEST},{SMALLEST},0],"
-        '["1970-01-01T00:00:00+00:00","9999-12-31T23:59:59.999999+00:00"]]',
+        '["1970-01-01T00:00:00+00:00","9999-12-31T23:59:59.999999+00:00"],null,["",[]]]',
         PipelineChange(
             "I",
             FOUR_BYTES * 128,
             None,
             PipelineImage(
-                SMALLEST, '\n"\\\x01', FOUR_BYTES, LARGEST, SMALLEST, 0, 0, 253_402_300_799_999_999
+                SMALLEST, '\n"\\\x01', FOUR_BYTES, LARGEST, SMALLEST, 0, 0, 253_402_300_799_999_999, ""
             ),
         ),
     ),
     # What is not there: NULL, empty texts, times that are none.
     (
-        '["task","U",["READY","","t-1","SELL","READY",""],[null,null,null,2,null,null,null],'
+        '["task","U",["READY","","t-1","SELL","READY",""],[null,null,null,null,2,null,null,null,null],'
         '["infinity","0001-01-01T00:00:00+00:00","294276-12-31T23:59:59+00:00"]]',
         TaskChange(
             "U",
@@ -98,13 +114,13 @@ GOOD: list[tuple[str, Change]] = [
     ),
     (
         '["pipeline","I",[null,"p","G","PLANNING"],[null,null,null,1,0,0,0],'
-        '["-infinity","0044-03-15T12:00:00+00:00 BC"]]',
+        '["-infinity","0044-03-15T12:00:00+00:00 BC"],null,null]',
         PipelineChange("I", "p", None, PipelineImage(1, "G", "PLANNING", 0, 0, 0, None, None)),
     ),
     # Times of a session in another zone, and of a column without one.
     (
         '["pipeline","I",[null,"p","G","PLANNING"],[null,null,null,1,0,0,0],'
-        '["2023-11-15T03:58:20+05:45","2023-11-14T22:13:20"]]',
+        '["2023-11-15T03:58:20+05:45","2023-11-14T22:13:20"],null,null]',
         PipelineChange(
             "I", "p", None,
             PipelineImage(1, "G", "PLANNING", 0, 0, 0, 1_700_000_000_000_000, 1_700_000_000_000_000),
@@ -112,17 +128,34 @@ GOOD: list[tuple[str, Change]] = [
     ),
     # Numbers with a fraction are rounded as PostgreSQL does.
     (
-        '["pipeline","I",[null,"p","G","PLANNING"],[null,null,null,1.00,2.5,-2.5,9007199254740993.00],[null,null]]',
+        '["pipeline","I",[null,"p","G","PLANNING"],[null,null,null,1.00,2.5,-2.5,9007199254740993.00],[null,null],null,null]',
         PipelineChange("I", "p", None, PipelineImage(1, "G", "PLANNING", 3, -3, 9007199254740993, None, None)),
     ),
     # A text that spells the escape of character 0.
     (
-        '["pipeline","I",[null,"p","\\\\u0000","PLANNING"],[null,null,null,1,0,0,0],[null,null]]',
+        '["pipeline","I",[null,"p","\\\\u0000","PLANNING"],[null,null,null,1,0,0,0],[null,null],null,null]',
         PipelineChange("I", "p", None, PipelineImage(1, "\\u0000", "PLANNING", 0, 0, 0, None, None)),
+    ),
+    # A pipeline that becomes one for construction, and back; a site without a name and without materials.
+    (
+        '["pipeline","U",["PLANNING","p","G","PLANNING"],[0,0,0,1,0,0,1],[null,null],null,["S",[["A",1,2]]]]',
+        PipelineChange(
+            "U", "p",
+            PipelineImage(1, "G", "PLANNING", 0, 0, 0, None, None),
+            PipelineImage(1, "G", "PLANNING", 0, 0, 1, None, None, "S", (("A", 1, 2),)),
+        ),
+    ),
+    (
+        '["pipeline","U",["PLANNING","p","G","PLANNING"],[0,0,0,1,0,0,0],[null,null],["",[]],null]',
+        PipelineChange(
+            "U", "p",
+            PipelineImage(1, "G", "PLANNING", 0, 0, 0, None, None, "", ()),
+            PipelineImage(1, "G", "PLANNING", 0, 0, 0, None, None),
+        ),
     ),
     # Rows that are told again move no number, and a pipeline that is not COMPLETED leaves the profit rate.
     (
-        '["pipeline","R",["FAILED","p","G","FAILED"],[1,2,3,1,1,2,3],[null,null]]',
+        '["pipeline","R",["FAILED","p","G","FAILED"],[1,2,3,1,1,2,3],[null,null],null,null]',
         PipelineChange("U", "p", PipelineImage(1, "G", "COMPLETED", 1, 2, 3, None, None),
                        PipelineImage(1, "G", "FAILED", 1, 2, 3, None, None)),
     ),
@@ -150,15 +183,15 @@ def task_body(**fields: str) -> str:
     """Return an INSERT of a task whose named fields are this JSON."""
     given = {
         "key": '"t-1"', "player_id": "2", "task_type": '"SELL"', "status": '"READY"', "assigned_ship": "null",
-        "retry_count": "0", "total_cost": "0", "total_revenue": "0", "ready_at": "null", "started_at": "null",
-        "completed_at": "null",
+        "retry_count": "0", "total_cost": "0", "total_revenue": "0", "quantity": "null", "ready_at": "null",
+        "started_at": "null", "completed_at": "null",
     }  # fmt: skip
     assert fields.keys() <= given.keys()
     row = given | fields
     texts = ",".join(row[name] for name in ("key", "task_type", "status", "assigned_ship"))
-    numbers = ",".join(row[name] for name in ("player_id", "retry_count", "total_cost", "total_revenue"))
+    numbers = ",".join(row[name] for name in ("player_id", "retry_count", "total_cost", "total_revenue", "quantity"))
     times = ",".join(row[name] for name in ("ready_at", "started_at", "completed_at"))
-    return f'["task","I",[null,null,{texts}],[null,null,null,{numbers}],[{times}]]'
+    return f'["task","I",[null,null,{texts}],[null,null,null,null,{numbers}],[{times}]]'
 
 
 BAD: dict[str, str | bytes] = {
@@ -210,6 +243,10 @@ BAD: dict[str, str | bytes] = {
     "time as a number": task_body(ready_at="1700000000000000"),
     "no time": task_body(ready_at='"2026-13-01T00:00:00+00:00"'),
     "a word for a time": task_body(started_at='"now"'),
+    "quantity is not a number": task_body(quantity='"NaN"'),
+    "a site without materials": f'["pipeline","I",{PIPELINE[: -len("null")]}["S"]]',
+    "materials as an object": f'["pipeline","I",{PIPELINE[: -len("null")]}["S",{{}}]]',
+    "a material without a good": f'["pipeline","I",{PIPELINE[: -len("null")]}["S",[[null,1,2]]]]',
     "inputs below zero": f'["factory","I",{FACTORY.replace("0,2", "-1,2")}]',
     "ready as number": f'["factory","I",{FACTORY.replace("false", "0")}]',
     "is_current as number": f'["factory","I",{FACTORY.replace("false],null", "false],1")}]',
@@ -217,7 +254,7 @@ BAD: dict[str, str | bytes] = {
     "129 characters of two bytes": task_body(assigned_ship=f'"{"é" * 129}"'),
     "129 escapes": task_body(status='"' + r"\u0041" * 129 + '"'),
     "key of 129 characters": task_body(key=f'"{"k" * 129}"'),
-    "key that makes 7,999 bytes": task_body(key=f'"{"k" * 7910}"'),
+    "key that makes 7,999 bytes": task_body(key=f'"{"k" * 7900}"'),
     "line feed inside a text": task_body(status='"A\nB"'),
     "invalid UTF-8": task_body(status='"?"').encode().replace(b"?", b"\xff"),
     "UTF-8 cut short": task_body(status='"?"').encode().replace(b"?", b"\xf0\x9f\x9a"),

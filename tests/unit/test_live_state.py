@@ -96,6 +96,16 @@ PIPELINES = LiveRows(
         "7": pipeline("DREAMING", player_id=3),
     }
 )
+SITES = LiveRows(
+    pipelines={
+        "1": pipeline("PLANNING", site="I52", materials=(("IRON", 1, 9), ("GOLD", 0, 2))),
+        "2": pipeline("EXECUTING", site="I52", materials=(("IRON", 5, 5),)),
+        "3": pipeline("EXECUTING", site="I60", materials=(("IRON", 3, 9),)),
+        "4": pipeline("EXECUTING", player_id=2, site="I52", materials=(("IRON", 4, 9),)),
+        "5": pipeline("COMPLETED", site="I52", materials=(("IRON", 9, 9),)),
+        "6": pipeline("EXECUTING"),
+    }
+)
 TASKS = tasks(
     task("PENDING"),
     task("READY"),
@@ -125,6 +135,13 @@ A_NEWER = task("READY", task_type="SELL", ready_at=NOW - 5 * SECOND)
 CASES = [
     Case("executing only", "pipeline_running_total", PIPELINES, "1 RIFLES 2 \n 1 DRUGS 0 \n 2 RIFLES 1"),
     Case("planning and executing", "pipeline_queue_depth", PIPELINES, "1 4 \n 2 1"),
+    Case(
+        "delivered",
+        "construction_delivered_units",
+        SITES,
+        "1 I52 IRON 6 \n 1 I52 GOLD 0 \n 1 I60 IRON 3 \n 2 I52 IRON 4",
+    ),
+    Case("needed", "construction_target_units", SITES, "1 I52 IRON 14 \n 1 I52 GOLD 2 \n 1 I60 IRON 9 \n 2 I52 IRON 9"),
     Case(
         "by status",
         "pipelines",
@@ -292,9 +309,9 @@ def test_a_gauge(case: Case) -> None:
 
 
 def test_every_gauge_but_the_margin_and_the_markets_is_in_the_table() -> None:
-    """The margin is a function of counters: see the series, for the markets too."""
+    """The margin is a function of counters: see the series, for the markets and the players too."""
     named = {"manufacturing_" + case.metric for case in CASES if case.expected}
-    elsewhere = {catalogue.MARGIN, *catalogue.MARKET}
+    elsewhere = {catalogue.MARGIN, catalogue.PLAYER_INFO, *catalogue.MARKET}
     assert {metric.name for metric in catalogue.GAUGES} - named == {metric.name for metric in elsewhere}
 
 

@@ -288,6 +288,11 @@ TASK_CASES: list[Case] = [
     ),
     ("acquire", (None, task(task_type="ACQUIRE", total_cost=1)), "cost_total 1 acquire 1"),
     ("deliver", (None, task(task_type="DELIVER_TO_CONSTRUCTION", total_cost=1)), "cost_total 1 deliver 1"),
+    ("moves units", (task(units=3), task(units=10)), "task_units_total 1 COLLECT_SELL 7"),
+    ("enters with units", (None, task(units=3)), "task_units_total 1 COLLECT_SELL 3"),
+    ("its units are not known any more", (task(units=3), task()), ""),
+    ("its units fall, and rise", (task(units=9), task(units=0), task(units=4)), "task_units_total 1 COLLECT_SELL 4"),
+    ("units from below zero", (task(units=-5), task(units=-3), task(units=2)), "task_units_total 1 COLLECT_SELL 7"),
     ("deleted", (EXECUTING, None), ""),
     ("deleted when finished", (COMPLETED, None), ""),
 ]
@@ -316,6 +321,35 @@ NINETY_SECONDS = """
 """
 
 PIPELINE_CASES: list[Case] = [
+    (
+        "delivers materials",
+        (
+            pipeline(site="I52", materials=(("IRON", 1, 9), ("GOLD", 0, 2))),
+            pipeline(site="I52", materials=(("IRON", 5, 9), ("GOLD", 2, 2))),
+        ),
+        "construction_units_total 1 IRON 4 \n construction_units_total 1 GOLD 2",
+    ),
+    (
+        "another material, and one that falls",
+        (
+            pipeline(site="I52", materials=(("IRON", 5, 9),)),
+            pipeline(site="I52", materials=(("IRON", 4, 9), ("GOLD", 2, 2))),
+        ),
+        "construction_units_total 1 GOLD 2",
+    ),
+    (
+        "enters with materials",
+        (None, pipeline("PLANNING", site="I52", materials=(("IRON", 5, 9), ("GOLD", 0, 2)))),
+        "construction_units_total 1 IRON 5",
+    ),
+    ("has no materials any more", (pipeline(site="I52", materials=(("IRON", 5, 9),)), pipeline(site="I52")), ""),
+    ("builds no more", (pipeline(site="I52", materials=(("IRON", 5, 9),)), pipeline()), ""),
+    (
+        "becomes a construction pipeline",
+        (pipeline(), pipeline(site="I52", materials=(("IRON", 5, 9),))),
+        "construction_units_total 1 IRON 5",
+    ),
+    ("deleted with its materials", (pipeline(site="I52", materials=(("IRON", 5, 9),)), None), ""),
     ("enters as planning", (None, pipeline("PLANNING")), ""),
     ("planning to executing", (pipeline("PLANNING"), P_STARTED), ""),
     (

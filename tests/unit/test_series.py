@@ -13,7 +13,7 @@ from mfg_notify.core import catalogue
 from mfg_notify.core.capped_totals import OTHER_MAXIMUM, SERIES_MAXIMUM, CappedTotals
 from mfg_notify.core.live_state import HOUR, Labels, LiveRows, RecentActivity, compute_gauges
 from mfg_notify.core.rules import SampleKey
-from mfg_notify.core.series import RETURN_HOLD, Market, Presentation, Series, View, lay_out, never_fall
+from mfg_notify.core.series import RETURN_HOLD, Market, Players, Presentation, Series, View, lay_out, never_fall
 
 
 def view_of(
@@ -111,6 +111,20 @@ CASES = [
     Case("nothing", LiveRows(), "", ""),
     Case("a pipeline in PLANNING", LiveRows({"p": pipeline("PLANNING")}), "", PLAYER + PRODUCT, PRODUCT_HISTOGRAMS),
     Case("a pipeline in EXECUTING", LiveRows({"p": pipeline()}), "", PLAYER + PRODUCT, PRODUCT_HISTOGRAMS),
+    Case(
+        "a construction pipeline",
+        LiveRows({"p": pipeline(site="I52", materials=(("IRON", 5, 9),))}),
+        "",
+        PLAYER + PRODUCT + "construction_units_total 1 IRON 0",
+        PRODUCT_HISTOGRAMS,
+    ),
+    Case(
+        "a task that counts its units",
+        LiveRows(tasks={"t": task("PENDING", task_type="SELL", units=0)}),
+        "",
+        PLAYER + TASK_TYPE + "task_units_total 1 SELL 0",
+        TASK_TYPE_HISTOGRAMS,
+    ),
     Case("a finished pipeline", LiveRows({"p": pipeline("FAILED")}), "", ""),
     Case(
         "a PENDING task",
@@ -533,6 +547,44 @@ def test_a_finished_row_or_an_old_ship_does_not_bring_a_player_back() -> None:
 
 def test_a_player_of_whom_nothing_is_remembered_is_shown() -> None:
     assert players_of(presented(None, TWO_PLAYERS, {})) == {"1", "2"}
+
+
+@pytest.mark.parametrize(
+    ("last_event", "hidden"),
+    [(None, True), (NOW - 9, True), (NOW - 8, True), (NOW - 7, False)],
+    ids=["nothing was heard", "an event before", "an event at that moment", "an event since"],
+)
+def test_a_player_is_hidden_from_the_end_of_an_era_to_the_next_event(last_event: int | None, hidden: bool) -> None:
+    rows = LiveRows(
+        {"p": pipeline(site="I52", materials=(("IRON", 5, 9),))},
+        {"t": task("READY", ready_at=NOW - 5, units=0)},
+        {1: factory("HIGH", pipeline_id="p")},
+        {(1, "S"): True},
+    )
+    latest = {} if last_event is None else {("player", 1, ""): last_event}
+    players = Players({1: "A", 2: "B"}, closed_at={1: NOW - 8})
+    view = replace(view_of(rows, TWO_PLAYERS, RecentActivity(latest=latest)), players=players)
+    series = Presentation().present(view, NOW)
+    assert players_of(series) == ({"2"} if hidden else {"1", "2"})
+    assert series.silent == ({"1"} if hidden else frozenset())
+    agents = {("1", "A"): 1, ("2", "B"): 1}
+    assert series.gauges["player_info"] == {labels: 1 for labels in agents if labels[0] in players_of(series)}
+
+
+def test_live_rows_of_a_closed_era_do_not_show_a_player_for_ever() -> None:
+    players = Players(closed_at={1: NOW - 2 * DAY})
+
+    def scrape(now: int) -> Series:
+        activity = RecentActivity(latest={("player", 1, ""): NOW - DAY})
+        return lay_out(replace(view_of(LiveRows({"p": pipeline()}), "", activity), players=players), now)
+
+    assert scrape(NOW).silent == frozenset()
+    assert scrape(NOW + 1).silent == {"1"}
+
+
+def test_the_agent_is_shown_of_players_that_are_shown() -> None:
+    view = replace(view_of(None, TWO_PLAYERS), players=Players({1: "A", 3: "C"}))
+    assert lay_out(view, NOW).gauges["player_info"] == {("1", "A"): 1}
 
 
 def test_a_player_who_comes_back_is_shown_where_it_was_and_then_rises() -> None:

@@ -40,6 +40,8 @@ def migrate_up(dsn: str, game_schema: str, create_role: str | None) -> None:
         print_line(f"[green]applied[/] {migration.number:04d}_{migration.name}")
     for name in (*before.missing, *before.changed):
         print_line(f"[green]repaired[/] {escape(name)}")
+    for column in before.new_columns:
+        print_line(f"[green]reads now[/] {escape(column)}")
     if not applied:
         print_line(f"nothing to do: {escape(describe(conninfo))} has version {status.version}")
     if status.installation is not None and not status.installation.notify:
@@ -92,6 +94,8 @@ def migrate_status(dsn: str, game_schema: str) -> None:
         print_line(f"changed   {', '.join(status.changed)}")
     if status.missing_columns:
         print_line(f"not found {escape(', '.join(status.missing_columns))}")
+    if status.new_columns:
+        print_line(f"not read  {escape(', '.join(status.new_columns))}")
     if status.installation is not None and not status.installation.released:
         print_line(f"[yellow]unreleased[/]: run {installation.REINSTALL}")
         sys.exit(1)

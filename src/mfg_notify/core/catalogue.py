@@ -265,6 +265,42 @@ MARGIN = Metric(
     "Profit in percent of revenue over all completed pipelines",
     "pipelines.total_revenue, total_cost",
 )
+PLAYER_INFO = Metric(
+    "player_info",
+    Kind.GAUGE,
+    ("player_id", "agent_symbol"),
+    "Always 1; the agent of a player",
+    "players.id, agent_symbol (optional)",
+)
+_MATERIAL = ("player_id", "construction_site", "good_symbol")
+CONSTRUCTION_DELIVERED = Metric(
+    "manufacturing_construction_delivered_units",
+    Kind.GAUGE,
+    _MATERIAL,
+    "Units of a material that have been delivered to a construction site, of live construction pipelines",
+    "pipelines.materials, construction_site, pipeline_type (optional)",
+)
+CONSTRUCTION_TARGET = Metric(
+    "manufacturing_construction_target_units",
+    Kind.GAUGE,
+    _MATERIAL,
+    "Units of a material that a construction site needs, of live construction pipelines",
+    "pipelines.materials, construction_site, pipeline_type (optional)",
+)
+CONSTRUCTION_UNITS = Metric(
+    "manufacturing_construction_units_total",
+    Kind.COUNTER,
+    ("player_id", "good_symbol"),
+    "Units of materials delivered to construction sites",
+    "pipelines.materials (optional)",
+)
+TASK_UNITS = Metric(
+    "manufacturing_task_units_total",
+    Kind.COUNTER,
+    _TASK,
+    "Units that tasks have moved",
+    "tasks.actual_quantity (optional)",
+)
 MARKET_SUPPLY = Metric(
     "market_supply_distribution",
     Kind.GAUGE,
@@ -316,6 +352,11 @@ EXTENSIONS = (
     TASK_WAIT,
     TASK_STARVATION,
     FACTORY_SUPPLY_ORDINAL,
+    PLAYER_INFO,
+    CONSTRUCTION_DELIVERED,
+    CONSTRUCTION_TARGET,
+    CONSTRUCTION_UNITS,
+    TASK_UNITS,
 )
 """Metrics beyond the specification that the dashboards need."""
 

@@ -25,6 +25,10 @@ Microseconds = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 """Since the epoch, by the clock of the writer. An old image has no times: they are None."""
 
 
+Material = tuple[Text, Whole, Whole]
+"""A good that a construction site needs: its symbol, the units delivered and the units needed."""
+
+
 class PipelineImage(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
     """The watched columns of a row of manufacturing_pipelines."""
 
@@ -36,10 +40,17 @@ class PipelineImage(Struct, frozen=True, gc=False, array_like=True, forbid_unkno
     net_profit: Whole
     started_at: Microseconds | None
     completed_at: Microseconds | None
+    construction_site: Text | None = None
+    """None if this is no construction pipeline, or the game has no column of materials; '' if the site has no name."""
+    materials: tuple[Material, ...] = ()
+    """What the site needs; each good once."""
 
 
 class TaskImage(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
-    """The watched columns of a row of manufacturing_tasks; assigned_ship '' is None."""
+    """The watched columns of a row of manufacturing_tasks; assigned_ship '' is None.
+
+    `actual_quantity` is optional: None if it is absent.
+    """
 
     player_id: Whole
     task_type: Text
@@ -51,6 +62,7 @@ class TaskImage(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_f
     ready_at: Microseconds | None
     started_at: Microseconds | None
     completed_at: Microseconds | None
+    actual_quantity: Whole | None = None
 
 
 class FactoryImage(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
@@ -125,6 +137,7 @@ _TABLES = {kind: str(kind.__struct_config__.tag) for kind in (PipelineChange, Ta
 _Time: TypeAlias = Annotated[datetime, Meta(tz=True)]
 _Number: TypeAlias = Whole | None
 _Inputs: TypeAlias = tuple[Count, Count] | None
+_Construction: TypeAlias = tuple[Text, tuple[Material, ...]] | None
 _Operation: TypeAlias = Literal["I", "U", "D", "R"]
 """R repeats a row as it is, because the events of its changes came out of order: an update that counts nothing."""
 _Pipeline: TypeAlias = tuple[
@@ -133,12 +146,14 @@ _Pipeline: TypeAlias = tuple[
     tuple[Text | None, Text, Text, Text],
     tuple[_Number, _Number, _Number, Whole, _Number, _Number, _Number],
     tuple[_Time | None, _Time | None],
+    _Construction,
+    _Construction,
 ]
 _Task: TypeAlias = tuple[
     Literal["task"],
     _Operation,
     tuple[Text | None, Text | None, Text, Text, Text, Text | None],
-    tuple[_Number, _Number, _Number, Whole, _Number, _Number, _Number],
+    tuple[_Number, _Number, _Number, _Number, Whole, _Number, _Number, _Number, _Number],
     tuple[_Time | None, _Time | None, _Time | None],
 ]
 _Factory: TypeAlias = tuple[
@@ -155,7 +170,7 @@ _Factory: TypeAlias = tuple[
 
 
 def _pipeline(event: _Pipeline) -> PipelineChange:
-    _, operation, texts, numbers, (started, completed) = event
+    _, operation, texts, numbers, (started, completed), was_construction, construction = event
     was, key, product_good, status = texts
     was_cost, was_revenue, was_profit, player_id, cost, revenue, profit = numbers
     row = PipelineImage(
@@ -167,6 +182,7 @@ def _pipeline(event: _Pipeline) -> PipelineChange:
         profit or 0,
         _microseconds(started),
         _microseconds(completed),
+        *(construction or ()),
     )
     if operation == "I":
         return PipelineChange("I", key, None, row)
@@ -174,9 +190,17 @@ def _pipeline(event: _Pipeline) -> PipelineChange:
         return PipelineChange("D", key, row, None)
     if operation == "R":
         # If it is not COMPLETED (any more), the profit rate must forget it.
-        was, was_cost, was_revenue, was_profit = "COMPLETED", cost, revenue, profit
+        was, was_cost, was_revenue, was_profit, was_construction = "COMPLETED", cost, revenue, profit, construction
     old = PipelineImage(
-        player_id, product_good, _present(was), was_cost or 0, was_revenue or 0, was_profit or 0, None, None
+        player_id,
+        product_good,
+        _present(was),
+        was_cost or 0,
+        was_revenue or 0,
+        was_profit or 0,
+        None,
+        None,
+        *(was_construction or ()),
     )
     return PipelineChange("U", key, old, row)
 
@@ -184,7 +208,7 @@ def _pipeline(event: _Pipeline) -> PipelineChange:
 def _task(event: _Task) -> TaskChange:
     _, operation, texts, numbers, (ready, started, completed) = event
     was, was_on, key, task_type, status, ship = texts
-    was_retries, was_cost, was_revenue, player_id, retries, cost, revenue = numbers
+    was_retries, was_cost, was_revenue, was_quantity, player_id, retries, cost, revenue, quantity = numbers
     row = TaskImage(
         player_id,
         task_type,
@@ -196,6 +220,7 @@ def _task(event: _Task) -> TaskChange:
         _microseconds(ready),
         _microseconds(started),
         _microseconds(completed),
+        quantity,
     )
     if operation == "I":
         return TaskChange("I", key, None, row)
@@ -214,6 +239,7 @@ def _task(event: _Task) -> TaskChange:
         None,
         None,
         None,
+        was_quantity,
     )
     return TaskChange("U", key, old, row)
 
@@ -298,7 +324,7 @@ def decode_change(body: str | bytes) -> Change:
 
 _any_decoder = msgspec.json.Decoder(float_hook=Decimal)
 _TIMES = 4
-"""Place of the times in an event of a pipeline or task, their last part."""
+"""Place of the times in an event of a pipeline or task."""
 
 
 def _decode_unusual(table: _Table, text: str) -> Any | None:  # noqa: ANN401 - one of the types above
@@ -313,7 +339,7 @@ def _decode_unusual(table: _Table, text: str) -> Any | None:  # noqa: ANN401 - o
     if parts[1:] == ["T"]:
         return None
     parts = _rounded(parts)
-    if len(parts) == _TIMES + 1 and isinstance(parts[_TIMES], list):
+    if parts[0] != "factory" and len(parts) > _TIMES and isinstance(parts[_TIMES], list):
         parts[_TIMES] = [_in_calendar(time) for time in parts[_TIMES]]
     return msgspec.convert(parts, table.decoder.type)
 

@@ -31,7 +31,7 @@ from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
 from mfg_notify.core.counters import Arrival, Counters, Settlement
 from mfg_notify.core.events import Event
 from mfg_notify.core.live_state import LiveRows, LiveState, RecentActivity
-from mfg_notify.core.series import View
+from mfg_notify.core.series import Players, View
 from mfg_notify.core.tuning import Tuning
 
 
@@ -110,6 +110,7 @@ class Ledger:
         self._live = LiveState()
         self._activity = RecentActivity()
         self._changes = LastChanges()
+        self._players = Players()
         self._leading = self._drained = self._presentable = False
         self._folds = 0
         self._suspects: frozenset[int] = frozenset()
@@ -319,6 +320,10 @@ class Ledger:
         """Take over the game's table of ships, which changes without events."""
         self._live.set_ships(ships)
 
+    def set_players(self, players: Players) -> None:
+        """Take over what the game knows of its players, which changes without events."""
+        self._players = players
+
     # -------------------------------------------------------------------------------------------------- view --
 
     def confirm_current(self) -> None:
@@ -338,7 +343,12 @@ class Ledger:
         for settlement in self._counters.announced():
             activity.add(settlement)
         return View(
-            self._counters.exposed(), self._live.gauges(), activity, capped=self._counters.capped, epoch=self._epoch
+            self._counters.exposed(),
+            self._live.gauges(),
+            activity,
+            players=self._players,
+            capped=self._counters.capped,
+            epoch=self._epoch,
         )
 
     def last_changes(self) -> list[Event]:

@@ -73,6 +73,10 @@ class Gauges:
     products: frozenset[Labels]
     task_types: frozenset[Labels]
     factories: frozenset[Labels]
+    materials: frozenset[Labels]
+    """(player, good) of every good that a live construction pipeline needs."""
+    counted_task_types: frozenset[Labels]
+    """Those of the `task_types` whose units the game counts, in a column that is optional."""
     oldest_ready: Mapping[tuple[int, str], int | None]
     """(player, task type) with a live task → ready_at of its oldest READY task; None if none is READY."""
     assigned: Mapping[int, frozenset[str]]
@@ -94,6 +98,18 @@ def compute_gauges(rows: LiveRows) -> Gauges:
         for status in PIPELINE_LIVE:
             samples[catalogue.PIPELINES.name][*product, status] = by_status[*product, status]
     players.update(row.player_id for row in live_pipelines.values())
+
+    materials: set[Labels] = set()
+    delivered, target = (
+        samples[metric.name] for metric in (catalogue.CONSTRUCTION_DELIVERED, catalogue.CONSTRUCTION_TARGET)
+    )
+    for pipeline in live_pipelines.values():
+        if pipeline.construction_site is not None:
+            for good, units, needed in pipeline.materials:
+                material = (str(pipeline.player_id), pipeline.construction_site, good)
+                materials.add((material[0], good))
+                delivered[material] = delivered.get(material, 0) + units
+                target[material] = target.get(material, 0) + needed
 
     task_counts = Counter((row.player_id, row.task_type, row.status) for row in live_tasks)
     oldest_ready: dict[tuple[int, str], int | None] = {}
@@ -137,6 +153,10 @@ def compute_gauges(rows: LiveRows) -> Gauges:
         players=frozenset(players),
         products=frozenset(products),
         task_types=frozenset((str(player_id), task_type) for player_id, task_type in oldest_ready),
+        materials=frozenset(materials),
+        counted_task_types=frozenset(
+            (str(row.player_id), row.task_type) for row in live_tasks if row.actual_quantity is not None
+        ),
         factories=frozenset(factories),
         oldest_ready=oldest_ready,
         assigned={player_id: frozenset(ships) for player_id, ships in assigned.items()},

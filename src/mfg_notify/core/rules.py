@@ -86,6 +86,11 @@ def _pipeline(old: PipelineImage | None, new: PipelineImage) -> list[Increment]:
             found.append(((catalogue.PIPELINE_REVENUE.name, product), new.total_revenue - was))
         if new.total_cost > (was := before.total_cost if before else 0):
             found.append(((catalogue.PIPELINE_COST.name, product), new.total_cost - was))
+    if new.materials:
+        delivered = {good: units for good, units, _ in old.materials} if old else {}
+        for good, units, _ in new.materials:
+            if units > (was := delivered.get(good, 0)):
+                found.append(((catalogue.CONSTRUCTION_UNITS.name, (product[0], good)), units - was))
     return found
 
 
@@ -112,6 +117,8 @@ def _task(old: TaskImage | None, new: TaskImage, at: int) -> list[Increment]:
         found.append(((catalogue.COST.name, (player, cost_type(new.task_type))), new.total_cost - was))
     if new.total_revenue > (was := old.total_revenue if old else 0):
         found.append(((catalogue.REVENUE.name, (player,)), new.total_revenue - was))
+    if new.actual_quantity and new.actual_quantity > (was := (old.actual_quantity or 0) if old else 0):
+        found.append(((catalogue.TASK_UNITS.name, kind), new.actual_quantity - was))
     return found
 
 

@@ -29,6 +29,16 @@ Market = Mapping[str, Samples]
 
 
 @dataclass(frozen=True, slots=True)
+class Players:
+    """What the game knows of its players in tables that are optional."""
+
+    names: Mapping[int, str] = field(default_factory=dict)
+    """The agent of a player."""
+    closed_at: Mapping[int, int] = field(default_factory=dict)
+    """When the era of a player was closed, if it was: epoch microseconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """Everything that a scrape shows of the game at one moment; immutable, so a scrape never sees it torn."""
 
@@ -36,6 +46,7 @@ class View:
     gauges: Gauges
     activity: RecentActivity
     market: Market | None = None
+    players: Players = field(default_factory=Players)
     epoch: int = 0
     """Rises if all totals start again; only views of one epoch can be compared."""
     capped: bool = False
@@ -69,8 +80,7 @@ class Series:
     dropped: int = 0
     """Series at 0, gauges and series that are no more for which there was no room."""
     silent: frozenset[str] = frozenset()
-    """Players that are not shown because nothing has been heard of them for a day. Their counters are here all the
-    same: they may come back."""
+    """Players that are not shown, see `silent_players`. Their counters are here all the same: they may come back."""
 
     @property
     def number(self) -> int:
@@ -187,8 +197,8 @@ def _without(players: frozenset[str], found: Mapping[Labels, Value]) -> dict[Lab
 def lay_out(view: View, now: int, maximum: int = SERIES_MAXIMUM) -> Series:
     """Lay out every series of the view; `now` is the database's clock in epoch microseconds.
 
-    What the totals leave of `maximum` goes to series at 0, then to gauges; the rest of those is dropped. Players that
-    have been silent for a day have totals and nothing else.
+    What the totals leave of `maximum` goes to series at 0, then to gauges; the rest of those is dropped. Silent players
+    have totals and nothing else.
     """
     counters: dict[str, dict[Labels, int]] = {metric.name: {} for metric in catalogue.COUNTERS}
     histograms: dict[str, dict[Labels, Distribution]] = {metric.name: {} for metric in catalogue.HISTOGRAMS}
@@ -197,7 +207,12 @@ def lay_out(view: View, now: int, maximum: int = SERIES_MAXIMUM) -> Series:
     budget = _Budget(0 if view.capped else maximum - Series(counters, histograms, {}).number)
     players = _add_zeros(view, silent, now, budget, counters, histograms)
     gauges = {**view.gauges.samples, **moving_gauges(view.gauges, view.activity, players, now)}
-    gauges[catalogue.MARGIN.name] = _without(silent, _margins(counters))
+    gauges[catalogue.MARGIN.name] = _margins(counters)
+    gauges[catalogue.PLAYER_INFO.name] = {
+        (str(player), view.players.names[player]): 1 for player in players & view.players.names.keys()
+    }
+    if silent:
+        gauges = {name: _without(silent, samples) for name, samples in gauges.items()}
     gauges |= _of_players(view.market or {}, players, silent)
     shown = {
         metric.name: {
@@ -253,12 +268,20 @@ def _at_least(metric: Metric, old: Distribution, new: Distribution) -> Distribut
 
 
 def silent_players(view: View, now: int) -> frozenset[str]:
-    """Return the players without a live row that nothing has been heard of for a day."""
-    return frozenset(
-        str(player_id)
-        for (kind, player_id, _), at in view.activity.latest.items()
-        if kind == "player" and at < now - SILENT_AFTER and player_id not in view.gauges.players
-    )
+    """Return the players that are not shown.
+
+    Those without a live row whose last event was a day ago; and those whose era is closed, from then until an event of
+    theirs comes. A reset of the universe leaves the rows of a player live for ever.
+    """
+    last_event = {player: at for (kind, player, _), at in view.activity.latest.items() if kind == "player"}
+    closed_at = view.players.closed_at
+    silent = {
+        player
+        for player, at in last_event.items()
+        if at < now - SILENT_AFTER and (player not in view.gauges.players or player in closed_at)
+    }
+    silent |= {player for player, at in closed_at.items() if last_event.get(player, at) <= at}
+    return frozenset(map(str, silent))
 
 
 def _add_totals(
@@ -290,9 +313,11 @@ def _add_zeros(
     """Add the series that must exist at 0; return all players that have anything."""
     live = view.gauges
     players: set[Labels] = {(str(player),) for player in live.players | ship_owners(live, view.activity, now)}
-    players -= {(player,) for player in silent}
     products, task_types, factories = set(live.products), set(live.task_types), set(live.factories)
     goods: set[Labels] = {(player, good) for player, _, good in factories}
+    counted_task_types, materials = set(live.counted_task_types), set(live.materials)
+    for known in (players, products, task_types, factories, goods, counted_task_types, materials):
+        known -= {labels for labels in known if labels[0] in silent}
     for name, labels in view.totals:
         if labels[0] in silent or labels[0] == OTHER:
             continue
@@ -340,6 +365,8 @@ def _add_zeros(
     at_zero(catalogue.TASK_RETRY, task_types)
     at_zero(catalogue.TASK_ASSIGNMENTS, task_types)
     at_zero(catalogue.TASK_WAIT, task_types)
+    at_zero(catalogue.TASK_UNITS, counted_task_types)
+    at_zero(catalogue.CONSTRUCTION_UNITS, materials)
     at_zero(catalogue.FACTORY_CYCLES, factories)
     at_zero(catalogue.SUPPLY_TRANSITIONS, goods, ADJACENT_LEVELS)
     return frozenset(int(player) for (player,) in players)

@@ -308,8 +308,9 @@ def _check_excess(examination: _Examination) -> _Result:
     if found.superuser:
         return _Result("warning", f"role {role} is a superuser; an exporter does not need that", remedy)
     abilities = []
-    if found.reads_players:
-        abilities.append(f"read {schema}.players, where the API tokens are")
+    if found.readable_of_players:
+        columns = _list(list(found.readable_of_players))
+        abilities.append(f"read {columns} of {schema}.players, where the API tokens are")
     if found.writable_tables:
         abilities.append(f"write {_list([f'{schema}.{table}' for table in found.writable_tables])}")
     if abilities:
@@ -341,8 +342,11 @@ def _check_version(examination: _Examination) -> _Result:
 def _check_columns(examination: _Examination) -> _Result:
     missing = installation.find_missing_columns(examination.working)
     if missing:
-        remedy = "upgrade the bot: its own migrations add the columns"
+        optional = all("(optional" in column for column in missing)
+        remedy = MIGRATE if optional else "upgrade the bot: its own migrations add the columns"
         return _Result("failed", f"the game's tables lack what is needed: {_list(missing)}", remedy)
+    if new := installation.find_new_columns(examination.working):
+        return _Result("warning", f"the game has columns that the triggers do not read yet: {_list(new)}", MIGRATE)
     return _Result("ok", "the game's tables have every column that is needed")
 
 

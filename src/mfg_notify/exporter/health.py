@@ -25,7 +25,7 @@ class HealthReporter:
         self._tuning = tuning
         self._triggers: dict[str, int] = {}
         self._unreadable: dict[str, int] = {}
-        self._ships_error: str | None = None
+        self._optional_errors: Mapping[str, str] = {}
         self._newer_version_reported = False
         self._whereabouts: Whereabouts | None = None
         self._snapshot_held_by: tuple[str, str] | None = None
@@ -111,13 +111,17 @@ class HealthReporter:
             self._telemetry.unreadable_rows.labels(table).set(count)
         self._unreadable = dict(rows)
 
-    def report_ships(self, error: str | None) -> None:
-        """Warn once that the table of ships cannot be read, and say when it can be again."""
-        if error is not None and self._ships_error is None:
-            log.warning("the table of ships cannot be read; the ships are those that tasks name", error=error)
-        elif error is None and self._ships_error is not None:
-            log.info("the table of ships can be read again")
-        self._ships_error = error
+    def report_optional_tables(self, errors: Mapping[str, str]) -> None:
+        """Warn once of each optional table that cannot be read, and say when it can be again.
+
+        `errors` are the names of the errors by table.
+        """
+        for table, error in errors.items():
+            if table not in self._optional_errors:
+                log.warning("an optional table cannot be read; what it adds is left out", table=table, error=error)
+        for table in self._optional_errors.keys() - errors.keys():
+            log.info("an optional table can be read again", table=table)
+        self._optional_errors = errors
 
     def _report_newer_version(self, events: int) -> str | None:
         if events and not self._newer_version_reported:

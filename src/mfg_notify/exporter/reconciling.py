@@ -12,7 +12,7 @@ from mfg_notify.errors import SchemaNotReady
 from mfg_notify.exporter.deadline import in_time
 from mfg_notify.exporter.health import HealthReporter
 from mfg_notify.exposition import Telemetry
-from mfg_notify.postgres import journal, snapshot
+from mfg_notify.postgres import journal, players, snapshot
 from mfg_notify.postgres.connection import Connection
 from mfg_notify.postgres.installation import Installation, check_installation
 
@@ -67,7 +67,10 @@ class Reconciling:
         self._ships_query = reading.ships_query
         self._ledger.reconcile(reading.snapshot)
         self._health.report_unreadable(reading.unreadable)
-        self._health.report_ships(reading.ships_error)
+        found = await in_time(timeout, players.read_players(self._connection, self._schema))
+        self._ledger.set_players(found.players)
+        ships = {} if reading.ships_error is None else {"ships": reading.ships_error}
+        self._health.report_optional_tables({**ships, **found.errors})
         await in_time(self._tuning.answer_timeout, journal.prune(self._connection))
         health = await in_time(timeout, snapshot.read_health(self._connection, self._schema))
         self.problem = self._health.report(health)

@@ -17,7 +17,7 @@ from mfg_notify.core.events import VERSION, decode_change
 from mfg_notify.errors import MalformedEvent
 from mfg_notify.postgres.connection import BlockingConnection, quote_identifier, translated_errors
 from mfg_notify.postgres.queries import QUERY
-from mfg_notify.postgres.snapshot import SnapshotHolder, game_tables
+from mfg_notify.postgres.snapshot import SnapshotHolder, game_tables, live_row_queries
 
 Delivery = Literal["received", "missing", "queue full"]
 
@@ -51,7 +51,8 @@ class ExcessRights:
     """Rights that an exporter does not need."""
 
     superuser: bool
-    reads_players: bool
+    readable_of_players: tuple[str, ...]
+    """Columns of the table of players beside the two that have the agents; the API tokens come first."""
     writable_tables: tuple[str, ...]
 
 
@@ -167,8 +168,8 @@ def find_missing_rights(connection: BlockingConnection, schema: str) -> list[Mis
 
 def find_excess_rights(connection: BlockingConnection, schema: str) -> ExcessRights:
     """Return what the role may do to the game in `schema` beyond an exporter's needs."""
-    [(superuser, reads_players, writable)] = _ask(connection, "excess_rights", schema=schema)
-    return ExcessRights(superuser, reads_players, tuple(writable))
+    [(superuser, of_players, writable)] = _ask(connection, "excess_rights", schema=schema)
+    return ExcessRights(superuser, tuple(of_players), tuple(writable))
 
 
 def read_triggers(connection: BlockingConnection, schema: str) -> dict[tuple[str, str], bool]:
@@ -233,20 +234,16 @@ def read_dead_letters(connection: BlockingConnection) -> DeadLetters:
 
 def find_unreadable_rows(connection: BlockingConnection, schema: str) -> list[str]:
     """Return the live rows that cannot be read as `table id`, as far as their id can be told."""
-    game = game_tables(schema)
+    places = (("pipelines", 2, 1), ("tasks", 2, 2), ("factory_states", 3, 0))
     unreadable = []
     with translated_errors():
-        for name, table, place in (
-            ("live_pipelines", "manufacturing_pipelines", (2, 1)),
-            ("live_tasks", "manufacturing_tasks", (2, 2)),
-            ("live_factories", "manufacturing_factory_states", (3, 0)),
-        ):
-            for (body,) in connection.execute(sql.SQL(QUERY[name]).format(**game)):
+        optional = {name for (name,) in _ask(connection, "optional_columns")}
+        for query, (table, part, position) in zip(live_row_queries(schema, optional), places, strict=True):
+            for (body,) in connection.execute(query):
                 try:
                     decode_change(body)
                 except MalformedEvent:
-                    part, position = place
-                    unreadable.append(f"{table} {msgspec.json.decode(body)[part][position]}")
+                    unreadable.append(f"manufacturing_{table} {msgspec.json.decode(body)[part][position]}")
     return unreadable
 
 

@@ -13,7 +13,7 @@ from mfg_notify.postgres.connection import BlockingConnection, Connection, trans
 from mfg_notify.postgres.queries import QUERY
 
 MIGRATION_HASHES = {
-    "1": "56cb4304feec7f49f5d4aafb1f7f8e24514061f1583b16a50732bd830498e25f",
+    "1": "9072879d9dd45ac459d268675b4b52ff4909dcb0ac55619467b73b0abdb08a61",
     "2": "6b327e6ac68fea56ebf374b3d58c0bf223c214ca2190aa45134f8b1faf6e551e",
 }
 """The migrations in `db/triggers` by number, with the hash that each stores when it is applied.
@@ -75,6 +75,8 @@ class Status:
     """Those that somebody has changed."""
     missing_columns: tuple[str, ...] = ()
     """Columns of the game that the triggers do not find: also all of them, if its tables are in another schema now."""
+    new_columns: tuple[str, ...] = ()
+    """Optional columns of the game that have come since the installation, so that the triggers do not read them."""
 
     @property
     def version(self) -> int | None:
@@ -83,8 +85,8 @@ class Status:
 
     @property
     def intact(self) -> bool:
-        """Whether everything of the installed version is as it was installed and every trigger is enabled."""
-        if self.installation is None or self.missing or self.changed or self.missing_columns:
+        """Whether everything of the installed version is as it would be installed now and every trigger is enabled."""
+        if self.installation is None or self.missing or self.changed or self.missing_columns or self.new_columns:
             return False
         return sum(self.triggers.values()) == TRIGGERS
 
@@ -158,8 +160,10 @@ def read_status(connection: BlockingConnection, schema: str) -> Status:
     if settings is None or settings.applied is None:
         return Status(settings, dict(counted))
     missing, changed = find_differences(connection)
-    columns = () if missing else find_missing_columns(connection)
-    return Status(settings, dict(counted), tuple(missing), tuple(changed), tuple(columns))
+    if missing:
+        return Status(settings, dict(counted), tuple(missing), tuple(changed))
+    absent, new = find_missing_columns(connection), find_new_columns(connection)
+    return Status(settings, dict(counted), (), tuple(changed), tuple(absent), tuple(new))
 
 
 def is_installed(connection: BlockingConnection) -> bool:
@@ -194,3 +198,9 @@ def find_missing_columns(connection: BlockingConnection) -> list[str]:
     """Return the columns of the game's tables that the triggers need and that do not exist."""
     with translated_errors():
         return [name for (name,) in connection.execute(QUERY["missing_columns"]).fetchall()]
+
+
+def find_new_columns(connection: BlockingConnection) -> list[str]:
+    """Return the optional columns of the game that the triggers could read and do not, as `table.column`."""
+    with translated_errors():
+        return [name for (name,) in connection.execute(QUERY["new_columns"]).fetchall()]

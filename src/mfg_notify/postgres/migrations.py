@@ -120,6 +120,9 @@ def up(connection: BlockingConnection, schema: str, on_wait: Callable[[str], Non
     pending = [migration for migration in migrations() if migration.number > installed]
     for migration in pending:
         _apply(connection, render(migration.up, schema), on_wait)
+    # The roles made before may need more now, for example on a column that the game did not have.
+    for role in _granted_roles(connection):
+        _apply(connection, render_role(role, schema), on_wait)
     return pending
 
 
@@ -140,6 +143,13 @@ def create_role(connection: BlockingConnection, schema: str, name: str, on_wait:
         existed = connection.execute(QUERY["role_exists"], {"role": name}).fetchone() == (True,)
     _apply(connection, text, on_wait)
     return not existed
+
+
+def _granted_roles(connection: BlockingConnection) -> list[str]:
+    with translated_errors():
+        if connection.execute(QUERY["has_granted_roles"]).fetchone() != (True,):
+            return []
+        return [role for (role,) in connection.execute(QUERY["granted_roles"]).fetchall()]
 
 
 def _apply(connection: BlockingConnection, text: str, on_wait: Callable[[str], None]) -> None:

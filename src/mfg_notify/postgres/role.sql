@@ -1,7 +1,7 @@
 -- Creates the exporter's role, with the rights that the exporter's statements need and no others.
 --
 -- Run this as the role that installed the triggers. It is safe to repeat. Repeat it after an upgrade, and when the game
--- adds a table of ships or markets. A new role has no password: set one with \password in psql.
+-- adds a table of ships, markets, players or eras. A new role has no password: set one with \password in psql.
 
 BEGIN READ WRITE;
 
@@ -57,7 +57,8 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON mfg_notify.recent, mfg_notify.latest TO 
 GRANT SELECT, UPDATE ON SEQUENCE mfg_notify.folded, mfg_notify.notify_disabled TO {role};
 GRANT SELECT ON SEQUENCE mfg_notify.event_id_seq, mfg_notify.lost TO {role};
 GRANT EXECUTE ON FUNCTION mfg_notify.missing_columns, mfg_notify.watched_columns, mfg_notify.object_hashes,
-    mfg_notify.count_inputs, mfg_notify.take_events, mfg_notify.count_abandoned TO {role};
+    mfg_notify.present_columns, mfg_notify.optional_columns, mfg_notify.count_inputs, mfg_notify.construction,
+    mfg_notify.take_events, mfg_notify.count_abandoned TO {role};
 
 -- Records what is granted below: `down` revokes that, and nothing that the role had before. A row without a relation
 -- stands for USAGE on the schema, a row without a schema for CONNECT on the database.
@@ -88,14 +89,17 @@ BEGIN
         SELECT a.attrelid AS relation, c.relname, a.attname
         FROM (VALUES
             ('manufacturing_pipelines',
-             'id player_id product_good status total_cost total_revenue net_profit started_at completed_at'),
+             'id player_id product_good status total_cost total_revenue net_profit started_at completed_at pipeline_type'
+             ' construction_site materials'),
             ('manufacturing_tasks',
              'id player_id task_type status assigned_ship retry_count total_cost total_revenue ready_at started_at'
-             ' completed_at'),
+             ' completed_at actual_quantity'),
             ('manufacturing_factory_states',
              'id player_id factory_symbol output_good pipeline_id required_inputs delivered_inputs current_supply'
              ' ready_for_collection'),
-            ('ships', 'player_id ship_symbol assignment_status'),
+            ('players', 'id agent_symbol'),
+            ('eras', 'player_id closed_at'),
+            ('ships', 'player_id ship_symbol assignment_status cargo_capacity'),
             ('ship_assignments', 'player_id ship_symbol status'),
             ('market_data', 'player_id good_symbol supply activity')) AS read (tab, cols)
         CROSS JOIN LATERAL string_to_table(read.cols, ' ') AS col
@@ -106,10 +110,14 @@ BEGIN
     LOOP
         EXECUTE format('GRANT SELECT (%I) ON %I.%I TO %I', needed.attname, game, needed.relname, role);
         INSERT INTO mfg_notify.granted VALUES (role, game, needed.relname, needed.attname) ON CONFLICT DO NOTHING;
-        -- If the current user may not grant, PostgreSQL only warns. Make it an error.
+        -- If the current user may not grant, PostgreSQL only warns. Make it an error if the exporter cannot do without.
         IF NOT has_column_privilege(role, needed.relation, needed.attname, 'SELECT') THEN
-            RAISE EXCEPTION '% may not grant SELECT on %.%: run this as its owner', current_user, game, needed.relname
-                USING ERRCODE = 'insufficient_privilege';
+            IF starts_with(needed.relname, 'manufacturing_') THEN
+                RAISE EXCEPTION '% may not grant SELECT on %.%: run this as its owner', current_user, game, needed.relname
+                    USING ERRCODE = 'insufficient_privilege';
+            END IF;
+            RAISE WARNING '% may not grant SELECT (%) on %.%: the metrics that need it are left out', current_user,
+                needed.attname, game, needed.relname;
         END IF;
     END LOOP;
     IF NOT has_schema_privilege(role, game, 'USAGE')
@@ -117,8 +125,11 @@ BEGIN
         RAISE EXCEPTION '% may not grant USAGE on schema % or CONNECT on database %: let their owners do it, then'
             ' repeat this', current_user, game, current_database() USING ERRCODE = 'insufficient_privilege';
     END IF;
-    IF has_any_column_privilege(role, to_regclass(format('%I.players', game)), 'SELECT') THEN
-        RAISE WARNING 'role % can read %.players, where the API tokens are: revoke that', role, game;
+    IF EXISTS (SELECT FROM pg_attribute AS a
+               WHERE a.attrelid = to_regclass(format('%I.players', game)) AND a.attnum > 0 AND NOT a.attisdropped
+                 AND a.attname NOT IN ('id', 'agent_symbol') AND has_column_privilege(role, a.attrelid, a.attnum, 'SELECT')) THEN
+        RAISE WARNING 'role % can read more of %.players than id and agent_symbol; the API tokens are there: revoke that',
+            role, game;
     END IF;
 END
 $$;

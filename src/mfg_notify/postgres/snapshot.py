@@ -3,7 +3,7 @@
 Reads only. It starts at live pipelines and live tasks, by the game's own indexes on status, never at the history.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -24,6 +24,13 @@ _SHIP_COLUMNS = {
     "ship_assignments": ("player_id", "ship_symbol", "status"),
 }
 """Newest first: the table of ships, and its columns with the one that says 'idle' last."""
+_OPTIONAL_COLUMNS = {
+    "pipeline_type": "pipeline.pipeline_type",
+    "construction_site": "pipeline.construction_site",
+    "materials": "pipeline.materials",
+    "actual_quantity": "task.actual_quantity",
+}
+"""The optional columns by their names in the queries of the live rows: their names in the database."""
 
 
 class SnapshotHolder(NamedTuple):
@@ -66,6 +73,15 @@ def game_tables(schema: str) -> dict[str, sql.Identifier]:
     }
 
 
+def live_row_queries(schema: str, optional: Collection[str]) -> list[sql.Composed]:
+    """Return the queries of the live pipelines, tasks and factories; `optional` columns are those the triggers read."""
+    columns = {
+        name: sql.Identifier(name) if column in optional else sql.NULL for name, column in _OPTIONAL_COLUMNS.items()
+    }
+    names = ("live_pipelines", "live_tasks", "live_factories")
+    return [sql.SQL(QUERY[name]).format(**game_tables(schema), **columns) for name in names]
+
+
 class Reading(NamedTuple):
     """The live rows and the ships, and how to read the ships again."""
 
@@ -83,14 +99,13 @@ async def read_snapshot(connection: Connection, schema: str) -> Reading:
 
     A row that cannot be read is left out. A table of ships that cannot be read is left out as a whole: it is optional.
     """
-    game = game_tables(schema)
-    names = sql.Literal([table.as_string() for table in game.values()])
-    live = [QUERY["live_pipelines"], QUERY["live_tasks"], QUERY["live_factories"]]
-    queries = [
-        *(sql.SQL(query).format(**game) for query in live),
-        sql.SQL(QUERY["visible"]).format(names=names),
-    ]
+    names = sql.Literal([table.as_string() for table in game_tables(schema).values()])
     with translated_errors():
+        optional = await (await connection.execute(QUERY["optional_columns"])).fetchall()
+        queries = [
+            *live_row_queries(schema, {name for (name,) in optional}),
+            sql.SQL(QUERY["visible"]).format(names=names),
+        ]
         ships_query = await _find_ships(connection, schema)
         ships_error = None
         rewritten = True
@@ -128,15 +143,20 @@ def _decode_rows(found: list[TupleRow], table: str, unreadable: dict[str, int]) 
 
 
 async def _find_ships(connection: Connection, schema: str) -> ShipsQuery | None:
-    found: dict[str, list[str]] = dict(
-        await (await connection.execute(QUERY["ship_columns"], {"schema": schema})).fetchall()
-    )
+    found = await readable_columns(connection, schema, *_SHIP_COLUMNS)
     for table, columns in _SHIP_COLUMNS.items():
-        if set(columns) <= set(found.get(table, ())):
+        if set(columns) <= found.get(table, frozenset()):
+            carries = sql.SQL("cargo_capacity::numeric > 0") if "cargo_capacity" in found[table] else sql.SQL("true")
             return sql.SQL(QUERY["ships"]).format(
-                status=sql.Identifier(columns[-1]), ships=sql.Identifier(schema, table)
+                status=sql.Identifier(columns[-1]), ships=sql.Identifier(schema, table), carries_cargo=carries
             )
     return None
+
+
+async def readable_columns(connection: Connection, schema: str, *tables: str) -> dict[str, frozenset[str]]:
+    """Return the columns of some tables that this role may read, by table; no entry for one that it cannot read."""
+    rows = await connection.execute(QUERY["readable_columns"], {"schema": schema, "tables": list(tables)})
+    return {table: frozenset(columns) for table, columns in await rows.fetchall()}
 
 
 async def read_ships(connection: Connection, query: ShipsQuery) -> dict[tuple[int, str], bool]:

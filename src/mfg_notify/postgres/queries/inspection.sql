@@ -45,22 +45,29 @@ UNION ALL
 SELECT 'EXECUTE ON FUNCTION mfg_notify.' || p.proname, true
 FROM pg_proc p
 WHERE p.pronamespace = to_regnamespace('mfg_notify') AND NOT has_function_privilege(p.oid, 'EXECUTE')
-  AND p.proname IN ('missing_columns', 'watched_columns', 'object_hashes', 'count_inputs', 'take_events',
-                    'count_abandoned')
+  AND p.proname IN ('missing_columns', 'watched_columns', 'present_columns', 'optional_columns', 'object_hashes',
+                    'count_inputs', 'construction', 'take_events', 'count_abandoned')
 UNION ALL
 SELECT format('SELECT (%%s) ON %%I.%%I', string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum),
               %(schema)s, c.relname),
-       starts_with(c.relname, 'manufacturing_')
+       -- An optional column is needed once the triggers read it.
+       bool_or(starts_with(c.relname, 'manufacturing_')
+               AND (needed NOT IN ('pipeline_type', 'construction_site', 'materials', 'actual_quantity')
+                    OR EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = to_regnamespace('mfg_notify')
+                               AND p.proname = 'optional_columns' AND strpos(p.prosrc, '.' || needed) > 0)))
 FROM (VALUES
     ('manufacturing_pipelines',
-     'id player_id product_good status total_cost total_revenue net_profit started_at completed_at'),
+     'id player_id product_good status total_cost total_revenue net_profit started_at completed_at pipeline_type'
+     ' construction_site materials'),
     ('manufacturing_tasks',
      'id player_id task_type status assigned_ship retry_count total_cost total_revenue ready_at started_at'
-     ' completed_at'),
+     ' completed_at actual_quantity'),
     ('manufacturing_factory_states',
      'id player_id factory_symbol output_good pipeline_id required_inputs delivered_inputs current_supply'
      ' ready_for_collection'),
-    ('ships', 'player_id ship_symbol assignment_status'),
+    ('players', 'id agent_symbol'),
+    ('eras', 'player_id closed_at'),
+    ('ships', 'player_id ship_symbol assignment_status cargo_capacity'),
     ('ship_assignments', 'player_id ship_symbol status'),
     ('market_data', 'player_id good_symbol supply activity')) AS game (name, columns)
 CROSS JOIN LATERAL string_to_table(game.columns, ' ') AS needed
@@ -70,14 +77,17 @@ WHERE NOT has_column_privilege(c.oid, a.attnum, 'SELECT')
 GROUP BY c.relname
 
 -- name: excess_rights
--- Whether this role is a superuser, whether it can read the players, and which of the game's tables it can write.
+-- Whether this role is a superuser, which columns of the players it can read beside the two that have the agents, and
+-- which of the game's tables it can write.
 WITH game AS (
     SELECT c.oid, c.relname::text FROM pg_class c
     WHERE c.relnamespace = to_regnamespace(quote_ident(%(schema)s)) AND c.relkind IN ('r', 'p')
       AND c.relname IN ('players', 'manufacturing_pipelines', 'manufacturing_tasks', 'manufacturing_factory_states',
-                        'ships', 'ship_assignments', 'market_data'))
+                        'ships', 'ship_assignments', 'market_data', 'eras'))
 SELECT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
-       EXISTS (SELECT FROM game WHERE relname = 'players' AND has_any_column_privilege(oid, 'SELECT')),
+       ARRAY(SELECT a.attname::text FROM game JOIN pg_attribute a ON a.attrelid = game.oid
+             WHERE relname = 'players' AND a.attnum > 0 AND NOT a.attisdropped AND a.attname NOT IN ('id', 'agent_symbol')
+               AND has_column_privilege(game.oid, a.attnum, 'SELECT') ORDER BY a.attname = 'token' DESC, a.attnum),
        ARRAY(SELECT relname FROM game
              WHERE has_table_privilege(oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
                 OR has_any_column_privilege(oid, 'INSERT, UPDATE') ORDER BY relname)

@@ -34,6 +34,11 @@ WHERE actual.hash IS DISTINCT FROM installed.hash ORDER BY name
 -- Columns of the game's tables that the triggers need and that do not exist.
 SELECT * FROM mfg_notify.missing_columns()
 
+-- name: new_columns
+-- Optional columns of the game that the triggers could read and do not, because they have come since the installation.
+SELECT source || '.' || col FROM mfg_notify.present_columns() JOIN mfg_notify.watched_columns() USING (source, col)
+WHERE optional AND source || '.' || col <> ALL (mfg_notify.optional_columns()) ORDER BY 1
+
 -- name: unsupported_tables
 -- The tables on which the triggers cannot see every change, and why: of the game's tables, by their names, and of those
 -- that have our triggers. A subscription applies changes as session_replication_role = replica, in which triggers do not

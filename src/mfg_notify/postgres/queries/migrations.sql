@@ -12,3 +12,11 @@ ORDER BY a.xact_start LIMIT 1
 -- name: role_exists
 -- Tell whether the server has a role of this name.
 SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %(role)s)
+
+-- name: has_granted_roles
+-- Tell whether role.sql has ever been applied.
+SELECT to_regclass('mfg_notify.granted') IS NOT NULL
+
+-- name: granted_roles
+-- The exporters' roles, as far as they exist.
+SELECT DISTINCT role::text FROM mfg_notify.granted WHERE EXISTS (SELECT FROM pg_roles WHERE rolname = role) ORDER BY 1

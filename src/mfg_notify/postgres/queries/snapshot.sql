@@ -11,12 +11,14 @@ FROM pg_current_snapshot() s
 
 -- name: live_pipelines
 -- Pipelines that are not finished. This and the two queries below write rows as the triggers write their INSERT, so that
--- a row looks the same in an event and in a snapshot.
+-- a row looks the same in an event and in a snapshot. What is in braces is NULL if the triggers do not read the column.
 SELECT json_build_array(
     'pipeline', 'I',
     ARRAY[NULL, p.id::varchar(128), p.product_good::varchar(128), p.status::varchar(128)],
     ARRAY[NULL, NULL, NULL, p.player_id, p.total_cost, p.total_revenue, p.net_profit],
-    ARRAY[p.started_at::timestamptz, p.completed_at::timestamptz])::text
+    ARRAY[p.started_at::timestamptz, p.completed_at::timestamptz],
+    NULL, CASE WHEN {pipeline_type} = 'CONSTRUCTION'
+               THEN mfg_notify.construction({construction_site}::text, {materials}::text)::json END)::text
 FROM {pipelines} p WHERE p.status IN ('PLANNING', 'EXECUTING')
 
 -- name: live_tasks
@@ -25,7 +27,7 @@ SELECT json_build_array(
     'task', 'I',
     ARRAY[NULL, NULL, t.id::varchar(128), t.task_type::varchar(128), t.status::varchar(128),
           t.assigned_ship::varchar(128)],
-    ARRAY[NULL, NULL, NULL, t.player_id, t.retry_count, t.total_cost, t.total_revenue],
+    ARRAY[NULL, NULL, NULL, NULL, t.player_id, t.retry_count, t.total_cost, t.total_revenue, {actual_quantity}],
     ARRAY[t.ready_at::timestamptz, t.started_at::timestamptz, t.completed_at::timestamptz])::text
 FROM {tasks} t WHERE t.status IN ('PENDING', 'READY', 'ASSIGNED', 'EXECUTING')
 
@@ -43,18 +45,21 @@ FROM {factories} f
 WHERE f.pipeline_id IS NULL
    OR f.pipeline_id = ANY (ARRAY(SELECT p.id FROM {pipelines} p WHERE p.status IN ('PLANNING', 'EXECUTING')))
 
--- name: ship_columns
--- The columns that this role may read of the table of ships. The table is optional, and older databases use another
--- name for it.
+-- name: optional_columns
+-- The optional columns that the triggers read.
+SELECT unnest(mfg_notify.optional_columns())
+
+-- name: readable_columns
+-- The columns that this role may read of some tables. The tables are optional, and older databases use other names.
 SELECT c.relname, array_agg(a.attname)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
-WHERE n.nspname = %(schema)s AND c.relname IN ('ships', 'ship_assignments') AND c.relkind IN ('r', 'p', 'v', 'm')
+WHERE n.nspname = %(schema)s AND c.relname = ANY (%(tables)s) AND c.relkind IN ('r', 'p', 'v', 'm')
   AND a.attnum > 0 AND NOT a.attisdropped AND has_column_privilege(c.oid, a.attnum, 'SELECT')
 GROUP BY c.relname
 
 -- name: ships
--- All ships that have an owner, and whether the game calls them idle.
-SELECT player_id::bigint, ship_symbol::text, {status}::text = 'idle' FROM {ships}
+-- All ships that have an owner, and whether they could take a task: the game calls them idle, and they can carry cargo.
+SELECT player_id::bigint, ship_symbol::text, {status}::text = 'idle' AND {carries_cargo} FROM {ships}
 WHERE ship_symbol::text <> '' AND player_id IS NOT NULL
 
 -- name: health
