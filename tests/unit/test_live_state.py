@@ -520,6 +520,15 @@ def test_a_pipeline_revived_after_the_snapshot_needs_another() -> None:
     assert asks == [True, False, True, True]
 
 
+@pytest.mark.parametrize("shown", [True, False], ids=["in the snapshot", "after the snapshot"])
+def test_a_pipeline_that_changes_during_a_snapshot_needs_another_only_if_it_is_not_in_it(shown: bool) -> None:
+    state = LiveState()
+    state.start_recording()
+    state.apply(event(pipeline("PLANNING"), pipeline(), number=5))
+    state.reconcile(LiveRows({"row": pipeline()} if shown else {}), lambda _: shown)
+    assert state.needs_snapshot is not shown
+
+
 def test_a_revived_pipeline_is_recognized_by_a_later_event() -> None:
     """The event that revived it comes after another, because its payload was too long to be announced."""
     state = reconciled()

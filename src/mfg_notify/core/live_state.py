@@ -271,6 +271,8 @@ class LiveState:
         self._gauges = None
         comparable = self._reconciled_before and not self._resync_under_way and not self._resync_requested
         self._reconciled_before, self._resync_under_way = True, False
+        # What was unknown before the snapshot may be in it; what is not comes again.
+        self._pipeline_unknown = False
         for event in recorded:
             if not sees(event.xid):
                 self.apply(event)
