@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import psycopg
 import yaml
+from psycopg.types.json import Jsonb
 from tests import truth
 from tests.conftest import Database, Server
 from tests.e2e import daemon
@@ -139,6 +140,7 @@ def played(server: Server, folder: Path) -> Iterator[Story]:
         for trouble in (broken_trigger, locked_journal, forgery, no_database, rewind, event_of_tomorrow):
             trouble(story)
         bad_luck(story)
+        a_site(story)
 
         with simulated_game(database.dsn, *GAME):
             story.some_more(ACT // 4)
@@ -280,10 +282,22 @@ def bad_luck(story: Story) -> None:
     assignments = f'{PREFIX}manufacturing_task_assignments_total{{player_id="{player}", task_type="ACQUIRE"}}'
     story.prometheus.wait_for(f"{assignments} == 0")
     story.execute(
-        """UPDATE manufacturing_tasks SET status = 'ASSIGNED', assigned_ship = 'BOAT', retry_count = 9
-           WHERE id = 'one'"""
+        """UPDATE manufacturing_tasks SET status = 'ASSIGNED', assigned_ship = 'BOAT', retry_count = 9,
+           total_cost = 900 WHERE id = 'one'"""
     )
     story.prometheus.wait_for(f"increase({assignments}[1h]) > 0")
+
+
+def a_site(story: Story) -> None:
+    """Deliver to a construction site that will not be complete."""
+    site = [{"tradeSymbol": "FAB_MATS", "targetQuantity": 4000, "deliveredQuantity": 0}]
+    building: dict[str, object] = {"construction_site": "X1-I52", "pipeline_type": "CONSTRUCTION"}
+    add_pipeline(story.connection, "site", player_id=story.guest, status="EXECUTING", materials=Jsonb(site), **building)
+    delivered = f'{PREFIX}manufacturing_construction_delivered_units{{construction_site="X1-I52"}}'
+    story.prometheus.wait_for(f"{delivered} == 0")
+    site[0]["deliveredQuantity"] = 60
+    story.execute("UPDATE manufacturing_pipelines SET materials = %s WHERE id = 'site'", Jsonb(site))
+    story.prometheus.wait_for(f"{delivered} == 60")
 
 
 def written_configuration(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

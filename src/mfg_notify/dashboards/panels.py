@@ -54,6 +54,7 @@ ACTIVITY_COLOURS = {
 CREDITS = "count:cr"
 CREDITS_PER_HOUR = "count:cr/h"
 PER_MINUTE = "count:/min"
+PER_HOUR = "count:/h"
 COUNT = "short"
 TEXT = "string"
 SECONDS = "s"
@@ -61,6 +62,7 @@ PERCENT = "percent"
 """0 to 100."""
 
 NO_GAME = "No pipelines: Prometheus scrapes no exporter, or the exporter has seen no game"
+NO_SITES = "No construction site: no live pipeline delivers to one, or the bot's database has no column of materials"
 NO_MARKETS = "No market data: it comes from the daemon's own metrics, or from the exporter with --collect-market"
 
 Steps = tuple[tuple[float | None, str], ...]
@@ -112,15 +114,22 @@ def started(start_time: str) -> str:
     return f"changes({start_time}[$__rate_interval]) > 0 or {start_time} unless {start_time} offset $__rate_interval"
 
 
-def single(frame: Frame, *queries: prometheus.Dataquery, graph: bool = True) -> stat.Panel:
-    """Return one number, with its graph in the background unless `graph` is false."""
+def single(frame: Frame, *queries: prometheus.Dataquery, graph: bool = True, named: bool = False) -> stat.Panel:
+    """Return one number, with its graph in the background unless `graph` is false, and with its name if `named`."""
     panel = _framed(stat.Panel(), frame, queries)
+    if named:
+        panel = panel.text_mode(styles.BigValueTextMode.VALUE_AND_NAME)
     return (
         panel.reduce_options(_last())
         .color_mode(styles.BigValueColorMode.VALUE)
         .graph_mode(styles.BigValueGraphMode.AREA if graph else styles.BigValueGraphMode.NONE)
         .color_scheme(_by(FieldColorModeId.THRESHOLDS))
     )
+
+
+def mean(frame: Frame, *queries: prometheus.Dataquery) -> stat.Panel:
+    """Return the mean over the time range as one number, with the graph in the background."""
+    return single(frame, *queries).reduce_options(common.ReduceDataOptions().calcs(["mean"]))
 
 
 def dial(frame: Frame, *queries: prometheus.Dataquery) -> gauge.Panel:

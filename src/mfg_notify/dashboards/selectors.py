@@ -6,7 +6,15 @@ Declares the metrics of the game's daemon that a dashboard shows. Knows nothing 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mfg_notify.core.catalogue import EXPORTER_METRICS, PREFIX, SELF_PREFIX, Kind, Metric
+from mfg_notify.core.catalogue import (
+    EXPORTER_METRICS,
+    PIPELINE_QUEUE_DEPTH,
+    PLAYER_INFO,
+    PREFIX,
+    SELF_PREFIX,
+    Kind,
+    Metric,
+)
 
 RATE = "[$__rate_interval]"
 RANGE = "[$__range]"
@@ -86,6 +94,16 @@ class Scope:
             if label in self.variables and label not in matchers
         ]
         return _selector(name, narrowed + [_matcher(label, value) for label, value in matchers.items()])
+
+    def agents(self) -> str:
+        """Return an expression that is 1 for each player; its `agent_symbol` is the id if the agent is unknown."""
+        named = f"group by (player_id, agent_symbol) ({self.of(PLAYER_INFO)})"
+        unnamed = f"group by (player_id) ({self.of(PIPELINE_QUEUE_DEPTH)})"
+        return f'({named} or on (player_id) label_join({unnamed}, "agent_symbol", "", "player_id"))'
+
+    def with_agent(self, expr: str) -> str:
+        """Return an expression whose series have the label `agent_symbol` besides `player_id`."""
+        return f"{expr} * on (player_id) group_left (agent_symbol) {self.agents()}"
 
     def own(self, name: str, part: str = "", **matchers: str) -> str:
         """Return a selector of a metric of the exporter about itself, which has no player."""

@@ -14,7 +14,9 @@ MARK = "Made by mfg-notify."
 NAMES = ("manufacturing.json", "market-dynamics.json")
 OWN = "mfg-notify"
 """What makes the uids and titles of `own_uids` ours alone."""
-_VARIABLE_QUERY = re.compile(r"label_values\((?P<selector>.+), *(?P<label>\w+)\)")
+_VARIABLE_QUERY = re.compile(r"label_values\((?P<expr>.+), *(?P<label>\w+)\)|query_result\((?P<result>.+)\)")
+_VALUE = re.compile(r'(\w+)="\(\?<value>')
+"""In the regular expression of a variable: the label whose values it takes from a result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,9 @@ def queries_of(name: str, document: dict[str, Any]) -> Iterator[Query]:
     for variable in document["templating"]["list"]:
         query = _VARIABLE_QUERY.fullmatch(variable["query"]["query"])
         if query is None:
-            raise ValueError(f"{name}: variable {variable['name']} is not label_values(selector, label)")
-        yield Query(name, f"variable {variable['name']}", query["selector"], True, query["label"])
+            raise ValueError(f"{name}: variable {variable['name']} is neither label_values() nor query_result()")
+        label = query["label"] or _VALUE.findall(variable["regex"])[0]
+        yield Query(name, f"variable {variable['name']}", query["expr"] or query["result"], True, label)
     for annotation in document["annotations"]["list"]:
         yield Query(name, f"annotation {annotation['name']}", annotation["expr"], False)
 

@@ -3,7 +3,6 @@
 from grafana_foundation_sdk.builders.dashboard import QueryVariable
 from grafana_foundation_sdk.models.dashboard import VariableOption, VariableRefresh, VariableSort
 
-from mfg_notify.core.catalogue import PIPELINE_QUEUE_DEPTH
 from mfg_notify.dashboards.panels import DATASOURCE
 from mfg_notify.dashboards.selectors import Scope
 
@@ -16,9 +15,13 @@ def job_variable(name: str, label: str, metric: str) -> QueryVariable:
 
 
 def player_variable(job: str) -> QueryVariable:
-    """Return the variable of the players: one, several or all. Its default is the newest, who has the highest id."""
-    known = Scope(job, {}).of(PIPELINE_QUEUE_DEPTH)
-    variable = _variable("player_id", "Player", f"label_values({known}, player_id)").multi(True).include_all(True)
+    """Return the variable of the players: one, several or all. Its default is the newest, who has the highest id.
+
+    A player is shown by id and agent, because an agent has a new id after each reset of the universe.
+    """
+    named = f'label_join({Scope(job, {}).agents()}, "player", " ", "player_id", "agent_symbol")'
+    variable = _variable("player_id", "Player", f"query_result({named})").multi(True).include_all(True)
+    variable = variable.regex('/player="(?<text>[^"]*)".*player_id="(?<value>[^"]*)"/')
     # Without a current value Grafana selects the first one.
     return variable.sort(VariableSort.NUMERICAL_DESC)
 
