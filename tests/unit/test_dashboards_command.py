@@ -113,15 +113,16 @@ def test_merge_reports_what_it_did(foreign: Path) -> None:
     [
         (json.dumps(game_dashboard(), indent=4) + "\n", '{\n    "uid"', "\n}\n"),
         (json.dumps(game_dashboard(), indent="\t"), '{\n\t"uid"', "\n}"),
+        (json.dumps(game_dashboard(), indent=2).replace("\n", "\r\n") + "\r\n", '{\r\n  "uid"', "\r\n}\r\n"),
         (json.dumps(game_dashboard()), '{"uid": "market-dynamics", ', "}}"),
         (json.dumps(game_dashboard(), separators=(",", ":")), '{"uid":"market-dynamics",', "}"),
     ],
-    ids=["4 spaces", "tabs", "one line", "compact"],
+    ids=["4 spaces", "tabs", "CRLF", "one line", "compact"],
 )
 def test_merge_keeps_the_style_of_the_file(foreign: Path, text: str, beginning: str, end: str) -> None:
-    foreign.write_text(text, encoding="utf-8")
+    foreign.write_bytes(text.encode())
     assert dashboards("merge", foreign).exit_code == 0
-    after = foreign.read_text(encoding="utf-8")
+    after = foreign.read_bytes().decode()
     assert ROW in after
     assert after.startswith(beginning)
     assert after.endswith(end)

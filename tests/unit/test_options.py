@@ -10,13 +10,33 @@ from mfg_notify.errors import UsageError
 from mfg_notify.web.server import bind
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("30s", 30), ("500ms", 0.5), ("1m", 60), ("1.5h", 5400), ("2", 2)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30s", 30), ("500ms", 0.5), ("1m", 60), ("1.5h", 5400), ("2", 2), ("1h30m", 5400), ("1m0s500ms", 60.5)],
+)
 def test_durations(text: str, seconds: float) -> None:
     assert math.isclose(DURATION.convert(text, None, None), seconds)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "s", "-1s", "1d", "1 s", "1e3s", "0", "0.0ms", "٣s", "9" * 400, f"0.{'0' * 322}5ms"]
+    "text",
+    [
+        "",
+        "s",
+        "-1s",
+        "1d",
+        "1 s",
+        "1h30",
+        "1h 30m",
+        "0h0m",
+        "1s2s3s4s5s",
+        "1e3s",
+        "0",
+        "0.0ms",
+        "٣s",
+        "9" * 400,
+        f"0.{'0' * 322}5ms",
+    ],
 )
 def test_no_durations(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is not a duration"):

@@ -22,17 +22,21 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _Duration(click.ParamType[float]):
-    """A duration such as 30s, 500ms or 1m; the value is in seconds."""
+    """A duration such as 30s, 500ms or 1h30m, as Prometheus and Go write them; the value is in seconds."""
 
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
         if isinstance(value, float):
             return value
-        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|)", str(value), re.ASCII)
-        if not match or float(match.group(1)) == 0:
-            self.fail(f"{value!r} is not a duration such as 30s, 500ms or 1m", param, ctx)
-        return float(match.group(1)) * _SECONDS[match.group(2)]
+        number = r"\d{1,9}(?:\.\d{1,9})?"
+        seconds = 0.0
+        if re.fullmatch(rf"{number}|(?:{number}(?:ms|s|m|h)){{1,4}}", str(value), re.ASCII):
+            parts = re.findall(rf"({number})(ms|s|m|h|)", str(value), re.ASCII)
+            seconds = sum(float(count) * _SECONDS[unit] for count, unit in parts)
+        if seconds == 0:
+            self.fail(f"{value!r} is not a duration such as 30s, 500ms or 1h30m", param, ctx)
+        return seconds
 
 
 DURATION = _Duration()

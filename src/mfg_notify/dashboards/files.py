@@ -44,11 +44,11 @@ def merge_file(file: Path, *, own_uids: bool = False) -> Outcome:
     """Append or refresh the Manufacturing Overview row in a user's market dashboard, in place.
 
     With `own_uids` the row links to the dashboard that `write_dashboards` writes with `own_uids`. If nothing changes,
-    the file is not written. Everything outside the row keeps its meaning and its order; the file keeps its indentation
-    and its escapes.
+    the file is not written. Everything outside the row keeps its meaning and its order; the file keeps its indentation,
+    its line ends and its escapes.
     """
     with _readable_errors(file):
-        text = file.read_text(encoding="utf-8-sig")
+        text = file.read_bytes().decode("utf-8-sig")
     try:
         document = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except ValueError as error:
@@ -83,11 +83,13 @@ def _finite(text: str) -> float:
 
 
 def _write_like(text: str, document: dict[str, Any]) -> str:
-    """Return a document as JSON with the indentation, separators, escapes and trailing newline of a text."""
+    """Return a document as JSON with the indentation, separators, escapes, line ends and trailing newline of a text."""
     first, *more = text.rstrip().splitlines()
     indent = more[0][: len(more[0]) - len(more[0].lstrip())] if more else None
     separators = None if indent is not None or ": " in first else (",", ":")
     written = json.dumps(document, indent=indent, separators=separators, ensure_ascii=text.isascii())
+    if "\r\n" in text:
+        written = written.replace("\n", "\r\n")
     return written + text[len(text.rstrip()) :]
 
 
