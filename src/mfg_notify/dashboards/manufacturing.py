@@ -41,6 +41,8 @@ MARKET_IN = Scope("market_job", {"player_id": "player_id", "good_symbol": "good"
 PLAYER = {"unit": panels.TEXT, "custom.width": 110}
 """A column of agents, or of ids. As a number, 1000 would be shown as 1K."""
 HIDDEN = {"custom.hidden": True}
+UNKNOWN = {"noValue": "-"}
+"""A column with empty cells: otherwise each of them would say what the panel says when it is empty."""
 DASHED = {"dash": [6, 6], "fill": "dash"}
 
 
@@ -89,11 +91,11 @@ def manufacturing_dashboard() -> Dashboard:
         ("Ship Utilization", 27, _ships()),
         ("Economics", 36, _economics()),
         ("Construction", 53, _construction()),
-        ("Supply and Activity over Time", 66, _changes()),
-        ("Starts and Waiting", 85, _waiting()),
-        ("Products", 102, _products()),
+        ("Supply and Activity over Time", 68, _changes()),
+        ("Starts and Waiting", 87, _waiting()),
+        ("Products", 104, _products()),
     )
-    return made.with_row(exporter_health_row(IN, y=115)).build()
+    return made.with_row(exporter_health_row(IN, y=117)).build()
 
 
 def _pipelines() -> Iterator[Panel]:
@@ -173,7 +175,7 @@ def _tasks() -> Iterator[Panel]:
             at=(0, 10, 8, 8),
         ),
         *(
-            query(f"sum by (task_type) ({IN.of(metric)}) > 0", f"{{{{task_type}}}} {state}", instant=True)
+            query(f"sum by (task_type) ({IN.of(metric)}) > 0", f"{state} {{{{task_type}}}}", instant=True)
             for metric, state in (
                 (game.TASKS_PENDING, "pending"),
                 (game.TASKS_READY, "ready"),
@@ -182,7 +184,7 @@ def _tasks() -> Iterator[Panel]:
         ),
     )
     for state, colour in (("pending", GREY), ("ready", BLUE), ("executing", GREEN)):
-        waiting = panels.restyle(waiting, f"/ {state}$/", {"color": panels.fixed(colour)})
+        waiting = panels.restyle(waiting, f"/^{state} /", {"color": panels.fixed(colour)})
     rate = panels.lines(
         Frame(
             "Task Completion Rate",
@@ -230,7 +232,13 @@ def _factories() -> Iterator[Panel]:
         ),
         query(IN.with_agent(f"max by ({factory}, supply_level) ({IN.of(game.FACTORY_SUPPLY_LEVEL)} > 0)"), rows=True),
         query(IN.with_agent(f"max by ({factory}) ({IN.of(game.FACTORY_INPUTS_DELIVERED)})"), rows=True),
-        query(IN.with_agent(f"sum by ({factory}) (increase({IN.of(game.FACTORY_CYCLES)}{RANGE}))"), rows=True),
+        query(
+            IN.with_agent(
+                f"(sum by ({factory}) (increase({IN.of(game.FACTORY_CYCLES)}{RANGE})) "
+                f"and max by ({factory}) ({IN.of(game.FACTORY_INPUTS_DELIVERED)}))"
+            ),
+            rows=True,
+        ),
     )
     status = panels.columns(
         status,
@@ -249,7 +257,7 @@ def _factories() -> Iterator[Panel]:
             "Id": HIDDEN,
             "Player": PLAYER,
             "Good": {"custom.width": 190},
-            "Supply": {"mappings": levels, "custom.cellOptions": {"type": "color-text"}},
+            "Supply": UNKNOWN | {"mappings": levels, "custom.cellOptions": {"type": "color-text"}},
             "Inputs": {
                 "unit": "percentunit",
                 "min": 0,
@@ -257,7 +265,7 @@ def _factories() -> Iterator[Panel]:
                 "color": {"mode": "continuous-RdYlGr"},
                 "custom.cellOptions": {"type": "gauge", "mode": "basic", "valueDisplayMode": "text"},
             },
-            "Cycles": {"decimals": 0, "custom.width": 80},
+            "Cycles": UNKNOWN | {"decimals": 0, "custom.width": 80},
         },
         ("Good", False),
     )
@@ -300,7 +308,8 @@ def _ships() -> Iterator[Panel]:
     yield panels.dial(
         Frame(
             "Ship Utilization",
-            "Ships that have a task, in percent of the ships that have one or could take one.",
+            "Ships that have a task, in percent of the ships that have one or could take one. It is 0 if the bot does "
+            "not save which ships have one, as the newest does not.",
             "No ship is assigned or idle",
             at=(0, 28, 6, 8),
             unit=panels.PERCENT,
@@ -412,21 +421,22 @@ def _construction() -> Iterator[Panel]:
     delivered, target = (
         f"max by ({material}) ({IN.of(metric)})" for metric in (game.CONSTRUCTION_DELIVERED, game.CONSTRUCTION_TARGET)
     )
-    an_hour = f"3600 * max by ({material}) (deriv({IN.of(game.CONSTRUCTION_DELIVERED)}{RANGE}))"
+    # It falls when another pipeline begins at the same site.
+    an_hour = f"clamp_min(3600 * max by ({material}) (deriv({IN.of(game.CONSTRUCTION_DELIVERED)}{RANGE})), 0)"
     # Infinite if a material that is missing has not come in the time range.
-    seconds_left = f"3600 * ({target} - {delivered} > 0) / clamp_min({an_hour}, 0)"
+    seconds_left = f"3600 * ({target} - {delivered} > 0) / {an_hour}"
     progress = panels.grid(
         Frame(
             "Construction Progress",
             "Materials of each construction site of a live pipeline: units delivered and needed, units delivered an "
             "hour in the selected time range, and the time left at that rate.",
             NO_SITES,
-            at=(0, 54, 12, 12),
+            at=(0, 54, 16, 14),
         ),
         query(IN.with_agent(f"100 * {delivered} / {target}"), rows=True),
         query(IN.with_agent(delivered), rows=True),
         query(IN.with_agent(target), rows=True),
-        query(IN.with_agent(an_hour), rows=True),
+        query(IN.with_agent(f"({an_hour} and {delivered})"), rows=True),
         query(IN.with_agent(f"({seconds_left} < +Inf)"), rows=True),
     )
     yield panels.columns(
@@ -453,10 +463,11 @@ def _construction() -> Iterator[Panel]:
                 "color": {"mode": "continuous-RdYlGr"},
                 "custom.cellOptions": {"type": "gauge", "mode": "basic", "valueDisplayMode": "text"},
             },
-            "Delivered": {"custom.width": 80},
-            "Needed": {"custom.width": 80},
-            "An hour": {"decimals": 0, "custom.width": 80},
-            "Time left": {"unit": panels.SECONDS, "decimals": 1, "custom.width": 90},
+            "Material": {"custom.width": 200},
+            "Delivered": {"custom.width": 90},
+            "Needed": {"custom.width": 90},
+            "An hour": UNKNOWN | {"decimals": 0, "custom.width": 90},
+            "Time left": UNKNOWN | {"unit": panels.SECONDS, "decimals": 1, "custom.width": 100},
         },
         ("Progress", False),
     )
@@ -465,7 +476,7 @@ def _construction() -> Iterator[Panel]:
             "Scarcest Material",
             "The material with the lowest share of its units delivered, over all construction sites.",
             NO_SITES,
-            at=(12, 54, 6, 4),
+            at=(16, 54, 4, 4),
             unit=panels.PERCENT,
             decimals=0,
             steps=((None, RED), (25, ORANGE), (50, YELLOW), (75, GREEN)),
@@ -484,7 +495,7 @@ def _construction() -> Iterator[Panel]:
             "Until a construction site has all its materials, at the rate of the selected time range: the longest time "
             "of its materials.",
             "No estimate: no site is under construction, or one of its materials has not come in this time range",
-            at=(18, 54, 6, 4),
+            at=(20, 54, 4, 4),
             unit=panels.SECONDS,
             decimals=1,
             steps=((None, BLUE), (7 * 86_400, ORANGE)),
@@ -498,22 +509,22 @@ def _construction() -> Iterator[Panel]:
             "Units Delivered to Construction",
             "Units of materials delivered to construction sites an hour, by material.",
             "Nothing was delivered to a construction site yet",
-            at=(12, 58, 6, 8),
+            at=(16, 58, 8, 5),
             unit=panels.PER_HOUR,
         ),
         query(f"3600 * sum by (good_symbol) (rate({IN.of(game.CONSTRUCTION_UNITS)}{RATE}))", "{{good_symbol}}"),
-        legend=("mean",),
+        legend=(),
     ).interval("5m")
     yield panels.lines(
         Frame(
             "Units Moved by Tasks",
             "Units that tasks moved an hour, by type.",
             "The bot's database does not count the units that tasks move, or none has moved yet",
-            at=(18, 58, 6, 8),
+            at=(16, 63, 8, 5),
             unit=panels.PER_HOUR,
         ),
         query(f"3600 * sum by (task_type) (rate({IN.of(game.TASK_UNITS)}{RATE}))", "{{task_type}}"),
-        legend=("mean",),
+        legend=(),
     ).interval("5m")
 
 
@@ -526,7 +537,7 @@ def _changes() -> Iterator[Panel]:
             "Factory Supply over Time",
             "The supply of each factory's product, while a live pipeline uses the factory.",
             "No live pipeline used a factory in this time range",
-            at=(0, 67, 24, 10),
+            at=(0, 69, 24, 10),
         ),
         query(
             IN.with_agent(f"max by (player_id, factory_symbol, output_good) ({IN.of(game.FACTORY_SUPPLY_ORDINAL)})"),
@@ -538,7 +549,7 @@ def _changes() -> Iterator[Panel]:
             "Supply Changes by Good",
             "How often the supply of a good changed from one level to another at a factory.",
             "The exporter knows no factory yet",
-            at=(0, 77, 12, 8),
+            at=(0, 79, 12, 8),
         ),
         query(f"sum by (good_symbol) (increase({IN.of(game.SUPPLY_TRANSITIONS)}{RATE})) > 0", "{{good_symbol}}"),
     )
@@ -548,7 +559,7 @@ def _changes() -> Iterator[Panel]:
             "How often the number of markets at an activity level changed. A market that moves from one level "
             "to another changes two numbers.",
             NO_MARKETS,
-            at=(12, 77, 12, 8),
+            at=(12, 79, 12, 8),
         ),
         query(
             f"sum by (good_symbol) (changes({MARKET_IN.of(game.MARKET_ACTIVITY)}{RATE})) > 0",
@@ -565,7 +576,7 @@ def _waiting() -> Iterator[Panel]:
                 "Time from ready to the start of the attempt. Half of them waited no longer than the solid line (p50), "
                 "95 percent no longer than the dashed line (p95).",
                 "No task started in this time range",
-                at=(8, 86, 8, 8),
+                at=(8, 88, 8, 8),
                 unit=panels.SECONDS,
             ),
             *_percentiles(game.TASK_WAIT),
@@ -578,7 +589,7 @@ def _waiting() -> Iterator[Panel]:
             "Task Starts",
             "Attempts at tasks that started per minute, by type.",
             "No tasks yet",
-            at=(0, 86, 8, 8),
+            at=(0, 88, 8, 8),
             unit=panels.PER_MINUTE,
         ),
         query(f"60 * sum by (task_type) (rate({IN.of(game.TASK_ASSIGNMENTS)}{RATE}))", "{{task_type}}"),
@@ -589,7 +600,7 @@ def _waiting() -> Iterator[Panel]:
             "Starvation by Task Type",
             "Time since a task of the type last started, while tasks of the type are ready and wait.",
             "No task is live",
-            at=(16, 86, 8, 8),
+            at=(16, 88, 8, 8),
             unit=panels.SECONDS,
             steps=((None, GREEN), (900, YELLOW), (1800, RED)),
         ),
@@ -601,7 +612,7 @@ def _waiting() -> Iterator[Panel]:
             "Task Retries",
             "Retries of failed tasks, by type.",
             "No task was retried in this time range",
-            at=(0, 94, 12, 8),
+            at=(0, 96, 12, 8),
         ),
         query(f"sum by (task_type) (increase({IN.of(game.TASK_RETRY)}{RATE})) > 0", "{{task_type}}"),
     )
@@ -611,7 +622,7 @@ def _waiting() -> Iterator[Panel]:
                 "Ships over Time",
                 "Ships that have a task, and ships that could take one.",
                 "The exporter knows no ships",
-                at=(12, 94, 12, 8),
+                at=(12, 96, 12, 8),
             ),
             query(f"sum({IN.of(game.SHIPS_ASSIGNED)})", "Assigned"),
             query(f"sum({IN.of(game.SHIPS_IDLE)})", "Idle"),
@@ -632,7 +643,7 @@ def _products() -> Iterator[Panel]:
             "Results of the pipelines that ended in the selected time range. Revenue, costs and margin cover completed "
             "pipelines only.",
             "The exporter knows no pipeline",
-            at=(0, 103, 16, 12),
+            at=(0, 105, 16, 12),
         ),
         *(
             query(f"round(sum by ({product}) (increase({IN.of(finished, status=status)}{RANGE})))", rows=True)
@@ -655,7 +666,7 @@ def _products() -> Iterator[Panel]:
             "Number of pipelines that ended in the selected time range, by profit in credits. The first bar includes "
             "losses and pipelines that failed before they sold anything.",
             "No pipeline ended in this time range",
-            at=(16, 103, 8, 12),
+            at=(16, 105, 8, 12),
             decimals=0,
         ),
         *(

@@ -169,7 +169,10 @@ def lines(
     legend: tuple[str, ...] = ("lastNotNull", "mean"),
     stack: styles.StackingMode = styles.StackingMode.NONE,
 ) -> timeseries.Panel:
-    """Return one line per series over time, or stacked areas. A series keeps its colour, which follows its name."""
+    """Return one line per series over time, or stacked areas. A series keeps its colour, which follows its name.
+
+    The legend is a table with these calculations, or a list of names if there are none.
+    """
     stacked = stack is not styles.StackingMode.NONE
     panel = _framed(timeseries.Panel(), frame, queries)
     return (
@@ -180,13 +183,7 @@ def lines(
         .show_points(styles.VisibilityMode.AUTO)
         .axis_soft_min(0)
         .tooltip(common.VizTooltipOptions().mode(styles.TooltipDisplayMode.MULTI).sort(styles.SortOrder.DESCENDING))
-        .legend(
-            common.VizLegendOptions()
-            .display_mode(styles.LegendDisplayMode.TABLE)
-            .placement(styles.LegendPlacement.BOTTOM)
-            .show_legend(True)
-            .calcs(list(legend))
-        )
+        .legend(_names(*legend))
     )
 
 
@@ -341,9 +338,10 @@ def _last() -> common.ReduceDataOptions:
     return common.ReduceDataOptions().calcs(["lastNotNull"])
 
 
-def _names() -> common.VizLegendOptions:
-    legend = common.VizLegendOptions().display_mode(styles.LegendDisplayMode.LIST)
-    return legend.placement(styles.LegendPlacement.BOTTOM).show_legend(True).calcs([])
+def _names(*calculations: str) -> common.VizLegendOptions:
+    mode = styles.LegendDisplayMode.TABLE if calculations else styles.LegendDisplayMode.LIST
+    legend = common.VizLegendOptions().display_mode(mode)
+    return legend.placement(styles.LegendPlacement.BOTTOM).show_legend(True).calcs(list(calculations))
 
 
 def _by(mode: FieldColorModeId) -> dashboard.FieldColor:
