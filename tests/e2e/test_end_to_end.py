@@ -46,6 +46,7 @@ NEVER_TRUE_HERE = {
     "MfgNotifyReconcileStale": "needs ten minutes without a reading; is true for a moment at a start",
     "MfgNotifyQueueFilling": "needs 50 MB of unread notifications; the faults do that",
     "MfgNotifySnapshotHeldOpen": "needs a snapshot that is held for an hour",
+    "ManufacturingBotSilent": "needs half an hour without an event",
     "ManufacturingShipsIdleWhileTasksWait": "needs a quarter of an hour without an assignment, after one",
 }
 """Alerts that find nothing in this story, and why; that they fire is for promtool to test. All others find it."""

@@ -47,6 +47,7 @@ BEYOND = [
     ("manufacturing_task_starvation_seconds", "gauge", TASK, ""),
     ("manufacturing_factory_supply_ordinal", "gauge", FACTORY, ""),
     ("player_info", "gauge", "player_id agent_symbol", ""),
+    ("player_last_event_timestamp_seconds", "gauge", "player_id", ""),
     ("manufacturing_construction_delivered_units", "gauge", "player_id construction_site good_symbol", ""),
     ("manufacturing_construction_target_units", "gauge", "player_id construction_site good_symbol", ""),
     ("manufacturing_construction_units_total", "counter", "player_id good_symbol", ""),

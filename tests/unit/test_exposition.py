@@ -108,7 +108,7 @@ BUSY = View(
             tasks={
                 "1": task("READY", ready_at=NOW - 90 * SECOND),
                 "2": task("EXECUTING", task_type="SELL", assigned_ship="S-1"),
-                "3": task(task_type=QUOTE, units=0),
+                "3": task(task_type=QUOTE),
             },
             factories={
                 1: factory("SCARCE", pipeline_id="p", delivered=1, required=4),
@@ -116,6 +116,7 @@ BUSY = View(
                 3: factory("MODERATE", factory_symbol=NEW_LINE, output_good=BACKSLASH),
             },
             ships={(1, "S-1"): False, (1, "S-2"): True, (1, "S-3"): True},
+            counts_units=True,
         )
     ),
     RecentActivity(

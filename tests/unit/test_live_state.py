@@ -311,7 +311,7 @@ def test_a_gauge(case: Case) -> None:
 def test_every_gauge_but_the_margin_and_the_markets_is_in_the_table() -> None:
     """The margin is a function of counters: see the series, for the markets and the players too."""
     named = {"manufacturing_" + case.metric for case in CASES if case.expected}
-    elsewhere = {catalogue.MARGIN, catalogue.PLAYER_INFO, *catalogue.MARKET}
+    elsewhere = {catalogue.MARGIN, catalogue.PLAYER_INFO, catalogue.PLAYER_LAST_EVENT, *catalogue.MARKET}
     assert {metric.name for metric in catalogue.GAUGES} - named == {metric.name for metric in elsewhere}
 
 

@@ -120,7 +120,7 @@ CASES = [
     ),
     Case(
         "a task that counts its units",
-        LiveRows(tasks={"t": task("PENDING", task_type="SELL", units=0)}),
+        LiveRows(tasks={"t": task("PENDING", task_type="SELL")}, counts_units=True),
         "",
         PLAYER + TASK_TYPE + "task_units_total 1 SELL 0",
         TASK_TYPE_HISTOGRAMS,
@@ -154,6 +154,13 @@ CASES = [
         "a start of a task is no ship", LiveRows(), "", "", "", RecentActivity(latest={("task_type", 1, "SELL"): NOW})
     ),
     # From totals alone: the rows are gone, their series stay.
+    Case(
+        "a task type that counted no units",
+        LiveRows(counts_units=True),
+        "task_retry_total 1 SELL 3",
+        PLAYER + TASK_TYPE + "task_units_total 1 SELL 0",
+        TASK_TYPE_HISTOGRAMS,
+    ),
     Case(
         "a product's counter",
         LiveRows(),
@@ -254,6 +261,7 @@ def test_margin(totals: str, expected: str) -> None:
 def test_whoever_is_known_has_the_player_gauges(rows: LiveRows, totals: str, activity: RecentActivity) -> None:
     gauges = series_of(rows, totals, activity).gauges
     of_players = [metric for metric in catalogue.GAUGES if metric.labels == ("player_id",)]
+    of_players.remove(catalogue.PLAYER_LAST_EVENT)  # only an event makes it
     assert len(of_players) == 6
     assert all(gauges[metric.name].keys() == {("1",)} for metric in of_players)
 
@@ -569,6 +577,12 @@ def test_a_player_is_hidden_from_the_end_of_an_era_to_the_next_event(last_event:
     assert series.silent == ({"1"} if hidden else frozenset())
     agents = {("1", "A"): 1, ("2", "B"): 1}
     assert series.gauges["player_info"] == {labels: 1 for labels in agents if labels[0] in players_of(series)}
+
+
+def test_the_last_event_is_shown_of_players_that_are_shown() -> None:
+    latest = {("player", 1, ""): NOW - DAY - 1, ("player", 2, ""): NOW - 1_500_000, ("ship", 2, "S"): NOW}
+    shown = lay_out(view_of(None, TWO_PLAYERS, RecentActivity(latest=latest)), NOW)
+    assert shown.gauges["player_last_event_timestamp_seconds"] == {("2",): NOW / SECOND - 1.5}
 
 
 def test_live_rows_of_a_closed_era_do_not_show_a_player_for_ever() -> None:

@@ -272,6 +272,13 @@ PLAYER_INFO = Metric(
     "Always 1; the agent of a player",
     "players.id, agent_symbol (optional)",
 )
+PLAYER_LAST_EVENT = Metric(
+    "player_last_event_timestamp_seconds",
+    Kind.GAUGE,
+    ("player_id",),
+    "Time of the last change event of a player",
+    "all watched columns",
+)
 _MATERIAL = ("player_id", "construction_site", "good_symbol")
 CONSTRUCTION_DELIVERED = Metric(
     "manufacturing_construction_delivered_units",
@@ -353,6 +360,7 @@ EXTENSIONS = (
     TASK_STARVATION,
     FACTORY_SUPPLY_ORDINAL,
     PLAYER_INFO,
+    PLAYER_LAST_EVENT,
     CONSTRUCTION_DELIVERED,
     CONSTRUCTION_TARGET,
     CONSTRUCTION_UNITS,

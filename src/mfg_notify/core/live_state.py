@@ -34,6 +34,8 @@ class LiveRows:
     factories: Mapping[int, FactoryImage] = field(default_factory=dict)
     ships: Mapping[tuple[int, str], bool] | None = None
     """(player, ship) → whether the game calls it idle; None if the game has no usable table of ships."""
+    counts_units: bool = False
+    """The game has the optional column that counts the units a task moves, and the triggers read it."""
 
 
 @dataclass(slots=True)
@@ -75,8 +77,8 @@ class Gauges:
     factories: frozenset[Labels]
     materials: frozenset[Labels]
     """(player, good) of every good that a live construction pipeline needs."""
-    counted_task_types: frozenset[Labels]
-    """Those of the `task_types` whose units the game counts, in a column that is optional."""
+    counts_units: bool
+    """Whether the game counts the units that tasks move."""
     oldest_ready: Mapping[tuple[int, str], int | None]
     """(player, task type) with a live task → ready_at of its oldest READY task; None if none is READY."""
     assigned: Mapping[int, frozenset[str]]
@@ -154,9 +156,7 @@ def compute_gauges(rows: LiveRows) -> Gauges:
         products=frozenset(products),
         task_types=frozenset((str(player_id), task_type) for player_id, task_type in oldest_ready),
         materials=frozenset(materials),
-        counted_task_types=frozenset(
-            (str(row.player_id), row.task_type) for row in live_tasks if row.actual_quantity is not None
-        ),
+        counts_units=rows.counts_units,
         factories=frozenset(factories),
         oldest_ready=oldest_ready,
         assigned={player_id: frozenset(ships) for player_id, ships in assigned.items()},
@@ -177,6 +177,7 @@ class LiveState:
         self._tasks: dict[str, TaskImage] = {}
         self._factories: dict[int, FactoryImage] = {}
         self._ships: Mapping[tuple[int, str], bool] | None = None
+        self._counts_units = False
         self._last: dict[tuple[type, str], int] = {}
         self._truncated: dict[type, int] = {}
         self._recorded: list[Event] | None = None
@@ -266,7 +267,7 @@ class LiveState:
         before = self.gauges()
         recorded = sorted(self._recorded or (), key=lambda event: event.id)
         self._pipelines, self._tasks = dict(rows.pipelines), dict(rows.tasks)
-        self._factories, self._ships = dict(rows.factories), rows.ships
+        self._factories, self._ships, self._counts_units = dict(rows.factories), rows.ships, rows.counts_units
         self._last, self._truncated, self._recorded = {}, {}, None
         self._gauges = None
         comparable = self._reconciled_before and not self._resync_under_way and not self._resync_requested
@@ -281,7 +282,8 @@ class LiveState:
     def gauges(self) -> Gauges:
         """Return the gauges of the rows as they are; the same object until a row changes."""
         if self._gauges is None:
-            self._gauges = compute_gauges(LiveRows(self._pipelines, self._tasks, self._factories, self._ships))
+            rows = LiveRows(self._pipelines, self._tasks, self._factories, self._ships, self._counts_units)
+            self._gauges = compute_gauges(rows)
         return self._gauges
 
 

@@ -12,7 +12,15 @@ from typing import TypeVar
 
 from mfg_notify.core import catalogue
 from mfg_notify.core.capped_totals import OTHER, SERIES_MAXIMUM, WEIGHT, series_of
-from mfg_notify.core.catalogue import COST_TYPES, SUPPLY_LEVELS, TASK_OUTCOMES, TERMINAL, Kind, Metric
+from mfg_notify.core.catalogue import (
+    COST_TYPES,
+    MICROSECONDS_PER_SECOND,
+    SUPPLY_LEVELS,
+    TASK_OUTCOMES,
+    TERMINAL,
+    Kind,
+    Metric,
+)
 from mfg_notify.core.live_state import HOUR, Gauges, Labels, RecentActivity, Samples, moving_gauges, ship_owners
 from mfg_notify.core.rules import SampleKey
 
@@ -211,6 +219,11 @@ def lay_out(view: View, now: int, maximum: int = SERIES_MAXIMUM) -> Series:
     gauges[catalogue.PLAYER_INFO.name] = {
         (str(player), view.players.names[player]): 1 for player in players & view.players.names.keys()
     }
+    gauges[catalogue.PLAYER_LAST_EVENT.name] = {
+        (str(player),): at / MICROSECONDS_PER_SECOND
+        for (kind, player, _), at in view.activity.latest.items()
+        if kind == "player"
+    }
     if silent:
         gauges = {name: _without(silent, samples) for name, samples in gauges.items()}
     gauges |= _of_players(view.market or {}, players, silent)
@@ -315,8 +328,8 @@ def _add_zeros(
     players: set[Labels] = {(str(player),) for player in live.players | ship_owners(live, view.activity, now)}
     products, task_types, factories = set(live.products), set(live.task_types), set(live.factories)
     goods: set[Labels] = {(player, good) for player, _, good in factories}
-    counted_task_types, materials = set(live.counted_task_types), set(live.materials)
-    for known in (players, products, task_types, factories, goods, counted_task_types, materials):
+    materials = set(live.materials)
+    for known in (players, products, task_types, factories, goods, materials):
         known -= {labels for labels in known if labels[0] in silent}
     for name, labels in view.totals:
         if labels[0] in silent or labels[0] == OTHER:
@@ -365,7 +378,8 @@ def _add_zeros(
     at_zero(catalogue.TASK_RETRY, task_types)
     at_zero(catalogue.TASK_ASSIGNMENTS, task_types)
     at_zero(catalogue.TASK_WAIT, task_types)
-    at_zero(catalogue.TASK_UNITS, counted_task_types)
+    if live.counts_units:
+        at_zero(catalogue.TASK_UNITS, task_types)
     at_zero(catalogue.CONSTRUCTION_UNITS, materials)
     at_zero(catalogue.FACTORY_CYCLES, factories)
     at_zero(catalogue.SUPPLY_TRANSITIONS, goods, ADJACENT_LEVELS)

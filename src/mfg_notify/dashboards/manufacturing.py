@@ -622,13 +622,26 @@ def _waiting() -> Iterator[Panel]:
                 "Ships over Time",
                 "Ships that have a task, and ships that could take one.",
                 "The exporter knows no ships",
-                at=(12, 96, 12, 8),
+                at=(12, 96, 8, 8),
             ),
             query(f"sum({IN.of(game.SHIPS_ASSIGNED)})", "Assigned"),
             query(f"sum({IN.of(game.SHIPS_IDLE)})", "Idle"),
             stack=styles.StackingMode.NORMAL,
         ),
         {"Assigned": GREEN, "Idle": GREY},
+    )
+    yield panels.single(
+        Frame(
+            "Last Change",
+            "Time since the bot last changed a pipeline, a task or a factory.",
+            "The exporter has seen no change yet",
+            at=(20, 96, 4, 8),
+            unit=panels.SECONDS,
+            decimals=0,
+            steps=((None, GREEN), (900, YELLOW), (1800, RED)),
+        ),
+        query(f"time() - max({IN.of(game.PLAYER_LAST_EVENT)})", instant=True),
+        graph=False,
     )
 
 

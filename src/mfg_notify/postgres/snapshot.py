@@ -101,9 +101,10 @@ async def read_snapshot(connection: Connection, schema: str) -> Reading:
     """
     names = sql.Literal([table.as_string() for table in game_tables(schema).values()])
     with translated_errors():
-        optional = await (await connection.execute(QUERY["optional_columns"])).fetchall()
+        names_of_columns = await (await connection.execute(QUERY["optional_columns"])).fetchall()
+        optional = {name for (name,) in names_of_columns}
         queries = [
-            *live_row_queries(schema, {name for (name,) in optional}),
+            *live_row_queries(schema, optional),
             sql.SQL(QUERY["visible"]).format(names=names),
         ]
         ships_query = await _find_ships(connection, schema)
@@ -130,6 +131,7 @@ async def read_snapshot(connection: Connection, schema: str) -> Reading:
         {change.key: change.new for change in changes if isinstance(change, TaskChange) and change.new},
         {int(change.key): change.new for change in changes if isinstance(change, FactoryChange) and change.new},
         _idle_by_ship(ships[0]) if ships else None,
+        _OPTIONAL_COLUMNS["actual_quantity"] in optional,
     )
     return Reading(Snapshot(rows, next_xid, frozenset(in_progress)), ships_query, unreadable, ships_error)
 
