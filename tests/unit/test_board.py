@@ -19,7 +19,7 @@ from mfg_notify.core.board import (
 from mfg_notify.core.events import Event, TaskChange
 from mfg_notify.core.live_state import HOUR, LiveRows, RecentActivity, compute_gauges
 from mfg_notify.core.rules import Completion, SampleKey
-from mfg_notify.core.series import View
+from mfg_notify.core.series import Players, View
 from mfg_notify.web.board import HEARTBEAT, INTERVAL, SHARE, TENURE, VIEWERS_MAXIMUM, Board, Viewer
 
 
@@ -156,6 +156,31 @@ def test_players_that_have_been_silent_for_a_day_are_not_shown() -> None:
     totals = samples("pipeline_completed_total 1 RIFLES COMPLETED 1 \n pipeline_completed_total 2 RIFLES COMPLETED 1")
     game = build_game(View(totals, compute_gauges(LiveRows()), activity), NOW)
     assert game.tables["pipelines"] == [("2", "RIFLES", 0, 0, 1, 0, 0)]
+
+
+def everything_of(player_id: int) -> LiveRows:
+    """Return live rows that give a player a row in every table."""
+    return LiveRows(
+        {f"p{player_id}": pipeline(player_id=player_id, site="I52", materials=(("IRON", 5, 9),))},
+        {f"t{player_id}": task("EXECUTING", player_id=player_id, assigned_ship="S")},
+        {player_id: factory("HIGH", ready=True, player_id=player_id)},
+        {(player_id, "S"): True, (player_id, "T"): True},
+    )
+
+
+def test_a_player_whose_era_is_closed_has_no_row_though_the_rows_are_live() -> None:
+    old, new = everything_of(1), everything_of(2)
+    rows = LiveRows(
+        {**old.pipelines, **new.pipelines},
+        {**old.tasks, **new.tasks},
+        {**old.factories, **new.factories},
+        {**(old.ships or {}), **(new.ships or {})},
+    )
+    activity = RecentActivity({"x": Completion("x", 1, NOW - SECOND, 500), "y": Completion("y", 2, NOW - SECOND, 70)})
+    players = Players(closed_at={1: NOW})
+    game = build_game(View({}, compute_gauges(rows), activity, players=players), NOW)
+    assert {name: [row[0] for row in table] for name, table in game.tables.items()} == dict.fromkeys(game.tables, ["2"])
+    assert msgspec.structs.astuple(game.summary) == (1, 1, 1, 1, 1, 70)
 
 
 def test_a_snapshot_is_small_however_large_the_game_is() -> None:

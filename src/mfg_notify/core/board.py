@@ -149,6 +149,7 @@ def build_game(view: View, now: int) -> Game:
     recent_players = {completion.player_id for completion in activity.recent.values()}
     known_players = live.players | ship_owners(live, activity, now) | recent_players
     players = frozenset(player for player in known_players if str(player) not in silent)
+    names = [str(player) for player in sorted(players)]
     gauges = {**live.samples, **moving_gauges(live, activity, players, now)}
     totals: dict[str, dict[Labels, int]] = {metric.name: {} for metric in _TOTALS}
     for (name, labels), n in view.totals.items():
@@ -161,18 +162,21 @@ def build_game(view: View, now: int) -> Game:
     def total(metric: Metric, *labels: str) -> float:
         return float(totals[metric.name].get(labels, 0))
 
+    def shown(known: Iterable[Labels]) -> set[Labels]:
+        return {labels for labels in known if labels[0] not in silent}
+
     executing = _by_player(gauges[catalogue.PIPELINE_RUNNING.name])
     planning = _by_player(gauges[catalogue.PIPELINE_QUEUE_DEPTH.name]) - executing
     open_tasks = sum((_by_player(gauges[metric.name]) for metric in _OPEN), Counter[str]())
-    products = live.products | {labels[:2] for labels in totals[catalogue.PIPELINE_COMPLETED.name]}
-    types = live.task_types | {labels[:2] for labels in totals[catalogue.TASKS_COMPLETED.name]}
+    products = shown(live.products) | {labels[:2] for labels in totals[catalogue.PIPELINE_COMPLETED.name]}
+    types = shown(live.task_types) | {labels[:2] for labels in totals[catalogue.TASKS_COMPLETED.name]}
     tables: dict[str, list[Row]] = {
         "players": [
             (
                 *(name, planning[name], executing[name], open_tasks[name]),
                 *(gauge(metric, (name,)) for metric in _OF_PLAYER),
             )
-            for name in map(str, sorted(players))
+            for name in names
         ],
         # Live products come first, so that the limit does not leave them out.
         "pipelines": [
@@ -198,17 +202,17 @@ def build_game(view: View, now: int) -> Game:
                 gauge(catalogue.FACTORY_INPUTS_DELIVERED, factory),
                 total(catalogue.FACTORY_CYCLES, *factory),
             )
-            for factory in sorted(live.factories, key=_sort_key)
+            for factory in sorted(shown(live.factories), key=_sort_key)
         ],
     }
 
     def sum_over_players(metric: Metric) -> float:
-        return sum(gauge(metric, (str(player),)) for player in players)
+        return sum(gauge(metric, (name,)) for name in names)
 
     return Game(
         GameSummary(
             sum_over_players(catalogue.PIPELINE_QUEUE_DEPTH),
-            open_tasks.total(),
+            sum(open_tasks[name] for name in names),
             sum_over_players(catalogue.SHIPS_ASSIGNED),
             sum_over_players(catalogue.SHIPS_IDLE),
             sum_over_players(catalogue.FACTORY_READY),
