@@ -183,6 +183,12 @@ def test_a_player_whose_era_is_closed_has_no_row_though_the_rows_are_live() -> N
     assert msgspec.structs.astuple(game.summary) == (1, 1, 1, 1, 1, 70)
 
 
+def test_what_is_summed_over_all_players_comes_last() -> None:
+    totals = samples("pipeline_completed_total other other FAILED 9 \n pipeline_completed_total 12 other FAILED 1")
+    game = build_game(View(totals, compute_gauges(LiveRows()), RecentActivity()), NOW)
+    assert game.tables["pipelines"] == [("12", "other", 0, 0, 0, 1, 0), ("other", "other", 0, 0, 0, 9, 0)]
+
+
 def test_a_snapshot_is_small_however_large_the_game_is() -> None:
     many = ROWS_MAXIMUM + 300
     rows = LiveRows(

@@ -7,10 +7,12 @@ length.
 from collections import Counter
 from collections.abc import Iterable
 from heapq import nlargest
+from math import inf
 
 from msgspec import Struct
 
 from mfg_notify.core import catalogue
+from mfg_notify.core.capped_totals import OTHER
 from mfg_notify.core.catalogue import PIPELINE_LIVE, TASK_OUTCOMES, TERMINAL, Metric
 from mfg_notify.core.events import (
     Event,
@@ -241,8 +243,9 @@ def _by_player(samples: Samples) -> Counter[str]:
     return summed
 
 
-def _sort_key(labels: Labels) -> tuple[int, Labels]:
-    return int(labels[0]), labels[1:]
+def _sort_key(labels: Labels) -> tuple[float, Labels]:
+    # What the cap on series has summed over all players comes last.
+    return inf if labels[0] == OTHER else int(labels[0]), labels[1:]
 
 
 def describe_change(event: Event) -> ChangeSummary:
