@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 from playwright.sync_api import Browser, expect
+from psycopg.types.json import Jsonb
+from tests import game_rows
 from tests.conftest import Database, Server
 from tests.e2e.browser import DESK, PHONE, Visit, browsing, needs_chromium
 from tests.support import ExporterProcess
@@ -63,6 +65,14 @@ def game(database: Database, exporter: ExporterProcess) -> Iterator[psycopg.Conn
             """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good, assigned_ship)
                VALUES ('t-1', 1, 'COLLECT_SELL', 'READY', 'G', '<b>SHIP</b>')"""
         )
+        for n, site in enumerate(("X1-I52", *HOSTILE, "")):
+            game_rows.add_pipeline(
+                connection,
+                f"c-{n}",
+                pipeline_type="CONSTRUCTION",
+                construction_site=site,
+                materials=materials(0, *HOSTILE),
+            )
         yield connection
 
 
@@ -71,6 +81,16 @@ def add_pipeline(connection: psycopg.Connection, key: str, product: str) -> None
         """INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price, status)
            VALUES (%s, 1, %s, 'M', 1, 'PLANNING')""",
         (key, product),
+    )
+
+
+def materials(delivered: int, *others: str) -> Jsonb:
+    given = {"FAB_MATS": (delivered, 1600), "ADVANCED_CIRCUITRY": (100, 400), **dict.fromkeys(others, (0, 0))}
+    return Jsonb(
+        [
+            {"tradeSymbol": good, "deliveredQuantity": units, "targetQuantity": needed}
+            for good, (units, needed) in given.items()
+        ]
     )
 
 
@@ -90,6 +110,13 @@ def test_a_change_appears_without_a_reload(
         expect(newest).to_contain_text("READY →  to ASSIGNED")
         expect(newest).to_contain_text("SHIP-1")
         expect(page.locator("[data-sum=ships_assigned]")).to_have_text("1")
+        sites = page.get_by_role("table", name="What live pipelines have delivered").get_by_role("row")
+        site = sites.filter(has=page.get_by_role("rowheader", name="X1-I52"))
+        expect(site.nth(0).get_by_role("cell")).to_have_text(["1", "FAB_MATS", "0", "1,600", "0 %"])
+        expect(site.nth(1).get_by_role("cell")).to_have_text(["1", "ADVANCED_CIRCUITRY", "100", "400", "25 %"])
+        game.execute("UPDATE manufacturing_pipelines SET materials = %s WHERE id = 'c-0'", (materials(1200, *HOSTILE),))
+        expect(site.nth(0).get_by_role("cell")).to_have_text(["1", "ADVANCED_CIRCUITRY", "100", "400", "25 %"])
+        expect(site.nth(1).get_by_role("cell")).to_have_text(["1", "FAB_MATS", "1,200", "1,600", "75 %"])
         assert page.evaluate("window.untouched") is True
         assert visit.complaints == []
         assert all(url.startswith(f"{exporter.address}/") for url in visit.asked)
@@ -105,6 +132,11 @@ def test_hostile_names_are_text(browser: Browser, exporter: ExporterProcess, gam
         # Marks that turn or hide text are shown by number, and what runs from right to left stays in its cell.
         expect(pipelines.get_by_text(r"ABC\u{202e}FED\u{2066}\u{200b}\u{9}\u{7}", exact=True)).to_be_visible()
         expect(pipelines.locator("bdi").get_by_text("שלום עולם", exact=True)).to_be_visible()
+        sites = page.get_by_role("table", name="What live pipelines have delivered")
+        for name in HOSTILE[:3]:
+            expect(sites.get_by_role("rowheader", name=name).first).to_be_visible()
+            expect(sites.get_by_role("cell", name=name).first).to_be_visible()
+        expect(sites.get_by_role("rowheader", name="no name").first).to_be_visible()
         assert page.evaluate("[window.hacked ?? null, document.images.length, document.scripts.length]") == [None, 0, 1]
         assert visit.complaints == []
 
@@ -128,7 +160,7 @@ def test_it_is_for_everyone(
         for landmark in ("banner", "navigation", "main", "contentinfo"):
             expect(page.get_by_role(landmark)).to_be_visible()
         # On a phone the tables look like cards, and are tables all the same.
-        expect(page.get_by_role("table")).to_have_count(5)
+        expect(page.get_by_role("table")).to_have_count(6)
         assert page.get_by_role("columnheader", name="Product").count() == 1
         assert visit.violations() == []
         assert visit.complaints == []
@@ -197,6 +229,8 @@ def test_without_javascript(browser: Browser, exporter: ExporterProcess) -> None
 def test_what_it_says_when_the_exporter_is_no_more(browser: Browser, installed: Database) -> None:
     with ExporterProcess(installed.dsn) as first, Visit(browser, first.address) as one:
         expect(one.page.get_by_role("status")).to_have_text(re.compile("^Live"))
+        expect(one.page.get_by_role("heading", name="Factories")).to_be_visible()
+        expect(one.page.get_by_role("heading", name="Construction")).to_be_hidden()
         with ExporterProcess(installed.dsn) as second, Visit(browser, second.address) as other:
             expect(other.page.get_by_role("status")).to_have_text(re.compile("^Standby: another exporter is active"))
             assert other.violations() == []

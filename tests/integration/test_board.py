@@ -14,6 +14,8 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from psycopg.types.json import Jsonb
+from tests import game_rows
 from tests.conftest import Database, Postgres, create_game_tables
 from tests.http_client import connect, request
 from tests.support import PATIENCE, ExporterProcess, eventually, stop_backend
@@ -96,6 +98,24 @@ def test_changes_are_on_the_stream_as_they_happen(installed: Database) -> None:
             seen = viewer.until(lambda snapshot: len(snapshot["changes"]) == 2)
             assert (seen["changes"][0]["before"], seen["changes"][0]["after"]) == ("READY", "ASSIGNED")
             assert seen["game"]["summary"]["ships_assigned"] == 1
+
+
+def test_construction_sites_are_on_the_stream(installed: Database) -> None:
+    def materials(delivered: int) -> Jsonb:
+        return Jsonb([{"tradeSymbol": "FAB_MATS", "targetQuantity": 1600, "deliveredQuantity": delivered}])
+
+    with installed.connect() as game, ExporterProcess(installed.dsn) as exporter, watching(exporter) as viewer:
+        exporter.wait_ready()
+        add_player(game)
+        game_rows.add_pipeline(
+            game, pipeline_type="CONSTRUCTION", construction_site="X1-I52", materials=materials(0), status="EXECUTING"
+        )
+        seen = viewer.until(lambda snapshot: snapshot["game"] and snapshot["game"]["tables"]["sites"])
+        assert seen["game"]["tables"]["sites"] == [["1", "X1-I52", "FAB_MATS", 0, 1600, 0]]
+        game.execute("UPDATE manufacturing_pipelines SET materials = %s", (materials(400),))
+        viewer.until(lambda snapshot: snapshot["game"]["tables"]["sites"][0][3:] == [400, 1600, 0.25])
+        game.execute("UPDATE manufacturing_pipelines SET status = 'COMPLETED'")
+        viewer.until(lambda snapshot: snapshot["game"]["tables"]["sites"] == [])
 
 
 @pytest.mark.slow

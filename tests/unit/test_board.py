@@ -16,7 +16,7 @@ from mfg_notify.core.board import (
     build_game,
     describe_change,
 )
-from mfg_notify.core.events import Event, TaskChange
+from mfg_notify.core.events import Event, Material, PipelineImage, TaskChange
 from mfg_notify.core.live_state import HOUR, LiveRows, RecentActivity, compute_gauges
 from mfg_notify.core.rules import Completion, SampleKey
 from mfg_notify.core.series import Players, View
@@ -146,9 +146,38 @@ def test_the_tables() -> None:
         ],
         "tasks": [("1", "COLLECT_SELL", 1, 1, 1, 5, 1, 0), ("2", "LIQUIDATE", 0, 1, 0, 0, 0, 0)],
         "factories": [("1", "X1-F", "GOLD", None, 1, 0), ("1", "X1-F", "IRON", 4, 0.25, 3)],
+        "sites": [],
     }
     assert msgspec.structs.astuple(game.summary) == (3, 4, 1, 1, 1, -200)
     assert set(game.left_out.values()) == {0}
+
+
+def test_construction_sites_and_what_they_lack_most_first() -> None:
+    def site(name: str, *materials: Material, player_id: int = 1, status: str = "EXECUTING") -> PipelineImage:
+        return pipeline(status, player_id=player_id, site=name, materials=materials)
+
+    rows = LiveRows(
+        {
+            "a": site("X1-I52", ("CIRCUITS", 80, 400), ("FAB_MATS", 100, 1600), ("SURPLUS", 9, 3), ("NOTHING", 0, 0)),
+            "b": site("X1-A1", ("GOLD", 1, 2), ("IRON", 1, 2)),
+            # A second pipeline for the same material of the same site.
+            "c": site("X1-I52", ("CIRCUITS", 0, 400), status="PLANNING"),
+            "d": site("X1-A1", ("IRON", 0, 7), player_id=10),
+            "e": site("X1-A1", ("IRON", 0, 7), player_id=9),
+            "f": site("X1-DONE", ("IRON", 7, 7), status="COMPLETED"),
+            "g": pipeline(),
+        }
+    )
+    assert build_game(View({}, compute_gauges(rows), RecentActivity()), NOW).tables["sites"] == [
+        ("1", "X1-A1", "GOLD", 1, 2, 0.5),
+        ("1", "X1-A1", "IRON", 1, 2, 0.5),
+        ("1", "X1-I52", "FAB_MATS", 100, 1600, 0.0625),
+        ("1", "X1-I52", "CIRCUITS", 80, 800, 0.1),
+        ("1", "X1-I52", "NOTHING", 0, 0, 1),
+        ("1", "X1-I52", "SURPLUS", 9, 3, 1),
+        ("9", "X1-A1", "IRON", 0, 7, 0),
+        ("10", "X1-A1", "IRON", 0, 7, 0),
+    ]
 
 
 def test_players_that_have_been_silent_for_a_day_are_not_shown() -> None:
@@ -179,7 +208,7 @@ def test_a_player_whose_era_is_closed_has_no_row_though_the_rows_are_live() -> N
     activity = RecentActivity({"x": Completion("x", 1, NOW - SECOND, 500), "y": Completion("y", 2, NOW - SECOND, 70)})
     players = Players(closed_at={1: NOW})
     game = build_game(View({}, compute_gauges(rows), activity, players=players), NOW)
-    assert {name: [row[0] for row in table] for name, table in game.tables.items()} == dict.fromkeys(game.tables, ["2"])
+    assert all([row[0] for row in table] == ["2"] for table in game.tables.values())
     assert msgspec.structs.astuple(game.summary) == (1, 1, 1, 1, 1, 70)
 
 
@@ -192,7 +221,10 @@ def test_what_is_summed_over_all_players_comes_last() -> None:
 def test_a_snapshot_is_small_however_large_the_game_is() -> None:
     many = ROWS_MAXIMUM + 300
     rows = LiveRows(
-        {str(n): pipeline(product_good=f"LIVE{n}", player_id=n) for n in range(many)},
+        {
+            str(n): pipeline(product_good=f"LIVE{n}", player_id=n, site=f"S{n}", materials=(("IRON", n, many),))
+            for n in range(many)
+        },
         {str(n): task(task_type=f"T{n}") for n in range(many)},
         {n: factory("HIGH", output_good=f"G{n}") for n in range(many)},
     )

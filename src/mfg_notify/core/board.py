@@ -1,4 +1,4 @@
-"""Owns the content of the live board: the game in four tables, the last changes, and the exporter's state.
+"""Owns the content of the live board: the game in five tables, the last changes, and the exporter's state.
 
 The look of the board is `web`. A snapshot is small whatever the game holds, because tables and changes have a maximum
 length.
@@ -121,7 +121,9 @@ class Game(Struct, frozen=True):
       factories ready, credits an hour;
     - `pipelines`: product, number of pipelines by status;
     - `tasks`: type, number of tasks pending, ready and executing, number of finished tasks by outcome;
-    - `factories`: symbol, good, supply from 1 to 5, share of the inputs that have been delivered, cycles.
+    - `factories`: symbol, good, supply from 1 to 5, share of the inputs that have been delivered, cycles;
+    - `sites`: construction site, material, units delivered, units needed, their share from 0 to 1. By player, then by
+      site, and the materials of a site with the lowest share first.
     """
 
     summary: GameSummary
@@ -167,6 +169,11 @@ def build_game(view: View, now: int) -> Game:
     def shown(known: Iterable[Labels]) -> set[Labels]:
         return {labels for labels in known if labels[0] not in silent}
 
+    def delivered_share(material: Labels) -> float:
+        needed = gauge(catalogue.CONSTRUCTION_TARGET, material)
+        delivered = gauge(catalogue.CONSTRUCTION_DELIVERED, material)
+        return min(1.0, max(0.0, delivered / needed)) if needed > 0 else 1.0
+
     executing = _by_player(gauges[catalogue.PIPELINE_RUNNING.name])
     planning = _by_player(gauges[catalogue.PIPELINE_QUEUE_DEPTH.name]) - executing
     open_tasks = sum((_by_player(gauges[metric.name]) for metric in _OPEN), Counter[str]())
@@ -205,6 +212,18 @@ def build_game(view: View, now: int) -> Game:
                 total(catalogue.FACTORY_CYCLES, *factory),
             )
             for factory in sorted(shown(live.factories), key=_sort_key)
+        ],
+        "sites": [
+            (
+                *material,
+                gauge(catalogue.CONSTRUCTION_DELIVERED, material),
+                gauge(catalogue.CONSTRUCTION_TARGET, material),
+                delivered_share(material),
+            )
+            for material in sorted(
+                shown(gauges[catalogue.CONSTRUCTION_TARGET.name]),
+                key=lambda labels: (_sort_key(labels[:2]), delivered_share(labels), labels),
+            )
         ],
     }
 

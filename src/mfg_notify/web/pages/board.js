@@ -53,6 +53,7 @@ const LOOKS = {
   share: (n) => [`${number.format(100 * n)} %`],
   time: (at) => [moment(at, clock)],
   key: (text) => [label(text, "code")],
+  site: (text) => [text === "" ? "no name" : label(text)],
   supply(ordinal) {
     if (ordinal === null) return ["unknown"];
     const meter = element("span", `meter level-${ordinal}`);
@@ -146,6 +147,7 @@ function showGame(game) {
     const keys = [...table.tHead.rows[0].cells].filter((column) => "key" in column.dataset).length;
     fill(table, given, (values) => JSON.stringify(values.slice(0, keys)));
     const more = game.left_out[name];
+    table.closest("section").hidden = "optional" in table.dataset && given.length === 0;
     note(table, more ? `and ${number.format(more)} more` : given.length ? "" : "none");
   }
 }
