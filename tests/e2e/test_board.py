@@ -71,7 +71,7 @@ def game(database: Database, exporter: ExporterProcess) -> Iterator[psycopg.Conn
                 f"c-{n}",
                 pipeline_type="CONSTRUCTION",
                 construction_site=site,
-                materials=materials(0, *HOSTILE),
+                materials=materials(0, dict.fromkeys(HOSTILE, 0)),
             )
         yield connection
 
@@ -84,12 +84,14 @@ def add_pipeline(connection: psycopg.Connection, key: str, product: str) -> None
     )
 
 
-def materials(delivered: int, *others: str) -> Jsonb:
-    given = {"FAB_MATS": (delivered, 1600), "ADVANCED_CIRCUITRY": (100, 400), **dict.fromkeys(others, (0, 0))}
+def materials(delivered: int, others: dict[str, int]) -> Jsonb:
+    """Return what a site needs: FAB_MATS, of which units are delivered, and other goods with theirs."""
+    needed = {"FAB_MATS": 1600, "ADVANCED_CIRCUITRY": 400}
+    units = {"FAB_MATS": delivered, "ADVANCED_CIRCUITRY": 100} | others
     return Jsonb(
         [
-            {"tradeSymbol": good, "deliveredQuantity": units, "targetQuantity": needed}
-            for good, (units, needed) in given.items()
+            {"tradeSymbol": good, "deliveredQuantity": n, "targetQuantity": needed.get(good, 0)}
+            for good, n in units.items()
         ]
     )
 
@@ -114,16 +116,16 @@ def test_a_change_appears_without_a_reload(
         site = sites.filter(has=page.get_by_role("rowheader", name="X1-I52"))
         expect(site.nth(0).get_by_role("cell")).to_have_text(["1", "FAB_MATS", "0", "1,600", "0 %"])
         expect(site.nth(1).get_by_role("cell")).to_have_text(["1", "ADVANCED_CIRCUITRY", "100", "400", "25 %"])
-        game.execute("UPDATE manufacturing_pipelines SET materials = %s WHERE id = 'c-0'", (materials(1200, *HOSTILE),))
+        game.execute("UPDATE manufacturing_pipelines SET materials = %s WHERE id = 'c-0'", (materials(1200, {}),))
         expect(site.nth(0).get_by_role("cell")).to_have_text(["1", "ADVANCED_CIRCUITRY", "100", "400", "25 %"])
         expect(site.nth(1).get_by_role("cell")).to_have_text(["1", "FAB_MATS", "1,200", "1,600", "75 %"])
+        expect(newest).to_contain_text("FAB_MATS +1,200")
         assert page.evaluate("window.untouched") is True
         assert visit.complaints == []
         assert all(url.startswith(f"{exporter.address}/") for url in visit.asked)
 
 
 def test_hostile_names_are_text(browser: Browser, exporter: ExporterProcess, game: psycopg.Connection) -> None:
-    assert not game.closed
     with Visit(browser, exporter.address) as visit:
         page = visit.page
         pipelines = page.get_by_role("table", name="By product")
@@ -132,6 +134,10 @@ def test_hostile_names_are_text(browser: Browser, exporter: ExporterProcess, gam
         # Marks that turn or hide text are shown by number, and what runs from right to left stays in its cell.
         expect(pipelines.get_by_text(r"ABC\u{202e}FED\u{2066}\u{200b}\u{9}\u{7}", exact=True)).to_be_visible()
         expect(pipelines.locator("bdi").get_by_text("שלום עולם", exact=True)).to_be_visible()
+        delivered = dict.fromkeys(HOSTILE[3:], 1)
+        game.execute("UPDATE manufacturing_pipelines SET materials = %s WHERE id = 'c-1'", (materials(0, delivered),))
+        remarks = page.get_by_role("table", name="Newest first").locator(".remark bdi")
+        expect(remarks.filter(has_text=r"ABC\u{202e}FED\u{2066}\u{200b}\u{9}\u{7} +1").first).to_be_visible()
         sites = page.get_by_role("table", name="What live pipelines have delivered")
         for name in HOSTILE[:3]:
             expect(sites.get_by_role("rowheader", name=name).first).to_be_visible()

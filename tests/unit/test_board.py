@@ -95,6 +95,36 @@ def test_after_a_rewind_ids_begin_again() -> None:
             ("pipeline", "RIFLES", "EXECUTING", "COMPLETED", "profit -1,200", ""),
         ),
         (
+            pipeline(site="I52", materials=(("GOLD", 5, 9), ("IRON", 5, 9), ("TIN", 5, 9))),
+            pipeline(site="I52", materials=(("FAB_MATS", 1060, 1600), ("GOLD", 4, 9), ("IRON", 6, 9), ("TIN", 5, 8))),
+            ("pipeline", "RIFLES", "EXECUTING", "EXECUTING", "FAB_MATS +1,060, IRON +1", ""),
+        ),
+        (
+            pipeline(),
+            pipeline(site="I52", materials=(("IRON", 6, 9),)),
+            ("pipeline", "RIFLES", "EXECUTING", "EXECUTING", "IRON +6", ""),
+        ),
+        (
+            pipeline(site="I52"),
+            pipeline(site="I52", materials=tuple((f"G{n}", n, 9) for n in range(8))),
+            ("pipeline", "RIFLES", "EXECUTING", "EXECUTING", "G1 +1, G2 +2, G3 +3, G4 +4, G5 +5, and 2 more", ""),
+        ),
+        (
+            task("EXECUTING", assigned_ship="S-1"),
+            task("COMPLETED", total_revenue=7, units=1040),
+            ("task", "COLLECT_SELL", "EXECUTING", "COMPLETED", "earned 7, moved 1,040", ""),
+        ),
+        (
+            task("EXECUTING", units=20),
+            task("EXECUTING", units=60),
+            ("task", "COLLECT_SELL", "EXECUTING", "EXECUTING", "moved 40", ""),
+        ),
+        (
+            task("EXECUTING", units=60),
+            task("PENDING", units=0),
+            ("task", "COLLECT_SELL", "EXECUTING", "PENDING", "", ""),
+        ),
+        (
             factory("HIGH", delivered=1, required=4),
             factory("ABUNDANT", ready=True, delivered=2, required=4),
             ("factory", "X1-F IRON", "HIGH", "ABUNDANT", "ready for collection, 2 of 4 inputs", ""),

@@ -294,6 +294,8 @@ def describe_change(event: Event) -> ChangeSummary:
     )
 
 
+_RISES_MAXIMUM = 5
+"""Materials that the summary of one change names at most."""
 _Description = tuple[str, tuple[str | None, str | None], str]
 """The subject of the row; its status or supply before and after; what else has changed."""
 
@@ -301,8 +303,16 @@ _Description = tuple[str, tuple[str | None, str | None], str]
 def _pipeline(old: PipelineImage | None, new: PipelineImage | None) -> _Description:
     row = new or old
     remarks = []
-    if old is not None and new is not None and new.net_profit != old.net_profit:
-        remarks.append(f"profit {new.net_profit:+,}")
+    if old is not None and new is not None:
+        if new.net_profit != old.net_profit:
+            remarks.append(f"profit {new.net_profit:+,}")
+        delivered = {good: units for good, units, _ in old.materials}
+        rises = [
+            f"{good} +{rise:,}" for good, units, _ in new.materials if (rise := units - delivered.get(good, 0)) > 0
+        ]
+        remarks += rises[:_RISES_MAXIMUM]
+        if (more := len(rises) - _RISES_MAXIMUM) > 0:
+            remarks.append(f"and {more} more")
     return (
         row.product_good if row else "",
         (old.status if old else None, new.status if new else None),
@@ -320,6 +330,8 @@ def _task(old: TaskImage | None, new: TaskImage | None) -> _Description:
             remarks.append(f"spent {new.total_cost - old.total_cost:,}")
         if new.total_revenue > old.total_revenue:
             remarks.append(f"earned {new.total_revenue - old.total_revenue:,}")
+        if (moved := (new.actual_quantity or 0) - (old.actual_quantity or 0)) > 0:
+            remarks.append(f"moved {moved:,}")
     return row.task_type if row else "", (old.status if old else None, new.status if new else None), ", ".join(remarks)
 
 

@@ -69,7 +69,11 @@ const LOOKS = {
       shown.push(label(before), arrow, element("span", "unseen", " to "));
     }
     if (after !== null) shown.push(label(after));
-    if (remark) shown.push(element("span", "remark", remark));
+    if (remark) {
+      const said = element("span", "remark");
+      said.append(label(remark));
+      shown.push(said);
+    }
     return shown;
   },
 };
