@@ -152,7 +152,7 @@ def test_a_forged_change_goes_again(installed: Database) -> None:
         game.execute(
             """SELECT pg_notify((SELECT channel FROM mfg_notify.settings),
                  '[1,999999999,1,"2023-11-14T22:13:20+00:00",["task","I",[null,null,"forged","COLLECT_SELL","READY",null],'
-                 '[null,null,null,1,0,0,0],[null,null,null]]]')"""
+                 '[null,null,null,null,1,0,0,0,null],[null,null,null]]]')"""
         )
         seen = viewer.until(lambda snapshot: snapshot["changes"][0]["key"] == "forged")
         assert len(seen["changes"]) == 2

@@ -368,7 +368,7 @@ def _zone(request: pytest.FixtureRequest) -> Iterator[None]:
 def test_times_at_the_ends_of_the_calendar(at: str) -> None:
     """Anyone who knows the channel may send such a time, and must not end `tail` with it."""
     event = decode_payload(
-        f'[1,1,1,"{at}",["task","I",[null,null,"t","SELL","READY",null],[null,null,null,1,0,0,0],["{at}",null,null]]]'
+        f'[1,1,1,"{at}",["task","I",[null,null,"t","SELL","READY",null],[null,null,null,null,1,0,0,0,null],["{at}",null,null]]]'
     )
     printed = json.loads(format_json(event))
     assert printed["at"] == printed["new"]["ready_at"] == at.replace("-15:59", "+00:00")
