@@ -34,6 +34,9 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def database(server: Server) -> Iterator[Database]:
     with contextmanager(server.clone)(server.installed) as cloned:
+        with cloned.connect() as connection:
+            # Before the exporter starts, because it reads the agents' names as seldom as it reconciles.
+            connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('TORWIND', 'x'), ('TORWIND', 'x')")
         yield cloned
 
 
@@ -49,7 +52,6 @@ def game(database: Database, exporter: ExporterProcess) -> Iterator[psycopg.Conn
     """Return a connection to a game that has something of everything, hostile names among it."""
     assert exporter.process.poll() is None
     with database.connect() as connection:
-        connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x'), ('B', 'x')")
         connection.execute(
             "INSERT INTO ships (ship_symbol, player_id, cargo_capacity) VALUES ('SHIP-1', 1, 40), ('SHIP-2', 1, 40)"
         )
@@ -105,21 +107,28 @@ def test_a_change_appears_without_a_reload(
         page.evaluate("window.untouched = true")
         tasks = page.get_by_role("table", name="By type")
         row = tasks.get_by_role("row").filter(has=page.get_by_role("rowheader", name="COLLECT_SELL"))
-        expect(row.get_by_role("cell")).to_have_text(["1", "0", "1", "0", "0", "0", "0"])
+        expect(row.get_by_role("cell")).to_have_text(["TORWIND", "0", "1", "0", "0", "0", "0"])
         game.execute("UPDATE manufacturing_tasks SET status = 'ASSIGNED', assigned_ship = 'SHIP-1' WHERE id = 't-1'")
-        expect(row.get_by_role("cell")).to_have_text(["1", "0", "0", "1", "0", "0", "0"])
+        expect(row.get_by_role("cell")).to_have_text(["TORWIND", "0", "0", "1", "0", "0", "0"])
         newest = page.get_by_role("table", name="Newest first").get_by_role("row").nth(1)
         expect(newest).to_contain_text("READY →  to ASSIGNED")
         expect(newest).to_contain_text("SHIP-1")
         expect(page.locator("[data-sum=ships_assigned]")).to_have_text("1")
         sites = page.get_by_role("table", name="What live pipelines have delivered").get_by_role("row")
         site = sites.filter(has=page.get_by_role("rowheader", name="X1-I52"))
-        expect(site.nth(0).get_by_role("cell")).to_have_text(["1", "FAB_MATS", "0", "1,600", "0 %"])
-        expect(site.nth(1).get_by_role("cell")).to_have_text(["1", "ADVANCED_CIRCUITRY", "100", "400", "25 %"])
+        expect(site.nth(0).get_by_role("cell")).to_have_text(["TORWIND", "FAB_MATS", "0", "1,600", "0 %"])
+        expect(site.nth(1).get_by_role("cell")).to_have_text(["TORWIND", "ADVANCED_CIRCUITRY", "100", "400", "25 %"])
         game.execute("UPDATE manufacturing_pipelines SET materials = %s WHERE id = 'c-0'", (materials(1200, {}),))
-        expect(site.nth(0).get_by_role("cell")).to_have_text(["1", "ADVANCED_CIRCUITRY", "100", "400", "25 %"])
-        expect(site.nth(1).get_by_role("cell")).to_have_text(["1", "FAB_MATS", "1,200", "1,600", "75 %"])
+        expect(site.nth(0).get_by_role("cell")).to_have_text(["TORWIND", "ADVANCED_CIRCUITRY", "100", "400", "25 %"])
+        expect(site.nth(1).get_by_role("cell")).to_have_text(["TORWIND", "FAB_MATS", "1,200", "1,600", "75 %"])
         expect(newest).to_contain_text("FAB_MATS +1,200")
+        # A second player of the same agent: only now the name is not enough.
+        expect(page.get_by_text("TORWIND (1)")).to_have_count(0)
+        game_rows.add_task(game, player_id=2, task_type="LIQUIDATE")
+        expect(newest.get_by_role("cell", name="TORWIND (2)")).to_be_visible()
+        for name in ("TORWIND (1)", "TORWIND (2)"):
+            expect(page.get_by_role("rowheader", name=name)).to_be_visible()
+        expect(row.get_by_role("cell").first).to_have_text("TORWIND (1)")
         assert page.evaluate("window.untouched") is True
         assert visit.complaints == []
         assert all(url.startswith(f"{exporter.address}/") for url in visit.asked)

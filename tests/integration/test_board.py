@@ -92,7 +92,7 @@ def test_changes_are_on_the_stream_as_they_happen(installed: Database) -> None:
             seen = viewer.until(lambda snapshot: snapshot["changes"])
             [line] = seen["changes"]
             assert (line["key"], line["before"], line["after"], line["ship"]) == ("t-1", None, "READY", "SHIP-1")
-            assert seen["game"]["tables"]["tasks"] == [["1", "COLLECT_SELL", 0, 1, 0, 0, 0, 0]]
+            assert seen["game"]["tables"]["tasks"] == [[line["player"], "COLLECT_SELL", 0, 1, 0, 0, 0, 0]]
             assert ["Events counted since the start", 1, ""] in seen["exporter"]
             game.execute("UPDATE manufacturing_tasks SET status = 'ASSIGNED'")
             seen = viewer.until(lambda snapshot: len(snapshot["changes"]) == 2)
@@ -111,11 +111,29 @@ def test_construction_sites_are_on_the_stream(installed: Database) -> None:
             game, pipeline_type="CONSTRUCTION", construction_site="X1-I52", materials=materials(0), status="EXECUTING"
         )
         seen = viewer.until(lambda snapshot: snapshot["game"] and snapshot["game"]["tables"]["sites"])
-        assert seen["game"]["tables"]["sites"] == [["1", "X1-I52", "FAB_MATS", 0, 1600, 0]]
+        assert [row[1:] for row in seen["game"]["tables"]["sites"]] == [["X1-I52", "FAB_MATS", 0, 1600, 0]]
         game.execute("UPDATE manufacturing_pipelines SET materials = %s", (materials(400),))
         viewer.until(lambda snapshot: snapshot["game"]["tables"]["sites"][0][3:] == [400, 1600, 0.25])
         game.execute("UPDATE manufacturing_pipelines SET status = 'COMPLETED'")
         viewer.until(lambda snapshot: snapshot["game"]["tables"]["sites"] == [])
+
+
+def test_players_have_their_agents_names(installed: Database) -> None:
+    with installed.connect() as game:
+        for agent in ("TORWIND", "B", "TORWIND"):
+            game_rows.add_player(game, agent)
+        for player in (1, 2):
+            game_rows.add_task(game, f"t-{player}", player_id=player)
+        with ExporterProcess(installed.dsn) as exporter, watching(exporter) as viewer:
+            exporter.wait_ready()
+            seen = viewer.until(lambda snapshot: snapshot["game"])
+            assert [row[0] for row in seen["game"]["tables"]["tasks"]] == ["TORWIND", "B"]
+            # A second player of the same agent, as each reset of the universe makes one.
+            game_rows.add_task(game, "t-3", player_id=3)
+            names = ["TORWIND (1)", "B", "TORWIND (3)"]
+            seen = viewer.until(lambda snapshot: [row[0] for row in snapshot["game"]["tables"]["tasks"]] == names)
+            assert [row[0] for row in seen["game"]["tables"]["players"]] == names
+            assert seen["changes"][0]["player"] == "TORWIND (3)"
 
 
 @pytest.mark.slow
@@ -173,7 +191,7 @@ def test_it_says_when_the_numbers_were_last_known(postgres: Postgres) -> None:
                 server.stop("fast")
                 old = viewer.until(lambda snapshot: snapshot["state"] == "waiting" and snapshot["known_at"])
                 assert began < old["known_at"] / 1_000_000 < time.time()
-                assert old["game"]["tables"]["tasks"] == [["1", "COLLECT_SELL", 0, 1, 0, 0, 0, 0]]
+                assert [row[1:] for row in old["game"]["tables"]["tasks"]] == [["COLLECT_SELL", 0, 1, 0, 0, 0, 0]]
                 server.start()
                 viewer.until(lambda snapshot: snapshot["state"] == "live" and snapshot["known_at"] is None)
 

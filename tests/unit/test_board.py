@@ -12,9 +12,13 @@ from mfg_notify.core.board import (
     CHANGES_MAXIMUM,
     ROWS_MAXIMUM,
     BoardSnapshot,
+    Game,
+    GameSummary,
     LastChanges,
+    Row,
     build_game,
     describe_change,
+    name_players,
 )
 from mfg_notify.core.events import Event, Material, PipelineImage, TaskChange
 from mfg_notify.core.live_state import HOUR, LiveRows, RecentActivity, compute_gauges
@@ -246,6 +250,53 @@ def test_what_is_summed_over_all_players_comes_last() -> None:
     totals = samples("pipeline_completed_total other other FAILED 9 \n pipeline_completed_total 12 other FAILED 1")
     game = build_game(View(totals, compute_gauges(LiveRows()), RecentActivity()), NOW)
     assert game.tables["pipelines"] == [("12", "other", 0, 0, 0, 1, 0), ("other", "other", 0, 0, 0, 9, 0)]
+
+
+def snapshot_of(tables: dict[str, list[Row]], changes: list[Event]) -> BoardSnapshot:
+    game = Game(GameSummary(0, 0, 0, 0, 0, 0), tables, dict.fromkeys(tables, 0))
+    return BoardSnapshot("1", "live", True, "", None, game, list(map(describe_change, changes)), [])
+
+
+@pytest.mark.parametrize(
+    ("agents", "shown"),
+    [
+        ({}, ["1", "2", "3"]),
+        ({1: "TORWIND", 2: "B", 9: "TORWIND"}, ["TORWIND", "B", "3"]),
+        ({1: "TORWIND", 2: "B", 3: "TORWIND"}, ["TORWIND (1)", "B", "TORWIND (3)"]),
+        ({1: "3", 2: "B"}, ["3 (1)", "B", "3"]),
+        ({1: "A", 2: "A", 3: "A (1)"}, ["A (1)", "A (2)", "A (1) (3)"]),
+        ({1: "A", 2: "A (1)", 3: "A (1) (2)"}, ["A", "A (1)", "A (1) (2)"]),
+    ],
+)
+def test_players_are_shown_by_their_agents(agents: dict[int, str], shown: list[str]) -> None:
+    first, second, third = shown
+    ids = snapshot_of(
+        {"players": [("1", 7, "1"), ("2", None)], "pipelines": [("2", "1")]},
+        [
+            event(None, task(player_id=3)),
+            event(task(player_id=1), None),
+            Event(7, 7, NOW, TaskChange("T", "", None, None)),
+        ],
+    )
+    named = name_players(ids, agents)
+    assert named.game is not None
+    assert named.game.tables == {"players": [(first, 7, "1"), (second, None)], "pipelines": [(second, "1")]}
+    assert [change.player for change in named.changes] == [third, first, ""]
+    assert msgspec.structs.replace(named, game=ids.game, changes=ids.changes) == ids
+
+
+@given(st.dictionaries(st.integers(1, 9), st.sampled_from(["1", "2", "A", "A (1)", "A (2)", "A (1) (2)", "other", ""])))
+def test_no_two_players_look_alike(agents: dict[int, str]) -> None:
+    rows: list[Row] = [(player,) for player in (*map(str, range(1, 12)), "other")]
+    named = name_players(snapshot_of({"players": rows}, []), agents).game
+    assert named is not None
+    assert len(set(named.tables["players"])) == len(rows)
+
+
+def test_without_a_game_changes_have_names() -> None:
+    alone = BoardSnapshot("1", "waiting", False, "", None, None, [describe_change(change(1))], [])
+    named = name_players(alone, {1: "A"})
+    assert (named.game, named.changes[0].player) == (None, "A")
 
 
 def test_a_snapshot_is_small_however_large_the_game_is() -> None:

@@ -5,11 +5,12 @@ length.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from heapq import nlargest
 from math import inf
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from mfg_notify.core import catalogue
 from mfg_notify.core.capped_totals import OTHER
@@ -92,6 +93,7 @@ class ChangeSummary(Struct, frozen=True):
     id: str
     at: int
     player: str
+    """The id, until `name_players` has replaced it. Empty if all rows of all players are removed."""
     kind: str
     key: str
     subject: str
@@ -115,7 +117,7 @@ class GameSummary(Struct, frozen=True):
 class Game(Struct, frozen=True):
     """The game at one moment: its summary, the rows of each table, and the number of rows that each table left out.
 
-    Every row begins with the player. The other columns are:
+    Every row begins with the player: the id, until `name_players` has replaced it. The other columns are:
 
     - `players`: pipelines planned, pipelines executing, open tasks, ships assigned, ships idle, utilization in percent,
       factories ready, credits an hour;
@@ -292,6 +294,26 @@ def describe_change(event: Event) -> ChangeSummary:
         remark=remark if change.operation == "U" else {"I": "new", "D": "deleted"}[change.operation],
         ship=image.assigned_ship or "" if isinstance(image, TaskImage) else "",
     )
+
+
+def name_players(snapshot: BoardSnapshot, agents: Mapping[int, str]) -> BoardSnapshot:
+    """Show players by the names of their agents, and by their ids where these are not known.
+
+    Names may be equal, for every universe has new players. Where two players that are shown would look alike, the id
+    follows: `TORWIND (3)`.
+    """
+    game, changes = snapshot.game, snapshot.changes
+    tables = game.tables if game is not None else {}
+    ids = {str(row[0]) for table in tables.values() for row in table} | {change.player for change in changes}
+    named = {player: agent for number, agent in agents.items() if (player := str(number)) in ids}
+    shown = {player: named.get(player, player) for player in ids}
+    # A name may also look like an id, or like the name of another player with the id.
+    while alike := {text for text, n in Counter(shown.values()).items() if n > 1}:
+        shown |= {player: f"{agent} ({player})" for player, agent in named.items() if shown[player] in alike}
+    if game is not None:
+        named_tables = {name: [(shown[str(row[0])], *row[1:]) for row in table] for name, table in tables.items()}
+        game = replace(game, tables=named_tables)
+    return replace(snapshot, game=game, changes=[replace(change, player=shown[change.player]) for change in changes])
 
 
 _RISES_MAXIMUM = 5

@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from mfg_notify import __version__
-from mfg_notify.core.board import BoardSnapshot, build_game, describe_change
+from mfg_notify.core.board import BoardSnapshot, build_game, describe_change, name_players
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
 from mfg_notify.core.fold_pace import FoldPace
 from mfg_notify.core.ledger import Ledger
@@ -96,7 +96,7 @@ class Exporter:
         """Return what the board shows now."""
         live = self.state.connected and self.state.leader and self.state.reconciled
         view = self.view()
-        return BoardSnapshot(
+        snapshot = BoardSnapshot(
             version=__version__,
             state="live" if live else "standby" if self.state.standby else "waiting",
             ready=self.state.ready,
@@ -106,6 +106,7 @@ class Exporter:
             changes=[describe_change(event) for event in self.ledger.last_changes()],
             exporter=facts(self.telemetry),
         )
+        return name_players(snapshot, {} if view is None else view.players.names)
 
     # ---------------------------------------------------------------------------------------------- what it does --
 
