@@ -36,7 +36,8 @@ def database(server: Server) -> Iterator[Database]:
     with contextmanager(server.clone)(server.installed) as cloned:
         with cloned.connect() as connection:
             # Before the exporter starts, because it reads the agents' names as seldom as it reconciles.
-            connection.execute("INSERT INTO players (agent_symbol, token) VALUES ('TORWIND', 'x'), ('TORWIND', 'x')")
+            for agent in ("TORWIND", "TORWIND", HOSTILE[-1]):
+                game_rows.add_player(connection, agent)
         yield cloned
 
 
@@ -67,6 +68,7 @@ def game(database: Database, exporter: ExporterProcess) -> Iterator[psycopg.Conn
             """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good, assigned_ship)
                VALUES ('t-1', 1, 'COLLECT_SELL', 'READY', 'G', '<b>SHIP</b>')"""
         )
+        game_rows.add_task(connection, "t-3", player_id=3, task_type="LIQUIDATE")
         for n, site in enumerate(("X1-I52", *HOSTILE, "")):
             game_rows.add_pipeline(
                 connection,
@@ -124,7 +126,7 @@ def test_a_change_appears_without_a_reload(
         expect(newest).to_contain_text("FAB_MATS +1,200")
         # A second player of the same agent: only now the name is not enough.
         expect(page.get_by_text("TORWIND (1)")).to_have_count(0)
-        game_rows.add_task(game, player_id=2, task_type="LIQUIDATE")
+        game_rows.add_task(game, "t-2", player_id=2, task_type="LIQUIDATE")
         expect(newest.get_by_role("cell", name="TORWIND (2)")).to_be_visible()
         for name in ("TORWIND (1)", "TORWIND (2)"):
             expect(page.get_by_role("rowheader", name=name)).to_be_visible()
@@ -142,6 +144,7 @@ def test_hostile_names_are_text(browser: Browser, exporter: ExporterProcess, gam
             expect(pipelines.get_by_text(name, exact=True)).to_be_visible()
         # Marks that turn or hide text are shown by number, and what runs from right to left stays in its cell.
         expect(pipelines.get_by_text(r"ABC\u{202e}FED\u{2066}\u{200b}\u{9}\u{7}", exact=True)).to_be_visible()
+        expect(page.get_by_role("table", name="Live pipelines, open tasks")).to_contain_text(HOSTILE[-1])
         expect(pipelines.locator("bdi").get_by_text("שלום עולם", exact=True)).to_be_visible()
         delivered = dict.fromkeys(HOSTILE[3:], 1)
         game.execute("UPDATE manufacturing_pipelines SET materials = %s WHERE id = 'c-1'", (materials(0, delivered),))
