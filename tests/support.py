@@ -296,6 +296,16 @@ def assert_exact(page: str, connection: psycopg.Connection) -> None:
     assert not differences, "\n".join(differences[:20])
 
 
+def wait_exact(exporter: ExporterProcess, connection: psycopg.Connection) -> str:
+    """Wait until an exporter's page agrees with the recount of the audit; return it."""
+
+    def compared() -> tuple[list[str], str]:
+        page = exporter.page()
+        return truth.compare(page, connection)[:20], page
+
+    return eventually(compared, lambda found: found[0] == [])[1]
+
+
 def check_with_promtool(page: str) -> list[str]:
     """Return the objections of promtool, one per line; none if promtool is not installed."""
     if (promtool := shutil.which("promtool")) is None:

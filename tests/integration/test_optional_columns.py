@@ -14,7 +14,7 @@ from tests import truth
 from tests.conftest import Database, Roles
 from tests.game_rows import NOW, add_pipeline, add_player, add_ship, add_task, insert
 from tests.samples import value
-from tests.support import ExporterProcess, eventually, run_command
+from tests.support import ExporterProcess, eventually, run_command, wait_exact
 
 from mfg_notify.postgres import installation, migrations
 
@@ -32,16 +32,6 @@ PLAYER_INFO = "spacetraders_daemon_player_info"
 def wait_for(exporter: ExporterProcess, name: str, wanted: float | None, **labels: str) -> str:
     """Wait until a sample has this value; return the page."""
     return eventually(exporter.page, lambda page: value(page, name, **labels) == wanted)
-
-
-def wait_exact(exporter: ExporterProcess, game: psycopg.Connection) -> str:
-    """Wait until the page is exact; return it."""
-
-    def compared() -> tuple[list[str], str]:
-        page = exporter.page()
-        return truth.compare(page, game), page
-
-    return eventually(compared, lambda found: found[0] == [])[1]
 
 
 def materials(delivered: int, target: int = 400) -> Jsonb:
