@@ -30,6 +30,26 @@ def read_shipped() -> tuple[Json, dict[str, Json]]:
     return yaml.safe_load((SHIPPED / "prometheus.yml").read_text(encoding="utf-8")), rules
 
 
+def shipped_alert(name: str) -> str:
+    """Return the expression of an alert as shipped."""
+    [expr] = [
+        rule["expr"]
+        for file in read_shipped()[1].values()
+        for group in file["groups"]
+        for rule in group["rules"]
+        if rule.get("alert") == name
+    ]
+    return str(expr)
+
+
+def shortened(expr: str, durations: Mapping[str, str]) -> str:
+    """Return an expression with other durations and thresholds, all of which it must have."""
+    for shipped, short in durations.items():
+        assert shipped in expr, f"{shipped} is not in {expr}"
+        expr = expr.replace(shipped, short)
+    return expr
+
+
 def write_configuration(folder: Path, target: str, more_jobs: list[Json]) -> Path:
     """Write the shipped configuration for a test: another target, shorter intervals, and jobs beside ours."""
     configuration, rules = read_shipped()

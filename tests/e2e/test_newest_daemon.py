@@ -1,0 +1,220 @@
+"""The game's alerts, where the daemon saves neither ASSIGNED nor EXECUTING: each finds what it is for, and only that.
+
+A real Prometheus evaluates the shipped expressions with shorter durations. The rows are what the newest daemon writes:
+one UPDATE takes a task from READY to COMPLETED or FAILED. Needs prometheus (Debian: apt-get install prometheus).
+"""
+
+import itertools
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+from tests.conftest import Database
+from tests.e2e.prometheus import Prometheus, shipped_alert, shortened, write_configuration
+from tests.game_rows import add_pipeline, add_player, add_ship, add_task, ago
+from tests.samples import PREFIX
+from tests.support import ExporterProcess, eventually
+
+DELIVER = "DELIVER_TO_CONSTRUCTION"
+UNITS = 40
+WHOLE_TEST = "1h"
+"""A range that begins before the test does: what happens in it does not depend on how fast the machine is."""
+LAST_SECONDS = "3s"
+"""A range in which a player may do nothing: a few scrapes."""
+
+STARVING = shortened(shipped_alert("ManufacturingTaskTypeStarving"), {"> 1800": "> 2", "[1d]": f"[{WHOLE_TEST}]"})
+UNFINISHED = shortened(
+    shipped_alert("ManufacturingNoPipelineFinished"),
+    {"[15m]": f"[{LAST_SECONDS}]", "[1h]": f"[{WHOLE_TEST}]", "[1d]": f"[{WHOLE_TEST}]"},
+)
+FAILING = shipped_alert("ManufacturingFailureRatioHigh")
+IDLE = shortened(
+    shipped_alert("ManufacturingShipsIdleWhileTasksWait"),
+    {"[15m]": f"[{LAST_SECONDS}]", "[1d]": f"[{WHOLE_TEST}]"},
+)
+
+
+@dataclass
+class Player:
+    """A player of the newest daemon, with a free ship and a construction site that is never complete."""
+
+    game: psycopg.Connection
+    prometheus: Prometheus
+    name: str
+    id: int = 0
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+    _delivered: int = 0
+
+    def __post_init__(self) -> None:
+        """Enter the game. One task waits for a ship, so all series of its type begin at 0."""
+        self.id = add_player(self.game, self.name)
+        add_ship(self.game, f"{self.name}-1", player_id=self.id)
+        self.plan("site")
+        self.wait_for_task()
+
+    def plan(self, site: str) -> None:
+        """Begin a pipeline for a construction site."""
+        add_pipeline(
+            self.game, self._key(site), player_id=self.id, product_good="FAB_MATS", status="EXECUTING",
+            pipeline_type="CONSTRUCTION", construction_site=site, materials=self._materials(),
+            started_at=ago("1 minute"),
+        )  # fmt: skip
+
+    def wait_for_task(self) -> str:
+        """Add a task that is ready; return its id."""
+        task = self._key(f"task {next(self._numbers)}")
+        add_task(
+            self.game, task, player_id=self.id, pipeline_id=self._key("site"), task_type=DELIVER, status="READY",
+            ready_at=ago("1 minute"),
+        )  # fmt: skip
+        return task
+
+    def deliver(self) -> None:
+        """Complete a task in one UPDATE, and enter the units in the pipeline."""
+        task = self.wait_for_task()
+        self._delivered += UNITS
+        with self.game.transaction():
+            self._end(task, "COMPLETED", retries=0, units=UNITS)
+            self.game.execute(
+                "UPDATE manufacturing_pipelines SET materials = %s WHERE id = %s",
+                (self._materials(), self._key("site")),
+            )
+
+    def fail(self) -> None:
+        """Fail an attempt in one UPDATE."""
+        self._end(self.wait_for_task(), "FAILED", retries=1, units=0)
+
+    def cancel(self) -> None:
+        """Cancel a task. It has no start, and counts no retry."""
+        self.game.execute(
+            "UPDATE manufacturing_tasks SET status = 'FAILED', completed_at = now() WHERE id = %s",
+            (self.wait_for_task(),),
+        )
+
+    def finish(self, site: str) -> None:
+        """Complete a pipeline."""
+        self.game.execute(
+            "UPDATE manufacturing_pipelines SET status = 'COMPLETED', completed_at = now() WHERE id = %s",
+            (self._key(site),),
+        )
+
+    def is_in(self, expr: str) -> bool:
+        """Tell whether an expression finds something of this player now."""
+        return any(dict(labels)["player_id"] == str(self.id) for labels in self.prometheus.at(expr))
+
+    def becomes_quiet(self, expr: str) -> None:
+        """Work until an expression finds nothing of this player."""
+
+        def work() -> bool:
+            self.deliver()
+            self.prometheus.wait_for_scrape(time.time())
+            return self.is_in(expr)
+
+        eventually(work, lambda found: not found)
+
+    def wait_until_in(self, expr: str) -> None:
+        """Wait until an expression finds something of this player."""
+        eventually(lambda: self.is_in(expr))
+
+    def _end(self, task: str, status: str, *, retries: int, units: int) -> None:
+        self.game.execute(
+            """UPDATE manufacturing_tasks SET status = %s, assigned_ship = %s, retry_count = %s, actual_quantity = %s,
+               started_at = now(), completed_at = now() WHERE id = %s""",
+            (status, f"{self.name}-1", retries, units, task),
+        )
+
+    def _materials(self) -> Jsonb:
+        return Jsonb([{"tradeSymbol": "FAB_MATS", "targetQuantity": 100_000, "deliveredQuantity": self._delivered}])
+
+    def _key(self, word: str) -> str:
+        return f"{self.name} {word}"
+
+
+@dataclass
+class Game:
+    """Three players, all of whom have a running pipeline, a task that waits, and a free ship."""
+
+    connection: psycopg.Connection
+    prometheus: Prometheus
+    busy: Player
+    """Works all the time."""
+    stuck: Player
+    """Has worked once, and then no more."""
+    gone: Player
+    """Has not started anything since Prometheus came: the era is over."""
+
+    def found(self, expr: str) -> set[str]:
+        """Return the names of the players of whom an expression finds something now."""
+        return {player.name for player in (self.busy, self.stuck, self.gone) if player.is_in(expr)}
+
+
+@pytest.fixture
+def game(installed: Database, tmp_path: Path) -> Iterator[Game]:
+    if shutil.which("prometheus") is None:
+        pytest.skip("prometheus is not installed")
+    with installed.connect() as connection, ExporterProcess(installed.dsn, "--reconcile-interval", "200ms") as exporter:
+        configuration = write_configuration(tmp_path / "configuration", exporter.address.removeprefix("http://"), [])
+        with Prometheus(configuration) as prometheus:
+            busy, stuck, gone = (Player(connection, prometheus, name) for name in ("BUSY", "STUCK", "GONE"))
+            # increase() sees no step in a series that begins at 1.
+            for player in (busy, stuck, gone):
+                prometheus.wait_for(f'{PREFIX}manufacturing_task_assignments_total{{player_id="{player.id}"}} == 0')
+            yield Game(connection, prometheus, busy, stuck, gone)
+
+
+def test_the_alerts_of_the_game_on_the_path_without_assigned(game: Game) -> None:
+    busy, stuck = game.busy, game.stuck
+    # Nobody has started anything: the rows may be of an era that is over.
+    starvation = f"{PREFIX}manufacturing_task_starvation_seconds > 2"
+    assert game.found(starvation) == {"BUSY", "STUCK", "GONE"}
+    assert [game.found(expr) for expr in (STARVING, UNFINISHED, FAILING, IDLE)] == [set(), set(), set(), set()]
+
+    # Both work once. Only the busy player finishes a pipeline.
+    busy.plan("relay")
+    busy.finish("relay")
+    for player in (busy, stuck):
+        player.deliver()
+        game.prometheus.wait_for(
+            f'increase({PREFIX}manufacturing_task_assignments_total{{player_id="{player.id}"}}[1h]) > 0'
+        )
+
+    # The stuck one waits, with a free ship. The busy one is found by none, with a free ship and a waiting task as well.
+    stuck.wait_until_in(STARVING)
+    stuck.wait_until_in(IDLE)
+    stuck.wait_until_in(UNFINISHED)
+    busy.becomes_quiet(STARVING)
+    busy.becomes_quiet(IDLE)
+    busy.becomes_quiet(UNFINISHED)
+    assert [game.found(expr) - {"BUSY"} for expr in (STARVING, UNFINISHED, IDLE)] == [{"STUCK"}] * 3
+
+    # Each alert is over as soon as the stuck one works, or finishes a pipeline.
+    stuck.becomes_quiet(STARVING)
+    stuck.becomes_quiet(IDLE)
+    assert game.found(UNFINISHED) == {"STUCK"}
+    stuck.plan("relay")
+    stuck.finish("relay")
+    eventually(lambda: game.found(UNFINISHED), lambda found: not found)
+
+    # More attempts of the stuck one fail than have succeeded. As many tasks of the busy one are cancelled.
+    assert game.found(FAILING) == set()
+    successes = game.connection.execute(
+        "SELECT count(*) FROM manufacturing_tasks WHERE status = 'COMPLETED' AND player_id = %s", (stuck.id,)
+    ).fetchall()[0][0]
+    for _ in range(successes + 6):
+        stuck.fail()
+        busy.cancel()
+    stuck.wait_until_in(FAILING)
+    assert game.found(FAILING) == {"STUCK"}
+    cancelled = f'{PREFIX}manufacturing_tasks_completed_total{{player_id="{busy.id}", status="cancelled"}}'
+    game.prometheus.wait_for(f"{cancelled} == {successes + 6}")
+    for _ in range(2 * successes + 12):
+        stuck.deliver()
+    eventually(lambda: game.found(FAILING), lambda found: not found)
+    # The third player's task has waited all the time, and that alone is no alert.
+    assert all("GONE" not in game.found(expr) for expr in (STARVING, UNFINISHED, FAILING, IDLE))
+    assert game.found(starvation) >= {"GONE"}
