@@ -5,6 +5,7 @@ one UPDATE takes a task from READY to COMPLETED or FAILED. Needs prometheus (Deb
 """
 
 import itertools
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,28 +16,42 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 from tests.conftest import Database
-from tests.e2e.prometheus import Prometheus, shipped_alert, shortened, write_configuration
+from tests.e2e.prometheus import JOB, Prometheus, shipped_alert, shortened, write_configuration
 from tests.game_rows import add_pipeline, add_player, add_ship, add_task, ago
 from tests.samples import PREFIX
 from tests.support import ExporterProcess, eventually
 
+from mfg_notify.dashboards.shipped import shipped_queries
+
 DELIVER = "DELIVER_TO_CONSTRUCTION"
 UNITS = 40
+CONSTRUCTION = {
+    "Construction Progress",
+    "Scarcest Material",
+    "Time to Completion",
+    "Units Delivered to Construction",
+    "Units Moved by Tasks",
+}
+"""Panels."""
 WHOLE_TEST = "1h"
 """A range that begins before the test does: what happens in it does not depend on how fast the machine is."""
 LAST_SECONDS = "3s"
 """A range in which a player may do nothing: a few scrapes."""
 
-STARVING = shortened(shipped_alert("ManufacturingTaskTypeStarving"), {"> 1800": "> 2", "[1d]": f"[{WHOLE_TEST}]"})
+SILENCE = "8"
+"""Seconds after which a bot counts as silent, at the end of the test."""
+ACTIVE = {"[15m])) < 900": f"[{WHOLE_TEST}])) < 3600"}
+"""Whoever has changed something in the test."""
+
+STARVING = shortened(shipped_alert("ManufacturingTaskTypeStarving"), {"> 1800": "> 2", **ACTIVE})
 UNFINISHED = shortened(
     shipped_alert("ManufacturingNoPipelineFinished"),
-    {"[15m]": f"[{LAST_SECONDS}]", "[1h]": f"[{WHOLE_TEST}]", "[1d]": f"[{WHOLE_TEST}]"},
+    {**ACTIVE, "[15m]": f"[{LAST_SECONDS}]", "[1h]))": f"[{WHOLE_TEST}]))"},
 )
 FAILING = shipped_alert("ManufacturingFailureRatioHigh")
-IDLE = shortened(
-    shipped_alert("ManufacturingShipsIdleWhileTasksWait"),
-    {"[15m]": f"[{LAST_SECONDS}]", "[1d]": f"[{WHOLE_TEST}]"},
-)
+IDLE = shortened(shipped_alert("ManufacturingShipsIdleWhileTasksWait"), {**ACTIVE, "[15m]": f"[{LAST_SECONDS}]"})
+SILENT = shortened(shipped_alert("ManufacturingBotSilent"), {"> 1800": f"> {SILENCE}"})
+STARVING_OF_ACTIVE = STARVING.replace("< 3600", f"< {SILENCE}")
 
 
 @dataclass
@@ -145,12 +160,12 @@ class Game:
     """Works all the time."""
     stuck: Player
     """Has worked once, and then no more."""
-    gone: Player
-    """Has not started anything since Prometheus came: the era is over."""
+    new: Player
+    """Has not started anything yet."""
 
     def found(self, expr: str) -> set[str]:
         """Return the names of the players of whom an expression finds something now."""
-        return {player.name for player in (self.busy, self.stuck, self.gone) if player.is_in(expr)}
+        return {player.name for player in (self.busy, self.stuck, self.new) if player.is_in(expr)}
 
 
 @pytest.fixture
@@ -160,19 +175,19 @@ def game(installed: Database, tmp_path: Path) -> Iterator[Game]:
     with installed.connect() as connection, ExporterProcess(installed.dsn, "--reconcile-interval", "200ms") as exporter:
         configuration = write_configuration(tmp_path / "configuration", exporter.address.removeprefix("http://"), [])
         with Prometheus(configuration) as prometheus:
-            busy, stuck, gone = (Player(connection, prometheus, name) for name in ("BUSY", "STUCK", "GONE"))
+            busy, stuck, new = (Player(connection, prometheus, name) for name in ("BUSY", "STUCK", "NEW"))
             # increase() sees no step in a series that begins at 1.
-            for player in (busy, stuck, gone):
+            for player in (busy, stuck, new):
                 prometheus.wait_for(f'{PREFIX}manufacturing_task_assignments_total{{player_id="{player.id}"}} == 0')
-            yield Game(connection, prometheus, busy, stuck, gone)
+            yield Game(connection, prometheus, busy, stuck, new)
 
 
 def test_the_alerts_of_the_game_on_the_path_without_assigned(game: Game) -> None:
     busy, stuck = game.busy, game.stuck
-    # Nobody has started anything: the rows may be of an era that is over.
-    starvation = f"{PREFIX}manufacturing_task_starvation_seconds > 2"
-    assert game.found(starvation) == {"BUSY", "STUCK", "GONE"}
-    assert [game.found(expr) for expr in (STARVING, UNFINISHED, FAILING, IDLE)] == [set(), set(), set(), set()]
+    # Tasks have waited for a minute, and nobody has started anything.
+    everyone = {"BUSY", "STUCK", "NEW"}
+    eventually(lambda: game.found(IDLE), lambda found: found == everyone)
+    assert (game.found(STARVING), game.found(FAILING)) == (everyone, set())
 
     # Both work once. Only the busy player finishes a pipeline.
     busy.plan("relay")
@@ -190,15 +205,15 @@ def test_the_alerts_of_the_game_on_the_path_without_assigned(game: Game) -> None
     busy.becomes_quiet(STARVING)
     busy.becomes_quiet(IDLE)
     busy.becomes_quiet(UNFINISHED)
-    assert [game.found(expr) - {"BUSY"} for expr in (STARVING, UNFINISHED, IDLE)] == [{"STUCK"}] * 3
+    assert [game.found(expr) - {"BUSY"} for expr in (STARVING, UNFINISHED, IDLE)] == [{"STUCK", "NEW"}] * 3
 
     # Each alert is over as soon as the stuck one works, or finishes a pipeline.
     stuck.becomes_quiet(STARVING)
     stuck.becomes_quiet(IDLE)
-    assert game.found(UNFINISHED) == {"STUCK"}
+    assert game.found(UNFINISHED) == {"STUCK", "NEW"}
     stuck.plan("relay")
     stuck.finish("relay")
-    eventually(lambda: game.found(UNFINISHED), lambda found: not found)
+    eventually(lambda: game.found(UNFINISHED), lambda found: found == {"NEW"})
 
     # More attempts of the stuck one fail than have succeeded. As many tasks of the busy one are cancelled.
     assert game.found(FAILING) == set()
@@ -215,6 +230,18 @@ def test_the_alerts_of_the_game_on_the_path_without_assigned(game: Game) -> None
     for _ in range(2 * successes + 12):
         stuck.deliver()
     eventually(lambda: game.found(FAILING), lambda found: not found)
-    # The third player's task has waited all the time, and that alone is no alert.
-    assert all("GONE" not in game.found(expr) for expr in (STARVING, UNFINISHED, FAILING, IDLE))
-    assert game.found(starvation) >= {"GONE"}
+
+    # The third player's bot has been silent all the time. That is one alert, and no other finds the player any more.
+    assert game.new.is_in(STARVING)
+    busy.deliver()
+    game.prometheus.wait_for_scrape(time.time())
+    assert game.found(SILENT) - {"STUCK"} == {"NEW"}
+    assert "NEW" not in game.found(STARVING_OF_ACTIVE)
+
+    # Every panel of the construction row has data.
+    values = {"job": JOB, "player_id": str(busy.id), "good": ".*", "__range": "1m", "__rate_interval": "10s"}
+    asked = [query for query in shipped_queries() if query.place in CONSTRUCTION]
+    assert {query.place for query in asked} == CONSTRUCTION
+    for query in asked:
+        expr = re.sub(r"\$(\w+)", lambda match: values[match[1]], query.expr)
+        assert game.prometheus.at(expr), expr
