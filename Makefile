@@ -26,7 +26,7 @@ test-all: $(VENV)/dev ## run the whole test suite
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(PYTEST)
 
 test-fast: $(VENV)/dev ## unit and integration tests, in about a minute and a half
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not soak and not fuzz and not slow and not thorough" tests/unit tests/integration tests/fuzz $(PYTEST)
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not soak and not fuzz and not slow and not thorough" tests/unit tests/integration $(PYTEST)
 
 test-matrix: $(VENV)/dev ## what needs a database, on PostgreSQL 14 to 18 or on VERSIONS="14 16"
 	$(BIN)/python -m tests.matrix $(if $(VERSIONS),--versions "$(VERSIONS)") $(PYTEST)

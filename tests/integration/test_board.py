@@ -177,6 +177,7 @@ def test_a_forged_change_goes_again(installed: Database) -> None:
         viewer.until(lambda snapshot: [line["key"] for line in snapshot["changes"]] == ["real"])
 
 
+@pytest.mark.slow
 def test_it_says_when_the_numbers_were_last_known(postgres: Postgres) -> None:
     with postgres.make() as server:
         create_game_tables(server.dsn())

@@ -173,6 +173,7 @@ def test_http(installed: Database) -> None:
         assert exporter.read_log().count("msg=serving") + exporter.read_log().count("event=serving") == 2
 
 
+@pytest.mark.slow
 def test_simulate_refuses_a_game_that_it_did_not_create(installed: Database, database: Database) -> None:
     code, text = run_command("simulate", "--dsn", installed.dsn, "--duration", "1s")
     assert code == 1

@@ -178,6 +178,7 @@ WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("daemon", "reconnect"), [("classic", False), ("classic", True), ("construction", True)])
 def test_a_lost_connection(database: Database, daemon: Daemon, *, reconnect: bool) -> None:
     """Without `reconnect` it is an error; with it, the game goes on and the rows are the same as if nothing was."""

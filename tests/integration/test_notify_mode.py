@@ -107,6 +107,7 @@ async def test_it_polls_while_changes_come_fast(installed: Database, game: psyco
             await reached(exporter, lambda page: applied(page) == inserted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [True, False], ids=["as it is", "rule taken out"])
 async def test_a_writer_that_did_not_notify_and_commits_late(
     installed: Database, game: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, *, rule: bool

@@ -185,6 +185,7 @@ def test_without_the_optional_columns_nothing_changes(database: Database, change
             assert (status.complete, status.new_columns) == (True, ())
 
 
+@pytest.mark.slow
 def test_columns_that_come_later_are_picked_up(roles: Roles, database: Database) -> None:
     role = roles.name("exporter")
     with database.connect() as game:

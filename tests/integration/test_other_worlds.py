@@ -43,6 +43,8 @@ from mfg_notify.postgres.connection import connect
 from mfg_notify.postgres.journal import read_totals
 from mfg_notify.postgres.snapshot import read_snapshot
 
+pytestmark = pytest.mark.slow
+
 GAME = ("manufacturing_pipelines", "manufacturing_tasks", "manufacturing_factory_states")
 OURS = ("event", "total", "recent", "latest", "lease", "settings", "dead_letter", "pending_commit")
 SOON = ("--reconcile-interval", "200ms")

@@ -149,6 +149,7 @@ def test_nothing_that_is_sent_is_logged(exporter: ExporterProcess) -> None:
     assert exporter.read_log()[before:].count("\n") == exporter.read_log()[before:].count("waiting for the database")
 
 
+@pytest.mark.slow
 def test_clients_decide_nothing_that_is_remembered(exporter: ExporterProcess) -> None:
     series = {line.rpartition(" ")[0] for line in exporter.page().splitlines()}
     before = resident(exporter)

@@ -202,6 +202,7 @@ def test_a_web_configuration_that_becomes_invalid(tmp_path: Path) -> None:
         eventually(lambda: value(exporter.page(), "mfg_notify_web_config_failures_total"), lambda n: n == 1)
 
 
+@pytest.mark.slow
 def test_responses_and_connections(tmp_path: Path) -> None:
     setting = Setting.in_folder(tmp_path)
     setting.write()

@@ -18,7 +18,7 @@ from mfg_notify.demo.game import play
 from mfg_notify.demo.world import GameOptions
 from mfg_notify.postgres import migrations
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 COUNTED = tuple(metric.full_name for metric in CATALOGUE if metric.kind is not Kind.GAUGE)
 

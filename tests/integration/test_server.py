@@ -206,6 +206,7 @@ async def test_a_tls_handshake_has_a_deadline(tmp_path: Path) -> None:
             await each.aclose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/metrics", "/metrics HTTP/1.1\r\nHost: localhost\r\n\r\nGET /metrics"])
 async def test_a_client_that_does_not_read_is_disconnected(path: str) -> None:
     limits = Limits(max_requests=3, response_seconds=0.6)
@@ -240,6 +241,7 @@ def _buffered(found: Serving) -> int:
     return sum(transport.get_write_buffer_size() for transport in connections)
 
 
+@pytest.mark.slow
 async def test_a_viewer_that_does_not_read_is_disconnected() -> None:
     count = iter(range(10**9))
 

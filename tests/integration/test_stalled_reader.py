@@ -15,7 +15,7 @@ from tests.support import PATIENCE
 from mfg_notify.postgres import market, snapshot
 from mfg_notify.postgres.connection import connect
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 ROWS = 60_000
 
 FILL = """

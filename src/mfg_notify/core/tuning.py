@@ -26,9 +26,9 @@ class Tuning:
     """Statements that take them: the server works on the next part while the exporter settles the previous one."""
     fold_chunk_minimum: int = 500
     """Events that a fold takes at least, however many folds in a row have timed out."""
-    fold_share: float = 0.1
+    fold_share: float = 0.08
     """Share of time that folding may take, beyond what the events explain; see `fold_pace`."""
-    fold_seconds_per_event: float = 0.0001
+    fold_seconds_per_event: float = 0.00005
     """What an event may add to the duration of a fold; about 15 microseconds are usual."""
     fold_pause_maximum: float = 60.0
     """Between two folds, however slow they have become."""
