@@ -161,6 +161,7 @@ def test_each_change_once_over_folds_and_reconnects(installed: Database) -> None
         assert len({line["id"] for line in seen["changes"]}) == 50
 
 
+@pytest.mark.slow
 def test_a_forged_change_goes_again(installed: Database) -> None:
     with installed.connect() as game, ExporterProcess(installed.dsn) as exporter, watching(exporter) as viewer:
         exporter.wait_ready()
@@ -197,6 +198,7 @@ def test_it_says_when_the_numbers_were_last_known(postgres: Postgres) -> None:
                 viewer.until(lambda snapshot: snapshot["state"] == "live" and snapshot["known_at"] is None)
 
 
+@pytest.mark.slow
 def test_a_standby_says_so(installed: Database) -> None:
     with ExporterProcess(installed.dsn) as first:
         first.wait_ready()

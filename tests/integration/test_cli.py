@@ -142,6 +142,7 @@ def test_missing_column_is_named_by_the_exporter(installed: Database) -> None:
         exporter.wait_ready()
 
 
+@pytest.mark.slow
 def test_a_dropped_table_is_named_and_restored(installed: Database) -> None:
     with installed.connect() as connection:
         connection.execute("DROP TABLE mfg_notify.recent")

@@ -57,6 +57,7 @@ async def test_an_idle_game_shows_every_specified_metric(installed: Database) ->
     assert "secret" not in openmetrics
 
 
+@pytest.mark.slow
 async def test_no_correction_without_a_fault(installed: Database) -> None:
     with installed.connect() as connection:
         async with exporting(installed.dsn, reconcile_interval=0.05) as exporter:

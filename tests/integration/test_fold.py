@@ -111,6 +111,7 @@ async def play_out(dsn: str, steps: list[tuple[int, int, str]]) -> list[dict[Sam
     return [exporters[0].exposed(), exporters[1].exposed(), stored]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(

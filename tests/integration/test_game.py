@@ -79,6 +79,7 @@ WHERE pipeline_type = 'CONSTRUCTION' AND (
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("daemon", ["classic", "construction"])
 def test_the_materials_of_a_site_are_those_that_were_delivered(database: Database, daemon: Daemon) -> None:
     options = GameOptions(players=1, rate=math.inf, daemon=daemon)

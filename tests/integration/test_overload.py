@@ -196,6 +196,7 @@ def test_connections_are_limited() -> None:
         assert idle[0].recv(1) == b""
 
 
+@pytest.mark.slow
 def test_the_event_loop_opens_no_files(installed: Database, tmp_path: Path) -> None:
     """There may be none left to open, and a slow disk would hold up everything."""
     found = tmp_path / "opened"

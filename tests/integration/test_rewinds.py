@@ -112,7 +112,8 @@ async def test_an_older_copy_under_the_same_name_is_found_whatever_its_generatio
         with copy.connect() as connection:
             connection.execute("UPDATE mfg_notify.lease SET generation = 1000000")
         async with exporting(installed.dsn, reconcile_interval=0.1, tuning=QUICK) as exporter:
-            await play(installed.dsn, GameOptions(seed=2, rate=0), statements=300)
+            # Enough for tasks to end: the copy is recognized by totals that are lower.
+            await play(installed.dsn, GameOptions(seed=2, rate=0), statements=1500)
             with installed.connect() as connection:
                 shown = counters(await settled(exporter, connection))
             aside = f"{installed.name}_aside"
