@@ -580,11 +580,12 @@ $template$;
                 RETURN NULL;
             END IF;$look$;
     -- The event of a construction pipeline has its site and materials, of the old row and of the new one. All others are
-    -- spared the comparison.
-    return_if_construction_unchanged constant text := $look$IF NEW.pipeline_type = 'CONSTRUCTION' OR OLD.pipeline_type = 'CONSTRUCTION' THEN
-                was := CASE WHEN OLD.pipeline_type = 'CONSTRUCTION'
+    -- spared the comparison. The type may be an enum that does not know the word.
+    return_if_construction_unchanged constant text := $look$IF NEW.pipeline_type::text = 'CONSTRUCTION'
+               OR OLD.pipeline_type::text = 'CONSTRUCTION' THEN
+                was := CASE WHEN OLD.pipeline_type::text = 'CONSTRUCTION'
                             THEN mfg_notify.construction({old_site}, OLD.materials::text) ELSE 'null' END;
-                construction := CASE WHEN NEW.pipeline_type = 'CONSTRUCTION'
+                construction := CASE WHEN NEW.pipeline_type::text = 'CONSTRUCTION'
                                      THEN mfg_notify.construction({new_site}, NEW.materials::text) ELSE 'null' END;
                 IF construction = was AND {unchanged} THEN
                     RETURN NULL;
@@ -858,7 +859,7 @@ CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER TRUNCATE ON public.manufact
 
 -- The hash is that of this file without the hash itself. A released file never changes.
 UPDATE mfg_notify.settings SET
-    applied = applied || '{"1": "9072879d9dd45ac459d268675b4b52ff4909dcb0ac55619467b73b0abdb08a61"}',
+    applied = applied || '{"1": "53f9f21f324f39190282710336f18ecd408c5b6dd270e6de313d72acfd45dcc4"}',
     objects = mfg_notify.object_hashes();
 
 COMMIT;

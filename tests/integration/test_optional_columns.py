@@ -145,6 +145,28 @@ def test_json_that_jsonb_cannot_hold(database: Database) -> None:
             assert value(page, "mfg_notify_lost_changes_total") == 0
 
 
+def test_a_type_that_is_an_enum(database: Database) -> None:
+    with database.connect() as game:
+        game.execute(
+            """ALTER TABLE manufacturing_pipelines DROP CONSTRAINT manufacturing_pipelines_type,
+                   ALTER pipeline_type DROP DEFAULT;
+               CREATE TYPE pipeline_type AS ENUM ('FABRICATION');
+               ALTER TABLE manufacturing_pipelines ALTER pipeline_type TYPE pipeline_type
+                   USING pipeline_type::text::pipeline_type"""
+        )
+        migrations.up(game, "public", print)
+        add_player(game)
+        with ExporterProcess(database.dsn, *OFTEN) as exporter:
+            exporter.wait_ready()
+            add_pipeline(game, "p", status="EXECUTING", pipeline_type="FABRICATION")
+            page = wait_for(exporter, "manufacturing_pipeline_queue_depth", 1, player_id="1")
+            # The word that the triggers look for is not among the enum's yet.
+            game.execute("ALTER TYPE pipeline_type ADD VALUE 'CONSTRUCTION'")
+            add_site(game, delivered=7)
+            page = wait_for(exporter, DELIVERED, 7, **SITE)
+            assert value(page, "mfg_notify_lost_changes_total") == 0
+
+
 WITHOUT: LiteralString = """
     ALTER TABLE manufacturing_pipelines DROP pipeline_type, DROP materials, DROP construction_site;
     ALTER TABLE manufacturing_tasks DROP actual_quantity;

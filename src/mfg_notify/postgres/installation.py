@@ -13,7 +13,7 @@ from mfg_notify.postgres.connection import BlockingConnection, Connection, trans
 from mfg_notify.postgres.queries import QUERY
 
 MIGRATION_HASHES = {
-    "1": "9072879d9dd45ac459d268675b4b52ff4909dcb0ac55619467b73b0abdb08a61",
+    "1": "53f9f21f324f39190282710336f18ecd408c5b6dd270e6de313d72acfd45dcc4",
     "2": "6b327e6ac68fea56ebf374b3d58c0bf223c214ca2190aa45134f8b1faf6e551e",
 }
 """The migrations in `db/triggers` by number, with the hash that each stores when it is applied.

@@ -17,7 +17,7 @@ SELECT json_build_array(
     ARRAY[NULL, p.id::varchar(128), p.product_good::varchar(128), p.status::varchar(128)],
     ARRAY[NULL, NULL, NULL, p.player_id, p.total_cost, p.total_revenue, p.net_profit],
     ARRAY[p.started_at::timestamptz, p.completed_at::timestamptz],
-    NULL, CASE WHEN {pipeline_type} = 'CONSTRUCTION'
+    NULL, CASE WHEN {pipeline_type}::text = 'CONSTRUCTION'
                THEN mfg_notify.construction({construction_site}::text, {materials}::text)::json END)::text
 FROM {pipelines} p WHERE p.status IN ('PLANNING', 'EXECUTING')
 
