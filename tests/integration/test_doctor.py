@@ -250,6 +250,14 @@ def test_another_schema(installed: Database) -> None:
     assert "--game-schema public" in str(findings["game"].remedy)
 
 
+def test_one_table_was_renamed(installed: Database) -> None:
+    with installed.connect() as connection:
+        connection.execute("ALTER TABLE manufacturing_tasks RENAME TO tasks")
+    finding = examined(installed.dsn)["game"]
+    assert finding.message == "schema public has no table manufacturing_tasks, but others of the game"
+    assert "undo the renaming" in str(finding.remedy)
+
+
 def test_no_game(installed: Database) -> None:
     findings = examined(make_conninfo(installed.dsn, dbname="postgres"))
     assert wrong(findings) == {"game"}

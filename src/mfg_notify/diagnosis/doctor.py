@@ -20,7 +20,7 @@ MINUTES_MAXIMUM = 120
 """Longer durations are printed in the next larger unit."""
 NAMED_MAXIMUM = 6
 """Number of things that a line lists by name."""
-GAME_TABLES = 3
+GAME_TABLES = ("manufacturing_pipelines", "manufacturing_tasks", "manufacturing_factory_states")
 """Tables of the game that have triggers."""
 
 Verdict = Literal["ok", "warning", "failed"]
@@ -266,14 +266,21 @@ def _check_game(examination: _Examination) -> _Result:
             else "make it a plain table again, or give up the metrics: mfg-notify migrate down",
         )
     found = inspection.find_game_tables(examination.working)
-    if len(found.get(examination.schema, ())) == GAME_TABLES:
+    missing = [table for table in GAME_TABLES if table not in found.get(examination.schema, ())]
+    if not missing:
         return _Result("ok", f"the game's tables are in schema {examination.schema}")
-    elsewhere = [schema for schema, tables in found.items() if len(tables) == GAME_TABLES]
+    elsewhere = [schema for schema, tables in found.items() if len(tables) == len(GAME_TABLES)]
     if elsewhere:
         return _Result(
             "failed",
             f"the game's tables are in schema {_list(elsewhere)}, not in {examination.schema}",
             f"use --game-schema {elsewhere[0]}, or set MFG_NOTIFY_GAME_SCHEMA",
+        )
+    if len(missing) < len(GAME_TABLES):
+        return _Result(
+            "failed",
+            f"schema {examination.schema} has no table {_list(missing)}, but others of the game",
+            "undo the renaming, or upgrade the bot: its own migrations create the tables",
         )
     return _Result(
         "failed",
