@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from tests import truth
 from tests.conftest import Database, Roles, Server
 from tests.samples import Series, samples
-from tests.support import ExporterProcess, assert_exact, exporting, settled, settled_page
+from tests.support import ROOT, ExporterProcess, assert_exact, exporting, settled, settled_page
 
 from mfg_notify.core.catalogue import CATALOGUE, Kind
 from mfg_notify.demo import embedded
@@ -65,6 +66,36 @@ async def test_a_restored_dump_goes_on_counting(installed: Database, empty: Data
             assert all(after[key] >= n for key, n in counters(before).items())
             await play(empty.dsn, GameOptions(seed=6, rate=0), statements=200)
             assert_exact(await settled(exporter, connection), connection)
+
+
+@pytest.mark.parametrize(
+    "left_out", ["--exclude-schema=mfg_notify", "--table=public.*"], ids=["without our schema", "only the tables"]
+)
+async def test_a_dump_without_our_schema(database: Database, empty: Database, tmp_path: Path, left_out: str) -> None:
+    """By the recipe in docs/operations.md."""
+    recipe = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    assert "grep -v ' mfg_notify_'" in recipe
+    dump, chosen = str(tmp_path / "dump"), tmp_path / "list"
+    with database.connect() as connection:
+        migrations.up(connection, "public", print)
+    await play(database.dsn, GameOptions(seed=5, rate=0), statements=500)
+    dumped = run("pg_dump", "--format=custom", left_out, f"--file={dump}", f"--dbname={database.dsn}")
+    assert dumped.returncode == 0, dumped.stderr
+    restore = ("--exit-on-error", "--no-owner", f"--dbname={empty.dsn}", dump)
+    assert "mfg_notify" in run("pg_restore", *restore).stderr
+    with empty.connect() as connection:
+        connection.execute("DROP SCHEMA IF EXISTS mfg_notify CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    listed = run("pg_restore", "--list", dump).stdout.splitlines(keepends=True)
+    chosen.write_text("".join(line for line in listed if " mfg_notify_" not in line), encoding="utf-8")
+    restored = run("pg_restore", f"--use-list={chosen}", *restore)
+    assert restored.returncode == 0, restored.stderr
+    with empty.connect() as connection:
+        migrations.up(connection, "public", print)
+        truth.install(connection)
+        async with exporting(empty.dsn, reconcile_interval=0.2) as exporter:
+            await play(empty.dsn, GameOptions(seed=6, rate=0), statements=300)
+            page = await settled(exporter, connection)
+            assert truth.compare_gauges(page, connection) == []
 
 
 @pytest.mark.parametrize("over", [False, True])
