@@ -77,8 +77,9 @@ async def test_a_copy_of_a_database_has_an_exporter_of_its_own(installed: Databa
                 exporting(installed.dsn, reconcile_interval=0.1) as first,
                 exporting(copy.dsn, reconcile_interval=0.1) as second,
             ):
-                await play(copy.dsn, GameOptions(seed=2, rate=0), statements=300)
-                await play(installed.dsn, GameOptions(seed=3, rate=0), statements=200)
+                # Enough for tasks to end, at different numbers.
+                await play(copy.dsn, GameOptions(seed=2, rate=0), statements=1500)
+                await play(installed.dsn, GameOptions(seed=3, rate=0), statements=1000)
                 pages = []
                 for database, exporter in ((installed, first), (copy, second)):
                     with database.connect() as connection:
