@@ -20,10 +20,10 @@ demo: $(VENV)/demo ## see it run: PostgreSQL, the game's tables, a simulated gam
 	@exec $(BIN)/mfg-notify demo
 
 test: $(VENV)/dev ## run the test suite, without what takes longest
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not soak and not fuzz and not thorough" $(PYTEST)
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not soak and not fuzz and not thorough" $(PYTEST)
 
 test-all: $(VENV)/dev ## run the whole test suite
-	$(BIN)/python -m pytest -n 3 --dist worksteal $(PYTEST)
+	$(BIN)/python -m pytest -n 4 --dist worksteal $(PYTEST)
 
 test-fast: $(VENV)/dev ## unit and integration tests, in about a minute and a half
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not soak and not fuzz and not slow and not thorough" tests/unit tests/integration $(PYTEST)

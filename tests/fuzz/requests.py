@@ -341,4 +341,4 @@ def _open() -> Iterator[Check]:
             yield serving.check
 
 
-TARGET = Target("requests", st.lists(_CLIENTS, min_size=2, max_size=6), _open, short=20, slice=60)
+TARGET = Target("requests", st.lists(_CLIENTS, min_size=2, max_size=6), _open, short=8, slice=60)

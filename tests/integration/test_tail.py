@@ -340,7 +340,7 @@ def test_json() -> None:
         "new": {
             "player_id": 2, "task_type": "SELL", "status": "READY", "assigned_ship": None, "retry_count": 1,
             "total_cost": 0, "total_revenue": 0, "ready_at": "2023-11-14T22:13:20.000000+00:00", "started_at": None,
-            "completed_at": None,
+            "completed_at": None, "actual_quantity": None,
         },
     }  # fmt: skip
     printed = json.loads(format_json(Event(1, 2, AT, TaskChange("U", "t", task, task))))
