@@ -122,6 +122,7 @@ def test_a_running_exporter(way: str, log_format: str, installed: Database, tmp_
         assert_hidden(exporter.read_log())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", WAYS)
 def test_migrate_simulate_and_doctor(way: str, database: Database, tmp_path: Path) -> None:
     dsn, more = WAYS[way](server_of(database), tmp_path)
