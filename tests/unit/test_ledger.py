@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.unit.builders import NOW, SECOND, Image, event, pipeline, task
 
 from mfg_notify.core.capped_totals import CappedTotals
-from mfg_notify.core.counters import Arrival, settle
+from mfg_notify.core.counters import Arrival, Counters, settle
 from mfg_notify.core.events import Event
 from mfg_notify.core.ledger import Fold, Ledger, Outcome, Snapshot, Totals
 from mfg_notify.core.live_state import LiveRows, RecentActivity, compute_gauges
@@ -1165,3 +1165,35 @@ def test_an_ordinary_fold_shows_no_rewind(script: _Script) -> None:
     script.one.begin_fold()
     assert script.one.reply is not None
     assert not script.one.ledger.settle(script.one.reply).rewound
+
+
+# ----------------------------------------------------------------------------------------- the counters alone --
+
+DONE = event(None, task("COMPLETED"), number=7)
+FEW: dict[SampleKey, int] = {("manufacturing_revenue_total", (player,)): 5 for player in "12"}
+
+
+def test_nothing_is_counted_before_the_first_barrier() -> None:
+    counters = Counters(pending_maximum=10)
+    counters.resync(CappedTotals(), 5, barrier=1)
+    arrivals = [counters.announce(DONE)]
+    counters.receive_barrier(1)
+    assert [*arrivals, counters.announce(DONE)] == [Arrival.DEFERRED, Arrival.COUNTED]
+
+
+def test_nothing_is_announced_near_the_cap() -> None:
+    counters = Counters(pending_maximum=10)
+    counters.resync(CappedTotals(maximum=3, totals=FEW), 5, barrier=1)
+    counters.receive_barrier(1)
+    assert (counters.announce(DONE), counters.capped) == (Arrival.DEFERRED, False)
+
+
+@pytest.mark.parametrize(("known", "read"), [(1, 9), (9, 1)])
+def test_totals_of_which_some_are_summed_up_show_no_rewind(known: int, read: int) -> None:
+    counters = Counters(pending_maximum=10)
+    counters.resync(CappedTotals(known, FEW), 5, barrier=1)
+    lower = dict.fromkeys(FEW, 1)
+    assert not counters.exceed(CappedTotals(read, lower))
+    counters.resync(CappedTotals(9, FEW), 5, barrier=1)
+    assert counters.exceed(CappedTotals(9, lower))
+    assert not counters.exceed(CappedTotals(9, FEW))
