@@ -81,14 +81,16 @@ async def test_a_dump_without_our_schema(database: Database, empty: Database, tm
     await play(database.dsn, GameOptions(seed=5, rate=0), statements=500)
     dumped = run("pg_dump", "--format=custom", left_out, f"--file={dump}", f"--dbname={database.dsn}")
     assert dumped.returncode == 0, dumped.stderr
-    restore = ("--exit-on-error", "--no-owner", f"--dbname={empty.dsn}", dump)
+    restore = ("--no-owner", f"--dbname={empty.dsn}", dump)
     assert "mfg_notify" in run("pg_restore", *restore).stderr
     with empty.connect() as connection:
         connection.execute("DROP SCHEMA IF EXISTS mfg_notify CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     listed = run("pg_restore", "--list", dump).stdout.splitlines(keepends=True)
     chosen.write_text("".join(line for line in listed if " mfg_notify_" not in line), encoding="utf-8")
     restored = run("pg_restore", f"--use-list={chosen}", *restore)
-    assert restored.returncode == 0, restored.stderr
+    # An older server does not know every setting of a newer pg_restore.
+    errors = [line for line in restored.stderr.splitlines() if " error: " in line]
+    assert all("transaction_timeout" in error for error in errors), restored.stderr
     with empty.connect() as connection:
         migrations.up(connection, "public", print)
         truth.install(connection)
