@@ -129,7 +129,7 @@ def _check(folder: Path, text: str) -> None:
         assert merged == given
     before = _inner(json.loads(given.decode("utf-8-sig")))
     # Grafana reads neither NaN nor Infinity.
-    after = _inner(json.loads(merged.decode("utf-8"), parse_constant=_refuse))
+    after = _inner(json.loads(merged.decode("utf-8-sig"), parse_constant=_refuse))
     assert _others(after) == _others(before)
     assert _own_panels(after) == _own_panels(before)
     assert [panel for panel in after["panels"] if panel.get("title") == ROW and panel.get("type") == "row"]

@@ -177,8 +177,12 @@ class _Reader:
     def _value(self, node: yaml.Node, kind: Any, place: str) -> Any:  # noqa: ANN401
         try:
             return msgspec.convert(self._loader.construct_object(node, deep=True), kind)
-        except (msgspec.ValidationError, ValueError, RecursionError):  # ValueError: for example `!!int abc`
+        except (msgspec.ValidationError, *_NO_VALUE):
             raise _wrong(node, f"{place} must be {_describe(kind)}") from None
+
+
+_NO_VALUE = (ValueError, LookupError, AttributeError, RecursionError)
+"""What the YAML library raises for `!!int abc`, `!!bool abc` or `!!float` without a value, and `!!timestamp abc`."""
 
 
 def _names(section: str) -> Sequence[str] | None:
