@@ -1,7 +1,8 @@
-"""The game's alerts, where the daemon saves neither ASSIGNED nor EXECUTING: each finds what it is for, and only that.
+"""The game's alerts with either daemon: each finds what it is for, and only that.
 
-A real Prometheus evaluates the shipped expressions with shorter durations. The rows are what the newest daemon writes:
-one UPDATE takes a task from READY to COMPLETED or FAILED. Needs prometheus (Debian: apt-get install prometheus).
+A real Prometheus evaluates the shipped expressions with shorter durations. The rows are what the daemons write: the
+newest takes a task from READY to COMPLETED or FAILED in one UPDATE, the classic one saves ASSIGNED and EXECUTING, too.
+Needs prometheus (Debian: apt-get install prometheus).
 """
 
 import itertools
@@ -56,11 +57,13 @@ STARVING_OF_ACTIVE = STARVING.replace("< 3600", f"< {SILENCE}")
 
 @dataclass
 class Player:
-    """A player of the newest daemon, with a free ship and a construction site that is never complete."""
+    """A player of a daemon, with a free ship and a construction site that is never complete."""
 
     game: psycopg.Connection
     prometheus: Prometheus
     name: str
+    classic: bool
+    """Whether the daemon saves ASSIGNED and EXECUTING, too, as it did in December 2025."""
     id: int = 0
     _numbers: Iterator[int] = field(default_factory=itertools.count)
     _delivered: int = 0
@@ -137,6 +140,14 @@ class Player:
         eventually(lambda: self.is_in(expr))
 
     def _end(self, task: str, status: str, *, retries: int, units: int) -> None:
+        if self.classic:
+            self.game.execute(
+                "UPDATE manufacturing_tasks SET status = 'ASSIGNED', assigned_ship = %s WHERE id = %s",
+                (f"{self.name}-1", task),
+            )
+            self.game.execute(
+                "UPDATE manufacturing_tasks SET status = 'EXECUTING', started_at = now() WHERE id = %s", (task,)
+            )
         self.game.execute(
             """UPDATE manufacturing_tasks SET status = %s, assigned_ship = %s, retry_count = %s, actual_quantity = %s,
                started_at = now(), completed_at = now() WHERE id = %s""",
@@ -168,21 +179,24 @@ class Game:
         return {player.name for player in (self.busy, self.stuck, self.new) if player.is_in(expr)}
 
 
-@pytest.fixture
-def game(installed: Database, tmp_path: Path) -> Iterator[Game]:
+@pytest.fixture(params=["classic", "construction"])
+def game(installed: Database, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Game]:
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed")
     with installed.connect() as connection, ExporterProcess(installed.dsn, "--reconcile-interval", "200ms") as exporter:
         configuration = write_configuration(tmp_path / "configuration", exporter.address.removeprefix("http://"), [])
         with Prometheus(configuration) as prometheus:
-            busy, stuck, new = (Player(connection, prometheus, name) for name in ("BUSY", "STUCK", "NEW"))
+            busy, stuck, new = (
+                Player(connection, prometheus, name, classic=request.param == "classic")
+                for name in ("BUSY", "STUCK", "NEW")
+            )
             # increase() sees no step in a series that begins at 1.
             for player in (busy, stuck, new):
                 prometheus.wait_for(f'{PREFIX}manufacturing_task_assignments_total{{player_id="{player.id}"}} == 0')
             yield Game(connection, prometheus, busy, stuck, new)
 
 
-def test_the_alerts_of_the_game_on_the_path_without_assigned(game: Game) -> None:
+def test_the_alerts_of_the_game_on_either_path(game: Game) -> None:
     busy, stuck = game.busy, game.stuck
     # Tasks have waited for a minute, and nobody has started anything.
     everyone = {"BUSY", "STUCK", "NEW"}
