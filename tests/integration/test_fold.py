@@ -143,7 +143,7 @@ def test_totals_stop_at_the_end_of_bigint(installed: Database) -> None:
 def test_an_exporter_that_lost_the_lease_folds_nothing(installed: Database) -> None:
     async def fold() -> Fold | None:
         async with await psycopg.AsyncConnection.connect(installed.dsn, autocommit=True) as connection:
-            assert await lease.acquire(connection, "one")
+            assert await lease.acquire(connection, "one", 5, from_the_dead=True)
             return await journal.fold(connection, "another", "channel", 100)
 
     with installed.connect() as connection:
@@ -155,7 +155,7 @@ def test_an_exporter_that_lost_the_lease_folds_nothing(installed: Database) -> N
 def test_malformed_events_are_removed_and_counted(installed: Database) -> None:
     async def fold() -> Fold | None:
         async with await psycopg.AsyncConnection.connect(installed.dsn, autocommit=True) as connection:
-            await lease.acquire(connection, "one")
+            await lease.acquire(connection, "one", 5, from_the_dead=True)
             return await journal.fold(connection, "one", "channel", 100)
 
     with installed.connect() as connection:

@@ -182,7 +182,7 @@ async def test_series_dropped(bench: Bench) -> None:
     bench.insert()
     await settled(bench.exporter, bench.game)
     exporter = bench.exporter
-    small = Page(exporter.view, exporter.ledger.now, series_maximum=20)
+    small = Page(exporter.exposed_view, exporter.ledger.now, series_maximum=20)
     found = samples(small.render()[0].decode())
     assert found["mfg_notify_series_dropped", frozenset()] > 0
     assert found["mfg_notify_series", frozenset()] <= 20

@@ -1,4 +1,8 @@
-"""What an exporter that leads again must not take for granted: another has led meanwhile, and its session goes on."""
+"""One exporter leads after another.
+
+An exporter that leads again must not take for granted what it knew before. One that cannot prove that it leads shows
+nothing of the game, so that sums over both are right.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,9 +11,12 @@ import anyio
 import psycopg
 import pytest
 from tests.conftest import Database
+from tests.faults.network import socket_of, through
+from tests.faults.proxy import Proxy
 from tests.samples import value
 from tests.support import PATIENCE, exporting, page_of
 
+from mfg_notify.core.catalogue import PREFIX
 from mfg_notify.exporter import Exporter
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -85,3 +92,43 @@ async def test_ids_that_are_handed_out_again_under_another_leader_are_folded(ins
             # A fold that does not see the event would take its payload for forged.
             assert not value(page_of(exporter), "mfg_notify_events_rejected_total", reason="unconfirmed")
             assert exporter._session is session
+
+
+def shows_the_game(exporter: Exporter) -> bool:
+    page = page_of(exporter)
+    assert "mfg_notify_connected" in page
+    return f"\n{PREFIX}" in page
+
+
+@pytest.mark.parametrize("backend_gone", [False, True])
+async def test_a_leader_that_is_cut_off_and_its_successor_never_show_the_game_together(
+    installed: Database, *, backend_gone: bool
+) -> None:
+    with installed.connect() as game, Proxy(socket_of(installed.dsn)) as proxy:
+        game.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
+        insert_task(game, "waiting")
+        async with (
+            exporting(through(installed.dsn, "127.0.0.1", proxy.port)) as cut_off,
+            exporting(installed.dsn) as next_,
+        ):
+            assert (shows_the_game(cut_off), shows_the_game(next_)) == (True, False)
+            proxy.stalled.set()
+            if backend_gone:
+                # The server has hung up, and the exporter cannot know.
+                game.execute("SELECT pg_terminate_backend(backend_pid) FROM mfg_notify.lease")
+            with anyio.fail_after(PATIENCE):
+                await next_.wait_until(lambda state: state.leader and state.ready)
+            assert (shows_the_game(cut_off), shows_the_game(next_)) == (False, True)
+            assert cut_off.board_snapshot().game is not None, (
+                "the board still shows the last numbers, and how old they are"
+            )
+            proxy.stalled.clear()
+
+
+async def test_an_exporter_that_stops_shows_nothing_once_another_may_lead(installed: Database) -> None:
+    with installed.connect() as game:
+        game.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
+        insert_task(game, "waiting")
+        async with exporting(installed.dsn) as first:
+            assert shows_the_game(first)
+        assert not shows_the_game(first)

@@ -295,7 +295,7 @@ def fold_once(installed: Database) -> Fold:
     async def fold() -> Fold:
         connection = await connect(installed.dsn)
         async with connection:
-            assert await lease.acquire(connection, "test")
+            assert await lease.acquire(connection, "test", 5, from_the_dead=True)
             done = await journal.fold(connection, "test", "test", 1000)
             assert done is not None
             return done

@@ -107,6 +107,8 @@ class FoldTransaction:
 class Receiver(Protocol):
     """Who carries notifications to a client."""
 
+    has_stood_by: bool
+
     def send(self, backend: "Backend", sender: int, said: list[Event | str]) -> None:
         """Carry notifications of one commit."""
 
@@ -178,6 +180,8 @@ class Database:
         self.fold: FoldTransaction | None = None
         self.queue_full = False
         self.up = True
+        self.contested_until = 0.0
+        """Until then a holder may not know yet that its lease was taken from it before it expired."""
 
     # ------------------------------------------------------------------------------------------ transactions --
 
@@ -264,11 +268,15 @@ class Database:
 
     # ------------------------------------------------------------------------------------ statements: the lease --
 
-    def acquire(self, backend: Backend) -> bool:
-        """Take the lease if it is free, mine, or its holder is silent or gone."""
+    def acquire(self, backend: Backend, from_the_dead: bool) -> bool:
+        """Take the lease if it is free, mine or expired, and from the dead also if its holder's backend is gone."""
         state = self.state
         silent = abs(self._agenda.now - state.renewed_at) > LEASE_TIMEOUT
-        available = state.holder in (None, backend.name) or silent or state.holder_pid not in self.backends
+        available = state.holder in (None, backend.name) or silent
+        if not available and from_the_dead and state.holder_pid not in self.backends:
+            available = True
+            if not backend.receiver.has_stood_by:
+                self.contested_until = state.renewed_at + LEASE_TIMEOUT
         if available and self.fold is None:
             state.holder, state.holder_pid, state.renewed_at = backend.name, backend.pid, self._agenda.now
             self.end(self.assign_xid(backend))
@@ -359,6 +367,7 @@ class Database:
         """Set everything back. `in_place`: restored through a connection, so the cluster's xids go on."""
         next_xid = self.state.next_xid
         assert not self.running
+        self.contested_until = self._agenda.now + LEASE_TIMEOUT
         self.state = state.copy()
         if in_place:
             self.state.next_xid = next_xid

@@ -48,6 +48,9 @@ class Watcher:
     def changed(self, exporter: "Exporter") -> None:
         """React to a change of what is exposed."""
 
+    def proved(self, exporter: "Exporter") -> None:
+        """React to a heartbeat that proves that the exporter leads."""
+
     def arrived(self, exporter: "Exporter") -> None:
         """React to an arrival of notifications."""
 
@@ -161,13 +164,15 @@ class Session:
             self.mode.prepare_stop()
             while not (yield from self._fold()):
                 pass
+            self.ledger.release_lead()
             yield self.exporter.database.release, (self.backend,)
 
     def _heartbeat(self) -> Steps:
         agenda, database, ledger = self.exporter.agenda, self.exporter.database, self.ledger
         self.heartbeat_at = agenda.now
         self.schedule.heartbeat_begins(agenda.now)
-        if not ledger.leading and (yield database.acquire, (self.backend,)):
+        starting = not self.exporter.has_stood_by
+        if not ledger.leading and (yield database.acquire, (self.backend, starting)):
             ledger.lead()
             self.standby = self.reconciled = self.drained = False
             self.schedule.lead(agenda.now)
@@ -185,11 +190,14 @@ class Session:
             self.mode.invalidate()
         if not holds if ledger.leading else not self.standby:
             self._step_down()
+        elif ledger.leading:
+            ledger.prove_lead(sent)
+            self.exporter.watcher.proved(self.exporter)
 
     def _step_down(self) -> None:
         self.ledger.step_down()
         self.exporter.watcher.started(self.exporter)
-        self.standby = True
+        self.standby = self.exporter.has_stood_by = True
         self.exporter.agenda.note(f"{self} stands by")
 
     # ---------------------------------------------------------------------------------------------- folding.py --
@@ -216,6 +224,7 @@ class Session:
                     events += yield database.take_events, (min(part, tuning.fold_chunk - taken), after)
             fold = yield database.commit_fold, (number, settle(events), tuning.fold_chunk)
         if fold is not None:
+            ledger.prove_lead(started)
             if disable_notify:
                 mode.record_applied(polling=True)
             mode.folded(fold.xid, fold.xmin)
@@ -356,6 +365,8 @@ class Exporter:
         self.session: Session | None = None
         self.running = False
         """The process exists."""
+        self.has_stood_by = False
+        """Since it was started."""
         self.paused = False
         """The process is stopped by a signal; what arrives waits."""
         self._inbox: list[tuple[Session, Callable[..., object], tuple[Any, ...]]] = []
@@ -376,7 +387,7 @@ class Exporter:
     def start(self) -> None:
         """Start the process."""
         if not self.running:
-            self.running = True
+            self.running, self.has_stood_by = True, False
             self.ledger = self._make_ledger()
             self.watcher.started(self)
             self._connect_after(0.0)

@@ -67,6 +67,19 @@ class Mutation:
 
 
 MUTATIONS = (
+    # --------------------------------------------------------------------------------------------- the lease --
+    Mutation(
+        "a lease that may have expired proves nothing",
+        Ledger, "proves_lead", "self._proven_at + self._tuning.lease_duration", "math.inf", TAKEOVERS, seed=16,
+    ),
+    Mutation(
+        "a lease that is given back proves nothing",
+        Ledger, "release_lead", "self._proven_at = -math.inf", "pass", ("stop",), seed=69,
+    ),
+    Mutation(
+        "a standby waits until the lease expires",
+        Session, "_heartbeat", "starting = not self.exporter.has_stood_by", "starting = True", TAKEOVERS, seed=2,
+    ),
     # ---------------------------------------------------------------------------------------------- counters --
     Mutation(
         "a payload is trusted only once the barrier has come back",

@@ -20,7 +20,7 @@ from random import Random
 from typing import Any
 
 from tests.simulation.agenda import Agenda, InvariantError
-from tests.simulation.database import FOLD, Database, Rows, State, Sums, Transaction, differences
+from tests.simulation.database import FOLD, LEASE_TIMEOUT, Database, Rows, State, Sums, Transaction, differences
 from tests.simulation.exporter import Exporter, Session, Watcher
 from tests.simulation.game import Game
 from tests.simulation.weather import FAULTS, Weather, fair, foul
@@ -264,6 +264,7 @@ class World(Watcher):
         if self.database.fold is None and exporter.session is not None:
             self.database.state.holder = exporter.name
             self.database.state.holder_pid = exporter.session.backend.pid
+            self.database.contested_until = self.agenda.now + LEASE_TIMEOUT
 
     def _flood(self, phase: int, left: int) -> None:
         """Ask for folds again and again: anyone who knows the channel can."""
@@ -343,6 +344,7 @@ class World(Watcher):
 
     def changed(self, exporter: Exporter) -> None:
         """Check I2 and I3, and the live rows."""
+        self.proved(exporter)
         watch, ledger = self._watches[exporter.name], exporter.ledger
         self._check_rows(exporter)
         if watch.doubtful_folds or not ledger._presentable:
@@ -356,6 +358,16 @@ class World(Watcher):
             if exposed.get(key, 0) < n and not key[0].endswith("profit_credits_sum"):
                 raise InvariantError(f"I2: {exporter} shows less than before: {differences(exposed, watch.least)}")
         watch.least = exposed
+
+    def proved(self, exporter: Exporter) -> None:  # noqa: ARG002
+        """Check that only one exporter shows the game's series."""
+        shown = [
+            exporter.name
+            for exporter in self.exporters
+            if exporter.running and exporter.ledger.proves_lead and exporter.ledger._presentable
+        ]
+        if len(shown) > 1 and self.agenda.now >= self.database.contested_until:
+            raise InvariantError(f"{' and '.join(shown)} show the game at once")
 
     def arrived(self, exporter: Exporter) -> None:
         """Allow a round for what has arrived."""

@@ -224,7 +224,6 @@ def test_the_design_names_existing_files() -> None:
 
 TUNING = Tuning()
 SQL = "".join(migration.up for migration in migrations.migrations())
-QUERIES = "".join(path.read_text(encoding="utf-8") for path in sorted(SOURCES.rglob("*.sql")))
 RESULTS = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
 WORDS = {1: "one", 2: "two", 4: "four", 8: "eight", 12: "twelve", 5_000_000: "five million"} | {
     0.8: "four fifths",
@@ -248,7 +247,6 @@ PAYLOADS_MAXIMUM = limit(r"sum_total <= (\d+)")
 PAYLOAD_BYTES = limit(r"octet_length\(body\) < (\d+)")
 BUFFER_BYTES = limit(r"octet_length\(buffered\) < (\d+)")
 QUEUE_SHARE = WORDS[limit(r"pg_notification_queue_usage\(\) < ([\d.]+)")]
-LEASE_SECONDS = limit(r"interval '(\d+) seconds'", QUERIES)
 TRIGGERS = WORDS[len(re.findall(r"CREATE OR REPLACE TRIGGER", SQL))]
 FILLED = WORDS[JOURNAL_MAXIMUM]
 RECONCILE_INTERVAL = f"{Settings().reconcile_interval:g} s"
@@ -273,7 +271,7 @@ CLAIMS = {
         f"at most {TUNING.fold_chunk:,} events",
         f"come back within {TUNING.answer_timeout:g} s",
         f"backoff of at most {TUNING.retry_maximum:g} s",
-        f"renewed for {LEASE_SECONDS:.0f} s",
+        f"renewed for {TUNING.lease_duration:.0f} s",
         f"due within {1000 * TUNING.deferred_fold_delay:.0f} ms",
         f"Every {RECONCILE_INTERVAL} a snapshot",
         f"folds every {1000 * TUNING.poll_interval_minimum:.0f} to {1000 * TUNING.poll_interval_under_load:.0f} ms",
@@ -291,7 +289,7 @@ CLAIMS = {
     ),
     "glossary.md": (
         f"every {RECONCILE_INTERVAL}",
-        f"renewed for {LEASE_SECONDS:.0f} s",
+        f"renewed for {TUNING.lease_duration:.0f} s",
         f"come back within {TUNING.answer_timeout:g} s",
     ),
     "install.md": (
@@ -312,7 +310,7 @@ CLAIMS = {
         f"about {round(LOG['exporter later'] - LOG['bare later'], -2):.0f} bytes together",
         f"`--max-series` ({SERIES_MAXIMUM:,})",
         f"{TRIGGERS} errors for the triggers",
-        f"{LEASE_SECONDS:.0f} s after the last heartbeat",
+        f"{TUNING.lease_duration:.0f} s after the last heartbeat",
         f"reads the live rows, every {RECONCILE_INTERVAL}",
     ),
     "performance.md": (

@@ -135,6 +135,7 @@ class _Exporter:
         if not self.ledger.leading:
             self.database.holder = self.name
             self.ledger.lead()
+            self.ledger.prove_lead(0.0)
 
     @property
     def queue(self) -> deque[Notification]:
@@ -749,6 +750,40 @@ def test_what_is_shown_is_as_old_as_the_last_proof_that_this_exporter_leads() ->
         ledger.confirm_current()
         proofs.append(ledger.current_at)
     assert proofs == [None, NOW, NOW + 3 * SECOND]
+
+
+def test_a_lease_proves_the_lead_until_it_expires_or_is_given_back() -> None:
+    seconds = [100.0]
+    ledger = Ledger(lambda: seconds[0], NOW, Tuning(lease_duration=5))
+    ledger.lead()
+    assert not ledger.proves_lead
+    ledger.prove_lead(at=98.0)
+    ledger.prove_lead(at=97.0)  # a fold that began before the last heartbeat
+    proved = []
+    for seconds[0] in (102.9, 103.0):
+        proved.append(ledger.proves_lead)
+        ledger.disconnect()  # a standby waits for the lease to expire, so nothing changes
+    for end in (ledger.release_lead, ledger.step_down):
+        ledger.prove_lead(at=103.0)
+        proved.append(ledger.proves_lead)
+        end()
+        proved.append(ledger.proves_lead)
+    assert proved == [True, False, True, False, True, False]
+
+
+@pytest.mark.parametrize("expired", [False, True])
+def test_an_exporter_whose_lease_has_expired_shows_nothing_before_it_knows_all(*, expired: bool) -> None:
+    seconds = [0.0]
+    ledger = Ledger(lambda: seconds[0], NOW, Tuning(lease_duration=5))
+    ledger.lead()
+    ledger.prove_lead(0.0)
+    ledger._presentable = True
+    ledger.disconnect()
+    seconds[0] = 5.0 if expired else 4.9
+    ledger.lead()
+    ledger.prove_lead(seconds[0])
+    # Another exporter may have led and shown more, so its own last numbers would make the counters fall.
+    assert ledger.presentable is not expired
 
 
 def test_ships_are_taken_over(script: _Script) -> None:

@@ -21,6 +21,7 @@ hold each event exactly once. And a payload is counted before its fold only whil
 journal, which the barrier proves (see `counters`).
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -112,6 +113,7 @@ class Ledger:
         self._changes = LastChanges()
         self._players = Players()
         self._leading = self._drained = self._presentable = False
+        self._proven_at = -math.inf
         self._folds = 0
         self._suspects: frozenset[int] = frozenset()
         """What was pending when the last fold began. If it drains the journal, it confirms all of it."""
@@ -155,9 +157,29 @@ class Ledger:
         self._installation = installation
 
     def lead(self) -> None:
-        """Begin to lead: nothing is known of what another exporter has folded meanwhile."""
+        """Begin to lead: nothing is known of what another exporter has folded meanwhile.
+
+        If another may have led meanwhile, it has shown more than is known here, so show nothing until all is known.
+        """
         self._live.ignore_next_difference()
         self._leading, self._drained = True, False
+        self._presentable = self._presentable and self.proves_lead
+
+    def prove_lead(self, at: float) -> None:
+        """Record that a statement sent at `at` (seconds of `clock`) has renewed the lease and is committed."""
+        self._proven_at = max(self._proven_at, at)
+
+    @property
+    def proves_lead(self) -> bool:
+        """Tell whether no other exporter can lead: the lease was renewed and has not expired.
+
+        It may still hold after a disconnect, so a short one leaves no gap in the series.
+        """
+        return self._clock() < self._proven_at + self._tuning.lease_duration
+
+    def release_lead(self) -> None:
+        """Record that the lease is about to be given back: another exporter may take it at once."""
+        self._proven_at = -math.inf
 
     def disconnect(self) -> None:
         """Stop counting: notifications are being missed, and the outcome of a COMMIT under way is unknown."""
@@ -168,6 +190,7 @@ class Ledger:
     def step_down(self) -> None:
         """Stop leading because another exporter does. Nothing is shown until this one leads again."""
         self.disconnect()
+        self.release_lead()
         self._counters.forget_pending()
         self._live = LiveState()
         self._changes.clear()

@@ -52,6 +52,9 @@ class Tuning:
     """For one reading of the markets."""
 
     # -------------------------------------------------------------------------------------- leading, sessions --
+    lease_duration: float = 5.0
+    """After a heartbeat: no other exporter may take the lease over, so its holder may show the game's series. All
+    exporters of a database must agree on it."""
     heartbeat_interval: float = 1.0
     """Between two renewals of the lease, each of which also sends a ping through NOTIFY."""
     answer_timeout: float = 5.0

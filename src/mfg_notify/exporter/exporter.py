@@ -51,7 +51,7 @@ class Exporter:
         self._settings = settings
         self._clock = clock
         self.ledger = Ledger(clock, clock_offset, tuning)
-        self.page = Page(self.view, self.ledger.now, settings.series_maximum)
+        self.page = Page(self.exposed_view, self.ledger.now, settings.series_maximum)
         self.telemetry = self.page.telemetry
         self._status = Status(self.telemetry)
         self._market_reader = MarketReader(conninfo, settings.schema, self._status, tuning.market_timeout)
@@ -87,15 +87,19 @@ class Exporter:
         """Return whether the exporter is ready, and its state in a few words."""
         return self.state.ready, self.state.status_text
 
-    def view(self) -> View | None:
-        """Return everything that a scrape shows of the game; None while there is nothing exact to show."""
-        view = self.ledger.view()
+    def exposed_view(self) -> View | None:
+        """Return everything that a scrape shows of the game; None while there is nothing exact to show.
+
+        None also while this exporter cannot prove that it leads: another may show the same series, and sums would
+        count the game twice.
+        """
+        view = self.ledger.view() if self.ledger.proves_lead else None
         return None if view is None else replace(view, market=self._market_reader.market)
 
     def board_snapshot(self) -> BoardSnapshot:
         """Return what the board shows now."""
         live = self.state.connected and self.state.leader and self.state.reconciled
-        view = self.view()
+        view = self.ledger.view()
         snapshot = BoardSnapshot(
             version=__version__,
             state="live" if live else "standby" if self.state.standby else "waiting",

@@ -78,6 +78,7 @@ class Folding:
             self._pace.failed(self._clock() - started)
             raise
         if fold is not None:
+            self._ledger.prove_lead(started)
             self._pace.succeeded(self._clock() - started, len(fold.events))
             self._notify_mode.folded(fold.xid, fold.xmin)
             self._horizon.folded(fold.xid, fold.xmin, drained=fold.drained, last_id=fold.last_id)

@@ -4,6 +4,9 @@ One exporter folds at a time. It holds a lease, a row in the database, which it 
 takes the lease over if the heartbeats stop. Exactness does not depend on the lease: two leaders would still add each
 event once. Owns the lease and the ping that is under way; never folds.
 
+The leader shows the game's series until its last heartbeat is as old as a lease may become, even if it has lost the
+database. So a standby takes over when the lease has expired or was given back, and the two never show them together.
+
     standby ── lease acquired ──▶ leader ── lease lost, found by a heartbeat or a fold ──▶ standby
 """
 
@@ -57,7 +60,9 @@ class Leadership:
         """Try to take the lease. Return whether this exporter has just become the leader."""
         if self._ledger.leading:
             return False
-        trying = lease.acquire(self._connection, self._instance_id)
+        # An exporter that has just been started need not wait until the lease of one that was killed expires.
+        starting = not self._status.state.stood_by
+        trying = lease.acquire(self._connection, self._instance_id, self._tuning.lease_duration, from_the_dead=starting)
         if not await in_time(self._tuning.answer_timeout, trying):
             return False
         # Not again at each attempt of a session that never gets to work.
@@ -71,6 +76,7 @@ class Leadership:
         if self._ping_sent_at is None:
             self._ping_sent_at = self._clock()
             self._ping_number += 1
+        started = self._clock()
         sending = lease.heartbeat(
             self._connection, self._instance_id, self._channel, f"{PING}{self._ping_number}", self._clock
         )
@@ -79,23 +85,27 @@ class Leadership:
         self._ledger.set_clock(reply.clock, reply.asked_at)
         if reply.notify_disabled != self._notify_mode.polling:
             self._notify_mode.invalidate()
-        if self._ledger.leading and not reply.holds_lease:
+        if not self._ledger.leading:
+            if not self._status.state.standby:
+                log.info("standing by: another exporter is active")
+                self._ledger.step_down()
+                await self._status.update(standby=True, stood_by=True, problem=None)
+        elif not reply.holds_lease:
             await self.step_down()
-        elif self._ledger.leading and self._status.state.reconciled:
-            self._ledger.confirm_current()
-        elif not self._ledger.leading and not self._status.state.standby:
-            log.info("standing by: another exporter is active")
-            self._ledger.step_down()
-            await self._status.update(standby=True, problem=None)
+        else:
+            self._ledger.prove_lead(started)
+            if self._status.state.reconciled:
+                self._ledger.confirm_current()
 
     async def step_down(self) -> None:
         """Stand by: another exporter holds the lease."""
         log.warning("another exporter has taken over; standing by")
         self._ledger.step_down()
-        await self._status.update(leader=False, standby=True, drained=False, reconciled=False)
+        await self._status.update(leader=False, standby=True, stood_by=True, drained=False, reconciled=False)
 
     async def release(self) -> None:
         """Give the lease back, so that the next exporter need not wait for it to expire."""
+        self._ledger.release_lead()
         await in_time(self._tuning.answer_timeout, lease.release(self._connection, self._instance_id))
 
     def receive_ping(self, number: int) -> None:

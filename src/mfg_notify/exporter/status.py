@@ -21,6 +21,8 @@ class State:
     connected: bool = False
     leader: bool = False
     standby: bool = False
+    stood_by: bool = False
+    """It has stood by at least once, and knows that another exporter was alive."""
     drained: bool = False
     """The journal has been drained at least once since this exporter became the leader."""
     reconciled: bool = False

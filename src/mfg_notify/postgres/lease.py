@@ -1,7 +1,7 @@
 """The lease: which exporter folds, and the heartbeat that renews it.
 
-One row in the database. Its holder renews it every second; an exporter that finds it unrenewed for five seconds, by the
-database's clock, takes it over.
+One row in the database. Its holder renews it every second; an exporter that finds it expired, by the database's clock,
+takes it over.
 """
 
 from collections.abc import Callable
@@ -25,15 +25,17 @@ class Reply:
     """Seconds that the COMMIT took; it notifies, so this shows how long notifying commits take now."""
 
 
-async def acquire(connection: Connection, holder: str) -> bool:
-    """Try to take the lease. Return whether `holder` holds it now.
+async def acquire(connection: Connection, holder: str, duration: float, *, from_the_dead: bool) -> bool:
+    """Try to take the lease, which expires `duration` seconds after a heartbeat. Return whether `holder` holds it now.
 
-    Also disconnects a holder that is silent and keeps the row locked, so that the next attempt can succeed.
+    With `from_the_dead` also take one that has not expired from a holder whose backend is gone. In any case disconnect
+    a holder that is silent and keeps the row locked, so that the next attempt can succeed.
     """
     with translated_errors():
-        if await (await connection.execute(QUERY["acquire_lease"], {"holder": holder})).fetchone() is not None:
+        parameters = {"holder": holder, "duration": duration, "from_the_dead": from_the_dead}
+        if await (await connection.execute(QUERY["acquire_lease"], parameters)).fetchone() is not None:
             return True
-        await connection.execute(QUERY["terminate_silent_holder"])
+        await connection.execute(QUERY["terminate_silent_holder"], {"duration": duration})
         return False
 
 

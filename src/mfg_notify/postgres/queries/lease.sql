@@ -11,15 +11,16 @@ SELECT pg_notify(%(channel)s, %(ping)s), EXISTS (SELECT FROM heartbeat),
        (SELECT last_value = 1 FROM mfg_notify.notify_disabled)
 
 -- name: acquire_lease
--- Take the lease if it is free, already mine, without a heartbeat for 5 s, or if the holder's backend is gone. A
--- stopped process keeps its backend, so both conditions are needed. The clock is the database's; after that was set
--- back, a heartbeat from the future does not count as a sign of life.
+-- Take the lease if it is free, already mine, or expired, and from the dead also if the holder's backend is gone. The
+-- clock is the database's; after that was set back, a heartbeat from the future does not count as a sign of life.
 UPDATE mfg_notify.lease SET holder = %(holder)s, backend_pid = pg_backend_pid(), renewed_at = clock_timestamp()
 WHERE only_row IN (
     SELECT l.only_row FROM mfg_notify.lease l
     WHERE holder IS NULL OR holder = %(holder)s
-       OR renewed_at NOT BETWEEN clock_timestamp() - interval '5 seconds' AND clock_timestamp() + interval '5 seconds'
-       OR NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = l.backend_pid AND a.datname = current_database())
+       OR renewed_at NOT BETWEEN clock_timestamp() - make_interval(secs => %(duration)s)
+                             AND clock_timestamp() + make_interval(secs => %(duration)s)
+       OR %(from_the_dead)s
+          AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = l.backend_pid AND a.datname = current_database())
     FOR UPDATE SKIP LOCKED)
 RETURNING generation
 
@@ -29,7 +30,8 @@ RETURNING generation
 -- Nothing else locks this table.
 SELECT pg_terminate_backend(a.pid)
 FROM mfg_notify.lease l JOIN pg_stat_activity a ON a.pid = l.backend_pid
-WHERE l.renewed_at NOT BETWEEN clock_timestamp() - interval '5 seconds' AND clock_timestamp() + interval '5 seconds'
+WHERE l.renewed_at NOT BETWEEN clock_timestamp() - make_interval(secs => %(duration)s)
+                           AND clock_timestamp() + make_interval(secs => %(duration)s)
   AND a.pid <> pg_backend_pid() AND a.datname = current_database() AND pg_has_role(a.usesysid, 'MEMBER')
   AND EXISTS (SELECT FROM pg_locks k WHERE k.pid = a.pid AND k.granted AND k.mode = 'RowExclusiveLock'
                                        AND k.relation = 'mfg_notify.lease'::regclass)
