@@ -50,14 +50,14 @@ def shortened(expr: str, durations: Mapping[str, str]) -> str:
     return expr
 
 
-def write_configuration(folder: Path, target: str, more_jobs: list[Json]) -> Path:
-    """Write the shipped configuration for a test: another target, shorter intervals, and jobs beside ours."""
+def write_configuration(folder: Path, target: str, more_jobs: list[Json], *more_targets: str) -> Path:
+    """Write the shipped configuration for a test: other targets, shorter intervals, and jobs beside ours."""
     configuration, rules = read_shipped()
     configuration["global"] = {
         "scrape_interval": hurried(SCRAPE_INTERVAL),
         "evaluation_interval": hurried(EVALUATION_INTERVAL),
     }
-    configuration["scrape_configs"][0]["static_configs"][0]["targets"] = [target]
+    configuration["scrape_configs"][0]["static_configs"][0]["targets"] = [target, *more_targets]
     configuration["scrape_configs"] += more_jobs
     (folder / "rules").mkdir(parents=True)
     for name, file in rules.items():
@@ -150,5 +150,5 @@ class Prometheus:
         """Wait until the exporter has answered a scrape that began after this moment."""
         # timestamp() is that of a sample only where it stands around a bare selector. Prometheus aligns the times of
         # scrapes, so they may be off by some milliseconds.
-        answered = f'timestamp(up{{job="{JOB}"}}) and up{{job="{JOB}"}} == 1'
+        answered = f'min(timestamp(up{{job="{JOB}"}}) and up{{job="{JOB}"}} == 1)'
         eventually(lambda: self.number(answered), lambda at: (at or 0.0) > since + 0.01)

@@ -63,6 +63,11 @@ def test_a_rule_has_a_severity_texts_and_a_runbook_link(rule: dict[str, Any]) ->
 
 
 @every_rule
+def test_a_description_says_what_to_do_first(rule: dict[str, Any]) -> None:
+    assert re.search(r"\. (First|See first) ", rule["annotations"]["description"])
+
+
+@every_rule
 def test_a_rule_has_a_test_that_fires_it_and_one_that_does_not(rule: dict[str, Any]) -> None:
     cases = [case for test in TESTS for case in test["alert_rule_test"] if case["alertname"] == rule["alert"]]
     assert {bool(case["exp_alerts"]) for case in cases} == {True, False}

@@ -16,6 +16,8 @@ Json = dict[str, Any]
 ROW = "Manufacturing Overview"
 TITLES = ["Active Manufacturing", "Supply Level Transitions", "Manufacturing Profit Rate", "HIGH Supply Markets"]
 PROMETHEUS = {"type": "prometheus", "uid": "prometheus"}
+CHOSEN = {"type": "prometheus", "uid": "${datasource}"}
+"""What the reader of the dashboard chooses."""
 
 
 def ours() -> Json:
@@ -124,8 +126,8 @@ def added(document: Json) -> list[Json]:
     return [each for each in inner(document)["panels"] if each["title"] in {ROW, *TITLES}]
 
 
-def merged(document: Json) -> Outcome:
-    return merge(document, ours())
+def merged(document: Json, datasource_uid: str | None = None) -> Outcome:
+    return merge(document, ours(), datasource_uid)
 
 
 # ----------------------------------------------------------------------------------------- the first merge --
@@ -143,7 +145,9 @@ def test_the_row_is_appended_at_the_bottom_and_nothing_else_changes(foreign: Mak
     ]  # fmt: skip
     assert inner(document)["panels"][-5:] == new
     dashboard, before = inner(document), inner(foreign())
-    names = {"market_job", "manufacturing_job", "player_id"}
+    names = {"market_job", "manufacturing_job", "manufacturing_database", "player_id"}
+    if added(document)[1]["datasource"] == CHOSEN:
+        names.add("datasource")
     existing = before.get("templating", {}).get("list") or []
     assert dashboard["templating"]["list"][: len(existing)] == existing
     new_names = [each["name"] for each in dashboard["templating"]["list"][len(existing) :]]
@@ -189,10 +193,10 @@ def test_our_own_market_dashboard_already_has_the_row() -> None:
         (game_dashboard, PROMETHEUS),
         (shared_export, {"type": "prometheus", "uid": "${DS_PROM}"}),
         (datasource_variable, "$source"),
-        (empty, PROMETHEUS),
+        (empty, CHOSEN),
         (lambda: {"title": "x", "panels": [panel(1, "A", 0, datasource="Prometheus", targets=[])]}, "Prometheus"),
-        (lambda: {"title": "x", "panels": [panel(1, "A", 0, datasource=None, targets=[])]}, PROMETHEUS),
-        (lambda: {"title": "x", "panels": [panel(1, "A", 0, datasource={"type": "mysql", "uid": "m"})]}, PROMETHEUS),
+        (lambda: {"title": "x", "panels": [panel(1, "A", 0, datasource=None, targets=[])]}, CHOSEN),
+        (lambda: {"title": "x", "panels": [panel(1, "A", 0, datasource={"type": "mysql", "uid": "m"})]}, CHOSEN),
         (
             lambda: {
                 "title": "x",
@@ -216,6 +220,17 @@ def test_the_row_uses_the_datasource_of_the_dashboard(foreign: Make, expected: o
     assert all(target["datasource"] == expected for each in panels for target in each["targets"])
     mine = [each for each in document["templating"]["list"] if each["name"] in {"market_job", "manufacturing_job"}]
     assert [each["datasource"] for each in mine] == [expected, expected]
+
+
+@FOREIGN
+def test_the_row_uses_the_datasource_that_was_asked_for(foreign: Make) -> None:
+    document = foreign()
+    merged(document, "mine")
+    expected = {"type": "prometheus", "uid": "mine"}
+    _, *panels = added(document)
+    assert all(each["datasource"] == expected for each in panels)
+    assert "datasource" not in {each["name"] for each in inner(document)["templating"]["list"]}
+    assert merged(document, "mine") is Outcome.UNCHANGED
 
 
 # ------------------------------------------------------------------------------------- an older row of ours --
@@ -253,7 +268,8 @@ def test_an_older_row_is_refreshed_in_place(*, is_collapsed: bool, has_rows_belo
     shipped_panels = {each["title"]: each for each in ours()["panels"]}
     for after, earlier in zip(new, old, strict=True):
         if after["title"] in TITLES:
-            assert after == shipped_panels[after["title"]] | {"id": earlier["id"], "gridPos": earlier["gridPos"]}
+            expected = json.loads(json.dumps(shipped_panels[after["title"]]).replace("${datasource}", "prometheus"))
+            assert after == expected | {"id": earlier["id"], "gridPos": earlier["gridPos"]}
         elif after["title"] != ROW:
             assert after == earlier
     assert merged(document) is Outcome.UNCHANGED

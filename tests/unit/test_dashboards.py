@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
@@ -53,7 +54,7 @@ SPECIFIED = [
         ("Revenue vs Costs", "timeseries", 6, 10),
         ("Profit Margin by Product", "table", 16, 8),
     ]),
-    (MARKET, "Manufacturing Overview", 45, [
+    (MARKET, "Manufacturing Overview", 48, [
         ("Active Manufacturing", "stat", 0, 4),
         ("Supply Level Transitions", "timeseries", 4, 10),
         ("Manufacturing Profit Rate", "stat", 14, 4),
@@ -65,6 +66,7 @@ DECLARED: dict[str, tuple[Kind, set[str]]] = {
     **{metric.full_name: (metric.kind, set(metric.labels)) for metric in (*CATALOGUE, *selectors.DAEMON_METRICS)},
     **{SELF_PREFIX + metric.name: (metric.kind, set(metric.labels)) for metric in EXPORTER_METRICS},
     "process_start_time_seconds": (Kind.GAUGE, set()),
+    "up": (Kind.GAUGE, set()),
 }
 SAMPLES: dict[str, tuple[Kind, set[str]]] = {}
 for full_name, (kind, labels) in DECLARED.items():
@@ -229,9 +231,20 @@ def test_a_dashboard_is_complete(document: Json) -> None:
 
 
 @EACH
-def test_every_datasource_is_the_provisioned_one(document: Json) -> None:
+def test_every_datasource_is_that_of_the_variable(document: Json) -> None:
     found = Counter(json.dumps(each, sort_keys=True) for each in datasources(document))
-    assert list(found) == ['{"type": "prometheus", "uid": "prometheus"}']
+    assert list(found) == ['{"type": "prometheus", "uid": "${datasource}"}']
+    first = document["templating"]["list"][0]
+    assert (first["name"], first["type"], first["query"]) == ("datasource", "datasource", "prometheus")
+    assert first["current"]["value"] == provisioned_uid()
+
+
+def provisioned_uid() -> str:
+    """Return the uid of the data source that compose.yaml provisions."""
+    [source] = yaml.safe_load((FOLDER.parent / "provisioning" / "datasources" / "prometheus.yaml").read_text())[
+        "datasources"
+    ]
+    return str(source["uid"])
 
 
 def datasources(tree: object) -> Iterator[object]:
@@ -256,12 +269,14 @@ def test_every_variable_is_defined_and_used(document: Json) -> None:
 
 @EACH
 def test_the_variables(document: Json) -> None:
-    for variable in document["templating"]["list"]:
+    for variable in document["templating"]["list"][1:]:
         assert variable["label"]
         assert "current" in variable
         assert variable["refresh"] == 2, "the values follow the time range"
-        # A sum over two jobs would count the game twice.
-        assert variable["multi"] is variable["includeAll"] is (not variable["name"].endswith("job"))
+        # A sum over two jobs would count the game twice, and one over two databases would add two games up.
+        assert variable["multi"] is not variable["name"].endswith(("job", "database"))
+        # Where there is All, it is the default.
+        assert variable["includeAll"] is (variable["multi"] and variable["name"] != "player_id")
     [player] = [each for each in document["templating"]["list"] if each["name"] == "player_id"]
     assert (player["sort"], player["current"]) == (4, {}), "the highest id comes first and is selected"
 
@@ -296,8 +311,11 @@ def test_the_queries_of_a_panel_have_ids_formats_and_legends(panel: Json) -> Non
         assert all(legend and legend != "__auto" for legend in legends)
     if panel["type"] in {"timeseries", "state-timeline"}:
         assert not any(target["instant"] for target in targets)
-    if any("$__range" in target["expr"] for target in targets):
-        assert all(target["instant"] for target in targets), "a query over the whole range is instant"
+    else:
+        assert all(target["instant"] for target in targets), "now means now"
+    for target in targets:
+        if re.search(r"\$__range\](?! @ end\(\))", target["expr"]):
+            assert target["instant"], "a query over the whole range is instant"
 
 
 @EACH_PANEL
@@ -331,14 +349,15 @@ def test_a_query_uses_declared_metrics_and_labels(query: shipped.Query) -> None:
     for match in selected:
         _, labels = SAMPLES[match["name"]]
         matched = MATCHER.findall(match["matchers"])
-        assert set(matched) <= labels | {"job"}
+        assert set(matched) <= labels | {"job", "database"}
         assert len(matched) == len(set(matched))
     known = {label for match in selected for label in SAMPLES[match["name"]][1]}
     bare = SELECTOR.sub("", query.expr)
-    if query.label is not None and not selected:
-        assert bare in SAMPLES
-        known = SAMPLES[bare][1] | {"job"}
-        bare = ""
+    if query.label is not None:
+        known |= {"job", "database"}
+        if not selected:
+            assert bare in SAMPLES
+            bare = ""
     assert "spacetraders" not in bare
     assert "mfg_notify" not in bare
     assert grouping(query.expr) <= known
@@ -351,13 +370,16 @@ def test_a_query_selects_one_job_and_the_selected_players(query: shipped.Query) 
         return
     for match in SELECTOR.finditer(query.expr):
         assert re.search(r'job=~"\$(manufacturing_|market_)?job"', match["matchers"])
+        assert (query.label == "database") or re.search(
+            r'database=~"\$(manufacturing_)?database\|?"', match["matchers"]
+        )
         has_player = "player_id" in SAMPLES[match["name"]][1] and query.label != "player_id"
         assert ('player_id=~"$player_id"' in match["matchers"]) is has_player
 
 
 @EACH_QUERY
 def test_rates_are_of_counters_over_a_window_that_grafana_chooses(query: shipped.Query) -> None:
-    assert set(re.findall(r"\[([^\]]*)\]", query.expr)) <= {"$__rate_interval", "$__range", "."}
+    assert set(re.findall(r"\[([^\]]*)\]", query.expr)) <= {"$__rate_interval", "$__range", "$__range:$__interval", "."}
     for function, name in re.findall(r"(\w+)\(([a-z_]+)\{[^}]*\}\[", query.expr):
         assert (function in {"changes", "deriv"}) is (SAMPLES[name][0] is Kind.GAUGE)
         # Losses are negative, so the sum of profits may fall.
@@ -398,7 +420,9 @@ def test_all_queries_are_listed() -> None:
         len(panel.get("targets", ()))
         for document in DOCUMENTS.values()
         for panel in shipped.every_panel(document["panels"])
-    ) + sum(len(document[part]["list"]) for document in DOCUMENTS.values() for part in ("templating", "annotations"))
+    ) + sum(
+        len(document[part]["list"]) for document in DOCUMENTS.values() for part in ("templating", "annotations")
+    ) - len(DOCUMENTS), "the variable of the data source has no query"
     assert [(query.expr, query.label) for query in QUERIES if query.place == "variable job"] == [
         ("mfg_notify_build_info", "job")
     ]
@@ -408,11 +432,11 @@ def test_all_queries_are_listed() -> None:
 
 
 def test_a_selector_of_an_undeclared_metric_is_an_error() -> None:
-    scope = selectors.Scope("job", {"player_id": "player_id"})
+    scope = selectors.Scope("job", "database", {"player_id": "player_id"})
     running, duration = CATALOGUE[0], CATALOGUE[3]
     assert scope.of(running, product_good="FOOD") == (
-        'spacetraders_daemon_manufacturing_pipeline_running_total{job=~"$job", player_id=~"$player_id", '
-        'product_good="FOOD"}'
+        'spacetraders_daemon_manufacturing_pipeline_running_total{job=~"$job", database=~"$database", '
+        'player_id=~"$player_id", product_good="FOOD"}'
     )
     with pytest.raises(ValueError, match="no label status"):
         scope.of(running, status="COMPLETED")

@@ -86,6 +86,33 @@ def test_own_uids_collide_with_no_other_dashboard(tmp_path: Path) -> None:
     assert dashboards("write", tmp_path).output.count("wrote") == 2
 
 
+def datasource_of(file: Path) -> str:
+    variables = json.loads(file.read_text(encoding="utf-8"))["templating"]["list"]
+    [value] = [each["current"]["value"] for each in variables if each["type"] == "datasource"]
+    return str(value)
+
+
+def test_another_datasource_can_be_the_default(tmp_path: Path) -> None:
+    assert dashboards("write", tmp_path, "--datasource-uid", "mine").exit_code == 0
+    assert [datasource_of(tmp_path / name) for name in shipped.NAMES] == ["mine", "mine"]
+
+
+def test_a_dashboard_can_ask_for_its_datasource_at_import(tmp_path: Path) -> None:
+    assert dashboards("write", tmp_path, "--inputs").exit_code == 0
+    for name in shipped.NAMES:
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        document = json.loads(text)
+        [asked] = document["__inputs"]
+        assert (asked["type"], asked["pluginId"]) == ("datasource", "prometheus")
+        kinds = {panel["type"] for panel in shipped.every_panel(document["panels"])} - {"row"}
+        assert {each["id"] for each in document["__requires"]} == kinds | {"grafana", "prometheus"}
+        # As Grafana imports it: every mention of the input becomes the uid of what was chosen.
+        (tmp_path / name).write_text(text.replace(f"${{{asked['name']}}}", "chosen"), encoding="utf-8")
+        assert datasource_of(tmp_path / name) == "chosen"
+    refused = dashboards("write", tmp_path, "--inputs", "--datasource-uid", "mine")
+    assert (refused.exit_code, "--inputs asks for the data source" in refused.output) == (2, True)
+
+
 def test_write_into_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("", encoding="utf-8")
     result = dashboards("write", tmp_path / "x")
@@ -145,6 +172,13 @@ def test_merge_links_to_own_uids(foreign: Path) -> None:
     assert set(re.findall(r'"/d/([^?"]+)', text)) == {"mfg-notify-manufacturing-pipeline"}
     assert json.loads(text)["uid"] == "market-dynamics"
     assert "nothing to do" in dashboards("merge", foreign, "--own-uids").output
+
+
+def test_merge_takes_a_datasource(foreign: Path) -> None:
+    assert dashboards("merge", foreign, "--datasource-uid", "mine").exit_code == 0
+    assert {each["datasource"]["uid"] for each in json.loads(foreign.read_text(encoding="utf-8"))["panels"][-4:]} == {
+        "mine"
+    }
 
 
 def test_merge_does_not_write_a_file_that_has_the_row(foreign: Path) -> None:

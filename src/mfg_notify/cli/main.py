@@ -11,6 +11,7 @@ from mfg_notify.cli.dashboards import dashboards
 from mfg_notify.cli.demo import demo, simulate
 from mfg_notify.cli.inspect import doctor, tail
 from mfg_notify.cli.migrate import migrate
+from mfg_notify.cli.rules import rules
 from mfg_notify.cli.run import run
 from mfg_notify.errors import MfgNotifyError, UsageError
 
@@ -53,5 +54,5 @@ def completion(shell: str) -> None:
     click.echo(script(main, {}, "mfg-notify", "_MFG_NOTIFY_COMPLETE").source())
 
 
-for command in (dashboards, demo, doctor, migrate, run, simulate, tail):
+for command in (dashboards, demo, doctor, migrate, rules, run, simulate, tail):
     main.add_command(command)

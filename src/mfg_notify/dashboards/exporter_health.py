@@ -9,10 +9,10 @@ from grafana_foundation_sdk.builders.dashboard import Row
 from grafana_foundation_sdk.models import common as styles
 
 from mfg_notify.dashboards import panels
-from mfg_notify.dashboards.panels import GREEN, ORANGE, RED, YELLOW, Frame, Panel, query
+from mfg_notify.dashboards.panels import GREEN, ORANGE, RED, YELLOW, Frame, Panel, now, query
 from mfg_notify.dashboards.selectors import RANGE, RATE, Scope
 
-NO_EXPORTER = "Prometheus scrapes no exporter"
+NO_EXPORTER = "No exporter answers, or Prometheus scrapes none"
 
 
 def exporter_health_row(scope: Scope, y: int) -> Row:
@@ -39,13 +39,16 @@ def _panels(scope: Scope, y: int) -> Iterator[Panel]:
     yield panels.single(
         Frame(
             "Database",
-            "Whether both connections of the exporter to the database work.",
+            "Whether an exporter answers, and whether both its connections to the database work.",
             NO_EXPORTER,
             at=(0, upper, 4, 5),
         ),
-        query(f"min({scope.own('connected')})"),
-        graph=False,
-    ).mappings(panels.value_mappings({"0": ("Not connected", RED), "1": ("Connected", GREEN)}))
+        now(f"min({scope.own('connected')}) or 0 * max({scope.target('up')} == 0) - 1"),
+    ).mappings(
+        panels.value_mappings(
+            {"-1": ("No exporter answers", RED), "0": ("Not connected", RED), "1": ("Connected", GREEN)}
+        )
+    )
     yield panels.single(
         Frame(
             "Active Exporters",
@@ -54,7 +57,7 @@ def _panels(scope: Scope, y: int) -> Iterator[Panel]:
             at=(4, upper, 4, 5),
             steps=((None, RED), (1, GREEN), (2, ORANGE)),
         ),
-        query(f"sum({scope.own('leader')})"),
+        now(f"sum({scope.own('leader')}) or 0 * max({scope.target('up')} == 0)"),
     )
     yield panels.single(
         Frame(
@@ -64,8 +67,7 @@ def _panels(scope: Scope, y: int) -> Iterator[Panel]:
             at=(8, upper, 4, 5),
             steps=((None, RED), (12, GREEN)),
         ),
-        query(f"sum(max by (table) ({scope.own('triggers_installed')}))"),
-        graph=False,
+        now(f"sum(max by (table) ({scope.own('triggers_installed')}))"),
     )
     yield panels.single(
         Frame(
@@ -77,8 +79,7 @@ def _panels(scope: Scope, y: int) -> Iterator[Panel]:
             decimals=0,
             steps=((None, GREEN), (90, YELLOW), (300, RED)),
         ),
-        query(f"time() - max({scope.own('reconcile_last_success_timestamp_seconds')})"),
-        graph=False,
+        now(f"time() - max({scope.own('reconcile_last_success_timestamp_seconds')})"),
     )
     yield panels.single(
         Frame(
@@ -90,8 +91,7 @@ def _panels(scope: Scope, y: int) -> Iterator[Panel]:
             steps=((None, GREEN), (1, RED)),
             decimals=0,
         ),
-        query(f"max(increase({scope.own('lost_changes_total')}{RANGE}))", instant=True),
-        graph=False,
+        now(f"max(increase({scope.own('lost_changes_total')}{RANGE}))"),
     )
     yield panels.single(
         Frame(
@@ -102,7 +102,7 @@ def _panels(scope: Scope, y: int) -> Iterator[Panel]:
             unit="percentunit",
             steps=((None, GREEN), (0.1, YELLOW), (0.4, RED)),
         ),
-        query(f"max({scope.own('notification_queue_usage_ratio')})"),
+        now(f"max({scope.own('notification_queue_usage_ratio')})"),
     )
     yield panels.lines(
         Frame(

@@ -1,32 +1,25 @@
-"""Owns the files of the command `dashboards`: writes the dashboards into a folder, and merges into a user's file.
-
-Writes are atomic: every file is written next to its destination and renamed over it.
-"""
+"""Owns the files of the command `dashboards`: writes the dashboards into a folder, and merges into a user's file."""
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mfg_notify.dashboards.merge import Outcome, merge
-from mfg_notify.dashboards.shipped import MARK, NAMES, read_dashboard
+from mfg_notify.dashboards.shipped import AS_SHIPPED, MARK, NAMES, Form, read_dashboard
 from mfg_notify.errors import UsageError
+from mfg_notify.files import readable_errors, replace_file
 
-FILE_MODE = 0o644
 _TOO_DEEP = "this is no dashboard that Grafana has written: it is nested too deeply"
 
 
-def write_dashboards(folder: Path, *, force: bool = False, own_uids: bool = False) -> list[Path]:
+def write_dashboards(folder: Path, form: Form = AS_SHIPPED, *, force: bool = False) -> list[Path]:
     """Write every dashboard into a folder, creating it if necessary; return the files that changed.
 
     Raises UsageError, and writes nothing, if a file there was not made by mfg-notify, unless `force` is given.
     """
-    texts = {folder / name: read_dashboard(name, own_uids=own_uids) for name in NAMES}
-    with _readable_errors(folder):
+    texts = {folder / name: read_dashboard(name, form) for name in NAMES}
+    with readable_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         new = {file: text for file, text in texts.items() if text != _read(file)}
     for file in new:
@@ -36,18 +29,18 @@ def write_dashboards(folder: Path, *, force: bool = False, own_uids: bool = Fals
                 + (f", or add our row to it: mfg-notify dashboards merge {file}" if "market" in file.name else "")
             )
     for file, text in new.items():
-        _replace(file, text)
+        replace_file(file, text)
     return list(new)
 
 
-def merge_file(file: Path, *, own_uids: bool = False) -> Outcome:
+def merge_file(file: Path, form: Form = AS_SHIPPED) -> Outcome:
     """Append or refresh the Manufacturing Overview row in a user's market dashboard, in place.
 
-    With `own_uids` the row links to the dashboard that `write_dashboards` writes with `own_uids`. If nothing changes,
+    The row queries the data source of the form, else the one that most of the user's panels query. If nothing changes,
     the file is not written. Everything outside the row keeps its meaning and its order; the file keeps its indentation,
     its line ends and its escapes.
     """
-    with _readable_errors(file):
+    with readable_errors(file):
         text = file.read_bytes().decode("utf-8-sig")
     try:
         document = json.loads(text, parse_constant=_refuse, parse_float=_finite)
@@ -58,7 +51,7 @@ def merge_file(file: Path, *, own_uids: bool = False) -> Outcome:
     if not isinstance(document, dict):
         raise UsageError(f"{file} is no dashboard: it holds no JSON object")
     try:
-        outcome = merge(document, json.loads(read_dashboard("market-dynamics.json", own_uids=own_uids)))
+        outcome = merge(document, json.loads(read_dashboard("market-dynamics.json", form)), form.datasource_uid)
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
     except (AttributeError, KeyError, TypeError) as error:
@@ -67,7 +60,7 @@ def merge_file(file: Path, *, own_uids: bool = False) -> Outcome:
     except RecursionError as error:
         raise UsageError(f"{file}: {_TOO_DEEP}") from error
     if outcome is not Outcome.UNCHANGED:
-        _replace(file, _write_like(text, document))
+        replace_file(file, _write_like(text, document))
     return outcome
 
 
@@ -107,33 +100,3 @@ def _read(file: Path) -> str | None:
         return None
     except UnicodeDecodeError:
         return ""
-
-
-def _replace(file: Path, text: str) -> None:
-    """Replace a file atomically, keeping its mode and owner. Of a symbolic link, the target is replaced."""
-    with _readable_errors(file):
-        place = file.resolve()
-        before = place.stat() if place.exists() else None
-        descriptor, beside = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as written:
-                written.write(text)
-                written.flush()
-                os.fsync(descriptor)
-            Path(beside).chmod(FILE_MODE if before is None else before.st_mode & 0o7777)
-            if before is not None and (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
-                os.chown(beside, before.st_uid, before.st_gid)
-            Path(beside).replace(place)
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def _readable_errors(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except UnicodeError as error:
-        raise UsageError(f"{place} is not UTF-8 text") from error
-    except OSError as error:
-        raise UsageError(f"{place}: {(error.strerror or str(error)).lower()}") from error

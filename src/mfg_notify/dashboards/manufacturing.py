@@ -4,10 +4,9 @@ The first five rows have the places, sizes and types of the specification. The r
 `exporter_health`. Not needed at run time.
 """
 
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterator
 
-from grafana_foundation_sdk.builders import prometheus
+from grafana_foundation_sdk.builders import prometheus, timeseries
 from grafana_foundation_sdk.models import common as styles
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
@@ -27,16 +26,34 @@ from mfg_notify.dashboards.panels import (
     YELLOW,
     Frame,
     Panel,
+    now,
     query,
 )
 from mfg_notify.dashboards.selectors import RANGE, RATE, Scope
-from mfg_notify.dashboards.variables import job_variable, narrowing_variable, player_variable
+from mfg_notify.dashboards.variables import (
+    BUILD_INFO,
+    database_variable,
+    datasource_variable,
+    job_variable,
+    narrowing_variable,
+    player_variable,
+)
 
 UID = "manufacturing-pipeline"
 
-PLAYERS = Scope("job", {"player_id": "player_id"})
-IN = Scope("job", {"player_id": "player_id", "product_good": "product", "output_good": "good", "good_symbol": "good"})
-MARKET_IN = Scope("market_job", {"player_id": "player_id", "good_symbol": "good"})
+PLAYERS = Scope("job", "database", {"player_id": "player_id"})
+IN = Scope(
+    "job",
+    "database",
+    {
+        "player_id": "player_id",
+        "product_good": "product",
+        "output_good": "good",
+        "good_symbol": "good",
+        "task_type": "task_type",
+    },
+)
+MARKET_IN = Scope("market_job", "database", {"player_id": "player_id", "good_symbol": "good"}, unlabelled=True)
 
 PLAYER = {"unit": panels.TEXT, "custom.width": 110}
 """A column of agents, or of ids. As a number, 1000 would be shown as 1K."""
@@ -57,13 +74,14 @@ def manufacturing_dashboard() -> Dashboard:
     made = made.link(
         panels.link(
             "Market Dynamics",
-            "/d/market-dynamics?var-manufacturing_job=${job}&${market_job:queryparam}&${player_id:queryparam}",
+            "/d/market-dynamics?var-manufacturing_job=${job}&var-manufacturing_database=${database}"
+            "&${market_job:queryparam}&${player_id:queryparam}&${datasource:queryparam}",
         )
     )
     made = made.annotation(
         panels.annotation(
             "Exporter restarted",
-            panels.started(IN.process("process_start_time_seconds")),
+            panels.started(IN.target("process_start_time_seconds")),
             BLUE,
             "{{instance}} restarted; its counters continue from their old values",
         )
@@ -75,11 +93,14 @@ def manufacturing_dashboard() -> Dashboard:
             "The triggers gave up changes of the game; the counters lack these changes",
         )
     )
+    made = made.with_variable(datasource_variable())
     for variable in (
-        job_variable("job", "Exporter", "mfg_notify_build_info"),
-        player_variable("job"),
+        job_variable("job", "Exporter", BUILD_INFO),
+        database_variable("database", "job"),
+        player_variable("job", "database"),
         narrowing_variable("product", "Product", PLAYERS.of(game.PIPELINE_COMPLETED), "product_good"),
         narrowing_variable("good", "Good", PLAYERS.of(game.SUPPLY_TRANSITIONS), "good_symbol"),
+        narrowing_variable("task_type", "Task type", PLAYERS.of(game.TASKS_COMPLETED), "task_type"),
         job_variable("market_job", "Market data from", game.MARKET_ACTIVITY.full_name),
     ):
         made = made.with_variable(variable)
@@ -132,7 +153,7 @@ def _pipelines() -> Iterator[Panel]:
             at=(0, 1, 4, 8),
             steps=((None, GREY), (1, GREEN)),
         ),
-        query(f"sum({IN.of(game.PIPELINE_RUNNING)}) or 0 * sum({IN.of(game.PIPELINE_QUEUE_DEPTH)})"),
+        now(f"sum({IN.of(game.PIPELINE_RUNNING)}) or 0 * sum({IN.of(game.PIPELINE_QUEUE_DEPTH)})"),
     )
     yield panels.dial(
         Frame(
@@ -145,9 +166,8 @@ def _pipelines() -> Iterator[Panel]:
             decimals=0,
             steps=((None, RED), (50, ORANGE), (75, YELLOW), (90, GREEN)),
         ),
-        query(
+        now(
             f"100 * sum(increase({completed}{RANGE})) / (sum(increase({finished}{RANGE})) > 0)",
-            instant=True,
         ),
     )
     yield panels.single(
@@ -160,8 +180,7 @@ def _pipelines() -> Iterator[Panel]:
             decimals=1,
             steps=((None, GREEN), (1800, YELLOW), (3600, ORANGE)),
         ),
-        query(_mean(game.PIPELINE_DURATION), instant=True),
-        graph=False,
+        now(_mean(game.PIPELINE_DURATION)),
     )
     yield over_time
 
@@ -171,11 +190,11 @@ def _tasks() -> Iterator[Panel]:
         Frame(
             "Task Queue Depth",
             "Tasks by type, now: waiting for other tasks (pending), for a ship (ready), or under way (executing).",
-            "No task is waiting or under way",
+            NO_GAME,
             at=(0, 10, 8, 8),
         ),
         *(
-            query(f"sum by (task_type) ({IN.of(metric)}) > 0", f"{state} {{{{task_type}}}}", instant=True)
+            now(f"sum by (task_type) ({IN.of(metric)}) > 0", f"{state} {{{{task_type}}}}")
             for metric, state in (
                 (game.TASKS_PENDING, "pending"),
                 (game.TASKS_READY, "ready"),
@@ -183,6 +202,11 @@ def _tasks() -> Iterator[Panel]:
             )
         ),
     )
+    # An empty panel means that nothing is known, so that no task is a bar of its own.
+    some = " or ".join(
+        f"sum({IN.of(each)}) > 0" for each in (game.TASKS_PENDING, game.TASKS_READY, game.TASKS_EXECUTING)
+    )
+    waiting = waiting.with_target(now(f"0 * sum({IN.of(game.PIPELINE_QUEUE_DEPTH)}) unless ({some})", "no task"))
     for state, colour in (("pending", GREY), ("ready", BLUE), ("executing", GREEN)):
         waiting = panels.restyle(waiting, f"/^{state} /", {"color": panels.fixed(colour)})
     rate = panels.lines(
@@ -199,24 +223,21 @@ def _tasks() -> Iterator[Panel]:
         query(f"60 * sum(rate({IN.of(game.TASKS_COMPLETED, status='failure')}{RATE}))", "failed"),
     ).interval("2m")
     failed = {"color": panels.fixed(RED), "custom.transform": "negative-Y"}
-    durations = (
-        panels.lines(
-            Frame(
-                "Task Duration Percentiles",
-                "Time from start to end of a task. Half of the tasks took no longer than the solid line (p50), "
-                "95 percent no longer than the dashed line (p95). The histogram ends at ten minutes.",
-                "No task ended in this time range",
-                at=(16, 10, 8, 8),
-                unit=panels.SECONDS,
-            ),
-            *_percentiles(game.TASK_DURATION),
-        )
-        .interval("5m")
-        .fill_opacity(0)
+    durations = _percentile_lines(
+        Frame(
+            "Task Duration Percentiles",
+            "Time from start to end of a task. Half of the tasks took no longer than the solid line (p50), "
+            "95 percent no longer than the dashed line (p95). The histogram ends at ten minutes. Shown are the five "
+            "types with the most tasks.",
+            "No task ended in this time range",
+            at=(16, 10, 8, 8),
+            unit=panels.SECONDS,
+        ),
+        game.TASK_DURATION,
     )
     yield waiting
     yield panels.restyle(rate, "/^failed$/", failed)
-    yield panels.restyle(durations, "/ p95$/", {"custom.lineStyle": DASHED})
+    yield durations
 
 
 def _factories() -> Iterator[Panel]:
@@ -227,12 +248,12 @@ def _factories() -> Iterator[Panel]:
             "Factory Supply Status",
             "Each factory that a live pipeline uses: the supply of its product, and the share of its inputs that has "
             "been delivered. A ship can collect the product when the supply is HIGH or ABUNDANT.",
-            "No live pipeline uses a factory, or the bot does not know its supply yet",
+            "No factory is known: no live pipeline uses one, or no exporter is active",
             at=(0, 19, 12, 8),
         ),
-        query(IN.with_agent(f"max by ({factory}, supply_level) ({IN.of(game.FACTORY_SUPPLY_LEVEL)} > 0)"), rows=True),
-        query(IN.with_agent(f"max by ({factory}) ({IN.of(game.FACTORY_INPUTS_DELIVERED)})"), rows=True),
-        query(
+        now(IN.with_agent(f"max by ({factory}, supply_level) ({IN.of(game.FACTORY_SUPPLY_LEVEL)} > 0)"), rows=True),
+        now(IN.with_agent(f"max by ({factory}) ({IN.of(game.FACTORY_INPUTS_DELIVERED)})"), rows=True),
+        now(
             IN.with_agent(
                 f"(sum by ({factory}) (increase({IN.of(game.FACTORY_CYCLES)}{RANGE})) "
                 f"and max by ({factory}) ({IN.of(game.FACTORY_INPUTS_DELIVERED)}))"
@@ -273,10 +294,10 @@ def _factories() -> Iterator[Panel]:
         Frame(
             "Supply Level Distribution",
             "Factories by the supply of their product, now.",
-            "No live pipeline uses a factory",
+            "No factory is known: no live pipeline uses one, or no exporter is active",
             at=(12, 19, 6, 8),
         ),
-        query(f"sum by (supply_level) ({IN.of(game.FACTORY_SUPPLY_LEVEL)})", "{{supply_level}}", instant=True),
+        now(f"sum by (supply_level) ({IN.of(game.FACTORY_SUPPLY_LEVEL)})", "{{supply_level}}"),
     )
     yield status
     yield panels.paint(distribution, panels.LEVEL_COLOURS)
@@ -288,57 +309,49 @@ def _factories() -> Iterator[Panel]:
             at=(18, 19, 6, 8),
             steps=((None, GREY), (1, GREEN)),
         ),
-        query(f"sum({IN.of(game.FACTORY_READY)})"),
+        now(f"sum({IN.of(game.FACTORY_READY)})"),
     )
 
 
 def _ships() -> Iterator[Panel]:
     assigned, idle = f"sum({IN.of(game.SHIPS_ASSIGNED)})", f"sum({IN.of(game.SHIPS_IDLE)})"
-    ship_time = f"rate({IN.of(game.SHIP_TASK_DURATION, 'sum')}{RATE})"
     assignment = panels.pie(
         Frame(
             "Ships by Assignment",
             "Ships that have a task, and ships that could take one now.",
-            "The exporter knows no ships",
+            "No ship is known: the bot has none, or no exporter is active",
             at=(6, 28, 6, 8),
         ),
-        query(assigned, "Assigned", instant=True),
-        query(idle, "Idle", instant=True),
+        now(assigned, "Assigned"),
+        now(idle, "Idle"),
     )
     yield panels.dial(
         Frame(
             "Ship Utilization",
             "Ships that have a task, in percent of the ships that have one or could take one. It is 0 if the bot does "
             "not save which ships have one, as the newest does not.",
-            "No ship is assigned or idle",
+            "No ship is assigned or idle, or no exporter is active",
             at=(0, 28, 6, 8),
             unit=panels.PERCENT,
             decimals=0,
             steps=((None, RED), (40, YELLOW), (70, GREEN)),
         ),
-        query(f"100 * {assigned} / ({assigned} + {idle} > 0)"),
+        now(f"100 * {assigned} / ({assigned} + {idle} > 0)"),
     )
     yield panels.paint(assignment, {"Assigned": GREEN, "Idle": GREY})
-    yield (
-        panels.lines(
-            Frame(
-                "Task Time Distribution",
-                "What the ships spend their time on: the duration of tasks by type, in percent of the duration of all "
-                "tasks. A task counts when it ends.",
-                "No ship has finished a task in this time range",
-                at=(12, 28, 12, 8),
-                unit=panels.PERCENT,
-                decimals=0,
-            ),
-            query(
-                f"100 * sum by (task_type) ({ship_time}) / ignoring (task_type) group_left () (sum({ship_time}) > 0)",
-                "{{task_type}}",
-            ),
-            stack=styles.StackingMode.NORMAL,
-        )
-        .max(100)
-        .interval("5m")
-    )
+    distribution = panels.events(
+        Frame(
+            "Task Time Distribution",
+            "The histogram of the time that ships need for a task, over time: how many tasks took how long. A task "
+            "counts when it ends. The variable Task type narrows it to some types.",
+            "No ship has finished a task in this time range",
+            at=(12, 28, 12, 8),
+            decimals=0,
+        ),
+        *(query(expr, _seconds(low, high)) for low, high, expr in _buckets(game.SHIP_TASK_DURATION, RATE)),
+    ).interval("5m")
+    names = [_seconds(low, high) for low, high, _ in _buckets(game.SHIP_TASK_DURATION, RATE)]
+    yield panels.paint(distribution, dict(zip(names, panels.COLD_TO_HOT, strict=True)))
 
 
 def _economics() -> Iterator[Panel]:
@@ -364,28 +377,31 @@ def _economics() -> Iterator[Panel]:
         Frame(
             "Profit Margin by Product",
             "Profit in percent of revenue over all completed pipelines of the product.",
-            "No pipeline with revenue has been completed yet",
+            "No margin is known: no pipeline with revenue has been completed yet, or no exporter is active",
             at=(16, 37, 8, 8),
             unit=panels.PERCENT,
             steps=((None, RED), (0, YELLOW), (20, GREEN)),
         ),
-        query(IN.with_agent(f"max by (product_good, player_id) ({IN.of(game.MARGIN)})"), rows=True),
+        now(IN.with_agent(f"max by (product_good, player_id) ({IN.of(game.MARGIN)})"), rows=True),
     )
     profit = f"3600 * (sum(rate({IN.of(game.REVENUE)}{RATE})) - sum(rate({IN.of(game.COST)}{RATE})))"
     pipelines = (
         f"3600 * (sum(rate({IN.of(game.PIPELINE_REVENUE)}{RATE})) - sum(rate({IN.of(game.PIPELINE_COST)}{RATE})))"
     )
-    yield panels.mean(
+    # Not rate() over the whole range, which takes the time before the first sample for hours without profit.
+    mean = f"avg_over_time(({profit})[$__range:$__interval])"
+    yield panels.single(
         Frame(
             "Profit Rate",
             "Revenue minus costs of the tasks, in credits an hour: the mean of the selected time range, or of the part "
             "of it that the exporter has seen.",
-            "No task has earned or spent anything yet",
+            "Unknown: no exporter is active, or no task has earned or spent anything yet",
             at=(0, 37, 6, 8),
             unit=panels.CREDITS_PER_HOUR,
             steps=((None, RED), (0, GREEN)),
         ),
-        query(profit),
+        # An exporter that has died has seen a part of the range, too.
+        now(f"{mean} and on () group({IN.of(game.PIPELINE_QUEUE_DEPTH)})"),
     ).interval("2m")  # as the panel beside it, so that the means agree
     yield money
     yield panels.columns(
@@ -433,11 +449,11 @@ def _construction() -> Iterator[Panel]:
             NO_SITES,
             at=(0, 54, 16, 14),
         ),
-        query(IN.with_agent(f"100 * {delivered} / {target}"), rows=True),
-        query(IN.with_agent(delivered), rows=True),
-        query(IN.with_agent(target), rows=True),
-        query(IN.with_agent(f"({an_hour} and {delivered})"), rows=True),
-        query(IN.with_agent(f"({seconds_left} < +Inf)"), rows=True),
+        now(IN.with_agent(f"100 * {delivered} / {target}"), rows=True),
+        now(IN.with_agent(delivered), rows=True),
+        now(IN.with_agent(target), rows=True),
+        now(IN.with_agent(f"({an_hour} and {delivered})"), rows=True),
+        now(IN.with_agent(f"({seconds_left} < +Inf)"), rows=True),
     )
     yield panels.columns(
         progress,
@@ -481,12 +497,10 @@ def _construction() -> Iterator[Panel]:
             decimals=0,
             steps=((None, RED), (25, ORANGE), (50, YELLOW), (75, GREEN)),
         ),
-        query(
+        now(
             f"bottomk(1, 100 * sum by (good_symbol) ({delivered}) / sum by (good_symbol) ({target}))",
             "{{good_symbol}}",
-            instant=True,
         ),
-        graph=False,
         named=True,
     )
     yield panels.single(
@@ -500,8 +514,7 @@ def _construction() -> Iterator[Panel]:
             decimals=1,
             steps=((None, BLUE), (7 * 86_400, ORANGE)),
         ),
-        query(f"max by (construction_site) ({seconds_left}) < +Inf", "{{construction_site}}", instant=True),
-        graph=False,
+        now(f"max by (construction_site) ({seconds_left}) < +Inf", "{{construction_site}}"),
         named=True,
     )
     yield panels.lines(
@@ -569,20 +582,16 @@ def _changes() -> Iterator[Panel]:
 
 
 def _waiting() -> Iterator[Panel]:
-    waiting = (
-        panels.lines(
-            Frame(
-                "Waiting Time of Tasks",
-                "Time from ready to the start of the attempt. Half of them waited no longer than the solid line (p50), "
-                "95 percent no longer than the dashed line (p95).",
-                "No task started in this time range",
-                at=(8, 88, 8, 8),
-                unit=panels.SECONDS,
-            ),
-            *_percentiles(game.TASK_WAIT),
-        )
-        .interval("5m")
-        .fill_opacity(0)
+    waiting = _percentile_lines(
+        Frame(
+            "Waiting Time of Tasks",
+            "Time from ready to the start of the attempt. Half of them waited no longer than the solid line (p50), "
+            "95 percent no longer than the dashed line (p95). Shown are the five types with the most tasks.",
+            "No task started in this time range",
+            at=(8, 88, 8, 8),
+            unit=panels.SECONDS,
+        ),
+        game.TASK_WAIT,
     )
     yield panels.lines(
         Frame(
@@ -594,7 +603,7 @@ def _waiting() -> Iterator[Panel]:
         ),
         query(f"60 * sum by (task_type) (rate({IN.of(game.TASK_ASSIGNMENTS)}{RATE}))", "{{task_type}}"),
     ).interval("2m")
-    yield panels.restyle(waiting, "/ p95$/", {"custom.lineStyle": DASHED})
+    yield waiting
     yield panels.lines(
         Frame(
             "Starvation by Task Type",
@@ -612,9 +621,31 @@ def _waiting() -> Iterator[Panel]:
             "Task Retries",
             "Retries of failed tasks, by type.",
             "No task was retried in this time range",
-            at=(0, 96, 12, 8),
+            at=(0, 96, 7, 8),
         ),
         query(f"sum by (task_type) (increase({IN.of(game.TASK_RETRY)}{RATE})) > 0", "{{task_type}}"),
+    )
+    ship_time = f"rate({IN.of(game.SHIP_TASK_DURATION, 'sum')}{RATE})"
+    yield (
+        panels.lines(
+            Frame(
+                "Ship Time by Task Type",
+                "What the ships spend their time on: the duration of tasks by type, in percent of the duration of all "
+                "tasks. A task counts when it ends.",
+                "No ship has finished a task in this time range",
+                at=(7, 96, 7, 8),
+                unit=panels.PERCENT,
+                decimals=0,
+            ),
+            query(
+                f"100 * sum by (task_type) ({ship_time}) / ignoring (task_type) group_left () (sum({ship_time}) > 0)",
+                "{{task_type}}",
+            ),
+            stack=styles.StackingMode.NORMAL,
+            legend=(),
+        )
+        .max(100)
+        .interval("5m")
     )
     yield panels.paint(
         panels.lines(
@@ -622,7 +653,7 @@ def _waiting() -> Iterator[Panel]:
                 "Ships over Time",
                 "Ships that have a task, and ships that could take one.",
                 "The exporter knows no ships",
-                at=(12, 96, 8, 8),
+                at=(14, 96, 6, 8),
             ),
             query(f"sum({IN.of(game.SHIPS_ASSIGNED)})", "Assigned"),
             query(f"sum({IN.of(game.SHIPS_IDLE)})", "Idle"),
@@ -634,14 +665,13 @@ def _waiting() -> Iterator[Panel]:
         Frame(
             "Last Change",
             "Time since the bot last changed a pipeline, a task or a factory.",
-            "The exporter has seen no change yet",
+            "Unknown: no exporter is active, or it has seen no change yet",
             at=(20, 96, 4, 8),
             unit=panels.SECONDS,
             decimals=0,
             steps=((None, GREEN), (900, YELLOW), (1800, RED)),
         ),
-        query(f"time() - max({IN.of(game.PLAYER_LAST_EVENT)})", instant=True),
-        graph=False,
+        now(f"time() - max({IN.of(game.PLAYER_LAST_EVENT)})"),
     )
 
 
@@ -659,20 +689,15 @@ def _products() -> Iterator[Panel]:
             at=(0, 105, 16, 12),
         ),
         *(
-            query(f"round(sum by ({product}) (increase({IN.of(finished, status=status)}{RANGE})))", rows=True)
+            now(f"round(sum by ({product}) (increase({IN.of(finished, status=status)}{RANGE})))", rows=True)
             for status in game.TERMINAL
         ),
-        query(_mean(game.PIPELINE_DURATION, product), rows=True),
-        query(revenue, rows=True),
-        query(cost, rows=True),
-        query(f"{revenue} - {cost}", rows=True),
-        query(f"100 * ({revenue} - {cost}) / ({revenue} > 0)", rows=True),
+        now(_mean(game.PIPELINE_DURATION, product), rows=True),
+        now(revenue, rows=True),
+        now(cost, rows=True),
+        now(f"{revenue} - {cost}", rows=True),
+        now(f"100 * ({revenue} - {cost}) / ({revenue} > 0)", rows=True),
     )
-    buckets = game.PIPELINE_PROFIT.buckets
-    names = [
-        f"up to {_thousands(buckets[0])}",
-        *(f"{_thousands(low)} to {_thousands(high)}" for low, high in pairwise(buckets)),
-    ]
     profit = panels.bars(
         Frame(
             "Profit of a Pipeline",
@@ -682,12 +707,7 @@ def _products() -> Iterator[Panel]:
             at=(16, 105, 8, 12),
             decimals=0,
         ),
-        *(
-            query(_between(low, high), name, instant=True)
-            for low, high, name in zip(
-                (None, *buckets), (*buckets, None), (*names, f"over {_thousands(buckets[-1])}"), strict=True
-            )
-        ),
+        *(now(expr, _thousands(low, high)) for low, high, expr in _buckets(game.PIPELINE_PROFIT, RANGE)),
     )
     yield panels.columns(
         results,
@@ -732,25 +752,49 @@ def _mean(histogram: game.Metric, by: str = "") -> str:
 
 
 def _percentiles(histogram: game.Metric) -> tuple[prometheus.Dataquery, ...]:
-    """Return queries for the median and the 95th percentile by task type."""
+    """Return queries for the median and the 95th percentile of the five task types with the most observations."""
     rates = f"sum by (le, task_type) (rate({IN.of(histogram, 'bucket')}{RATE}))"
+    # Over the whole time range: otherwise each moment would choose its own five.
+    most = f"topk(5, sum by (task_type) (increase({IN.of(histogram, 'count')}{RANGE} @ end())))"
     return tuple(
-        query(f"histogram_quantile({quantile}, {rates})", f"{{{{task_type}}}} {name}")
+        query(f"histogram_quantile({quantile}, {rates}) and on (task_type) {most}", f"{{{{task_type}}}} {name}")
         for quantile, name in ((0.5, "p50"), (0.95, "p95"))
     )
 
 
-def _between(low: int | None, high: int | None) -> str:
-    """Return an expression for the number of pipelines whose profit is above `low` and at most `high` credits."""
-    up_to_high = _up_to(high)
-    return f"round({up_to_high})" if low is None else f"round({up_to_high} - {_up_to(low)})"
+def _percentile_lines(frame: Frame, histogram: game.Metric) -> timeseries.Panel:
+    """Return a panel of percentiles: a solid line for the median and a dashed one for p95, in the type's colour."""
+    panel = panels.lines(frame, *_percentiles(histogram), legend=()).interval("5m").fill_opacity(0)
+    for task_type, colour in panels.TASK_COLOURS.items():
+        panel = panels.restyle(panel, f"/^{task_type} p/", {"color": panels.fixed(colour)})
+    # The solid lines need no name of their own in the legend.
+    panel = panels.restyle(panel, "/ p50$/", {"custom.hideFrom": {"legend": True, "tooltip": False, "viz": False}})
+    return panels.restyle(panel, "/ p95$/", {"custom.lineStyle": DASHED})
 
 
-def _up_to(bound: int | None) -> str:
+def _buckets(histogram: game.Metric, window: str) -> Iterator[tuple[float | None, float | None, str]]:
+    """Yield each bucket of a histogram: its lower and upper bound, and the increase in a window of what is between."""
+    bounds = histogram.buckets
+    for low, high in zip((None, *bounds), (*bounds, None), strict=True):
+        upper = _up_to(histogram, high, window)
+        yield low, high, f"round({upper})" if low is None else f"round({upper} - {_up_to(histogram, low, window)})"
+
+
+def _up_to(histogram: game.Metric, bound: float | None, window: str) -> str:
     # Prometheus writes a bound as 1000 or as 1000.0, depending on its version and on the format of the scrape.
-    le = "+Inf" if bound is None else f"~{bound}|{bound}[.]0"
-    return f"sum(increase({IN.of(game.PIPELINE_PROFIT, 'bucket', le=le)}{RANGE}))"
+    le = "+Inf" if bound is None else f"~{bound:.0f}|{bound:.0f}[.]0"
+    return f"sum(increase({IN.of(histogram, 'bucket', le=le)}{window}))"
 
 
-def _thousands(credit: int) -> str:
-    return f"{credit // 1000}K"
+def _thousands(low: float | None, high: float | None) -> str:
+    return _span(low, high, lambda credit: f"{credit / 1000:.0f}K")
+
+
+def _seconds(low: float | None, high: float | None) -> str:
+    return _span(low, high, lambda bound: f"{bound:.0f} s" if bound < 60 else f"{bound / 60:.0f} min")
+
+
+def _span(low: float | None, high: float | None, write: Callable[[float], str]) -> str:
+    if high is None:
+        return f"over {write(low or 0)}"
+    return f"up to {write(high)}" if low is None else f"{write(low)} to {write(high)}"

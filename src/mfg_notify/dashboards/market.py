@@ -11,19 +11,32 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from mfg_notify.core import catalogue as game
 from mfg_notify.dashboards import panels, selectors
-from mfg_notify.dashboards.panels import BLUE, GREEN, GREY, NO_GAME, NO_MARKETS, RED, YELLOW, Frame, Panel, query
+from mfg_notify.dashboards.panels import BLUE, GREEN, GREY, NO_GAME, NO_MARKETS, RED, YELLOW, Frame, Panel, now, query
 from mfg_notify.dashboards.selectors import RANGE, RATE, Scope
-from mfg_notify.dashboards.variables import job_variable, narrowing_variable, player_variable
+from mfg_notify.dashboards.variables import (
+    BUILD_INFO,
+    database_variable,
+    datasource_variable,
+    job_variable,
+    narrowing_variable,
+    player_variable,
+)
 
 UID = "market-dynamics"
 
-MARKETS = Scope("market_job", {"player_id": "player_id", "system_symbol": "system", "good_symbol": "good"})
-PLAYERS = Scope("market_job", {"player_id": "player_id"})
-MANUFACTURING = Scope("manufacturing_job", {"player_id": "player_id"})
+MARKETS = Scope(
+    "market_job",
+    "manufacturing_database",
+    {"player_id": "player_id", "system_symbol": "system", "good_symbol": "good"},
+    unlabelled=True,
+)
+PLAYERS = Scope("market_job", "manufacturing_database", {"player_id": "player_id"}, unlabelled=True)
+MANUFACTURING = Scope("manufacturing_job", "manufacturing_database", {"player_id": "player_id"})
 
 NO_DAEMON = "No data: the daemon's own metrics are off, or Prometheus does not scrape them"
 TO_MANUFACTURING = (
-    "/d/manufacturing-pipeline?var-job=${manufacturing_job}&${market_job:queryparam}&${player_id:queryparam}"
+    "/d/manufacturing-pipeline?var-job=${manufacturing_job}&var-database=${manufacturing_database}"
+    "&${market_job:queryparam}&${player_id:queryparam}"
 )
 
 
@@ -35,31 +48,58 @@ def market_dashboard() -> Dashboard:
         "What the bot knows about the markets, and how its manufacturing performs.",
         ["spacetraders", "market", "trading"],
     )
-    made = made.link(panels.link("Manufacturing Pipeline", TO_MANUFACTURING)).annotation(
+    link = panels.link("Manufacturing Pipeline", TO_MANUFACTURING + "&${datasource:queryparam}")
+    made = made.link(link).annotation(
         panels.annotation(
             "Daemon restarted",
-            panels.started(MARKETS.process("process_start_time_seconds")),
+            panels.started(MARKETS.target("process_start_time_seconds")),
             BLUE,
             "{{instance}} restarted",
         )
     )
+    made = made.with_variable(datasource_variable()).with_panel(_sources())
     for variable in (
         job_variable("market_job", "Market data from", game.MARKET_SUPPLY.full_name),
-        job_variable("manufacturing_job", "Exporter", "mfg_notify_build_info"),
-        player_variable("manufacturing_job"),
+        job_variable("manufacturing_job", "Exporter", BUILD_INFO),
+        database_variable("manufacturing_database", "manufacturing_job"),
+        player_variable("manufacturing_job", "manufacturing_database"),
         narrowing_variable("system", "System", PLAYERS.of(selectors.MARKET_COVERAGE), "system_symbol"),
         narrowing_variable("good", "Good", PLAYERS.of(game.MARKET_SUPPLY), "good_symbol"),
     ):
         made = made.with_variable(variable)
     return panels.with_rows(
         made,
-        ("Market Coverage", 0, _coverage()),
-        ("Price Dynamics", 9, _prices()),
-        ("Supply and Demand", 18, _supply()),
-        ("Scanner Performance", 27, _scanner()),
-        ("Trading Opportunities", 36, _opportunities()),
-        ("Manufacturing Overview", 45, _overview()),
+        ("Market Coverage", 3, _coverage()),
+        ("Price Dynamics", 12, _prices()),
+        ("Supply and Demand", 21, _supply()),
+        ("Scanner Performance", 30, _scanner()),
+        ("Trading Opportunities", 39, _opportunities()),
+        ("Manufacturing Overview", 48, _overview()),
     ).build()
+
+
+def _sources() -> Panel:
+    """Return the panel at the top that says which of the rows below can have data."""
+    daemon = f"2 + 0 * count({PLAYERS.of(selectors.MARKET_COVERAGE)})"
+    exporter = f"1 + 0 * count({PLAYERS.of(game.MARKET_SUPPLY)})"
+    panel = panels.single(
+        Frame(
+            "Market Data",
+            "Where the market data comes from. Most panels show the daemon's own metrics, which it exports if they are "
+            "turned on. The exporter knows supply and activity only, and with --collect-market only.",
+            "None: turn on the daemon's own metrics, or run the exporter with --collect-market",
+            at=(0, 0, 24, 3),
+        ),
+        now(f"{daemon} or {exporter}"),
+    )
+    return panel.mappings(
+        panels.value_mappings(
+            {
+                "2": ("The daemon's own metrics: all rows have data", GREEN),
+                "1": ("The exporter: only Supply and Demand, and HIGH Supply Markets, have data", YELLOW),
+            }
+        )
+    )
 
 
 def _coverage() -> Iterator[Panel]:
@@ -71,41 +111,41 @@ def _coverage() -> Iterator[Panel]:
             "Markets Known",
             "Markets that the bot has data about.",
             NO_DAEMON,
-            at=(0, 1, 4, 8),
+            at=(0, 4, 4, 8),
             steps=((None, RED), (1, GREEN)),
         ),
-        query(known),
+        now(known),
     )
     yield panels.dial(
         Frame(
             "Fresh Markets",
             "Markets scanned in the last ten minutes, in percent of the known markets.",
             NO_DAEMON,
-            at=(4, 1, 4, 8),
+            at=(4, 4, 4, 8),
             unit=panels.PERCENT,
             decimals=0,
             steps=((None, RED), (50, YELLOW), (80, GREEN)),
         ),
-        query(f"100 * sum({fresh}) / ({known} > 0)"),
+        now(f"100 * sum({fresh}) / ({known} > 0)"),
     )
     yield panels.single(
         Frame(
             "Age of Market Data",
             "Median age: half of the markets were scanned more recently. The histogram ends at two hours.",
             NO_DAEMON,
-            at=(8, 1, 4, 8),
+            at=(8, 4, 4, 8),
             unit=panels.SECONDS,
             decimals=1,
             steps=((None, GREEN), (600, YELLOW), (3600, RED)),
         ),
-        query(f"histogram_quantile(0.5, sum by (le) (rate({ages}{RATE})))"),
+        now(f"histogram_quantile(0.5, sum by (le) (rate({ages}{RATE})))"),
     ).interval("2m")
     yield panels.lines(
         Frame(
             "Market Coverage",
             "Markets that the bot has data about, and those that it scanned recently.",
             NO_DAEMON,
-            at=(12, 1, 12, 8),
+            at=(12, 4, 12, 8),
         ),
         query(known, "Known"),
         *(
@@ -128,10 +168,10 @@ def _prices() -> Iterator[Panel]:
             "Widest Spreads",
             "The ten goods with the widest spread between the purchase and the sell price of one market, now.",
             NO_DAEMON,
-            at=(0, 10, 8, 8),
+            at=(0, 13, 8, 8),
             unit=panels.CREDITS,
         ),
-        query(f"sort_desc(topk(10, {best}))", "{{good_symbol}}", instant=True),
+        now(f"sort_desc(topk(10, {best}))", "{{good_symbol}}"),
     )
     yield leaders
     yield panels.lines(
@@ -140,7 +180,7 @@ def _prices() -> Iterator[Panel]:
             "Difference between the purchase and the sell price of a good in a market: the median (p50), and the "
             "value that 90 percent do not exceed (p90).",
             NO_DAEMON,
-            at=(8, 10, 8, 8),
+            at=(8, 13, 8, 8),
             unit=panels.CREDITS,
         ),
         query(f"histogram_quantile(0.5, sum by (le) (rate({spreads}{RATE})))", "p50"),
@@ -152,7 +192,7 @@ def _prices() -> Iterator[Panel]:
             "Spread in percent of the price; a lower value means a more efficient market. The median (p50), and the "
             "value that 90 percent do not exceed (p90).",
             NO_DAEMON,
-            at=(16, 10, 8, 8),
+            at=(16, 13, 8, 8),
             unit=panels.PERCENT,
         ),
         query(f"histogram_quantile(0.5, sum by (le) (rate({efficiency}{RATE})))", "p50"),
@@ -169,9 +209,9 @@ def _supply() -> Iterator[Panel]:
                 "Supply Distribution",
                 "Goods of all markets by supply, now. A good in three markets counts three times.",
                 NO_MARKETS,
-                at=(0, 19, 6, 8),
+                at=(0, 22, 6, 8),
             ),
-            query(supply, "{{supply_level}}", instant=True),
+            now(supply, "{{supply_level}}"),
         ),
         panels.LEVEL_COLOURS,
     )
@@ -181,9 +221,9 @@ def _supply() -> Iterator[Panel]:
                 "Activity Distribution",
                 "Goods of all markets by activity, now. Goods that a market only exchanges have none.",
                 NO_MARKETS,
-                at=(6, 19, 6, 8),
+                at=(6, 22, 6, 8),
             ),
-            query(activity, "{{activity_level}}", instant=True),
+            now(activity, "{{activity_level}}"),
         ),
         panels.ACTIVITY_COLOURS,
     )
@@ -193,7 +233,7 @@ def _supply() -> Iterator[Panel]:
                 "Supply over Time",
                 "Goods of all markets by supply.",
                 NO_MARKETS,
-                at=(12, 19, 6, 8),
+                at=(12, 22, 6, 8),
             ),
             query(supply, "{{supply_level}}"),
             stack=styles.StackingMode.NORMAL,
@@ -207,7 +247,7 @@ def _supply() -> Iterator[Panel]:
                 "Activity over Time",
                 "Goods of all markets by activity.",
                 NO_MARKETS,
-                at=(18, 19, 6, 8),
+                at=(18, 22, 6, 8),
             ),
             query(activity, "{{activity_level}}"),
             stack=styles.StackingMode.NORMAL,
@@ -225,7 +265,7 @@ def _scanner() -> Iterator[Panel]:
             "Market Scans",
             "Scans per minute by outcome.",
             NO_DAEMON,
-            at=(6, 28, 9, 8),
+            at=(6, 31, 9, 8),
             unit=panels.PER_MINUTE,
         ),
         query(f"60 * sum by (status) (rate({scans}{RATE}))", "{{status}}"),
@@ -236,15 +276,14 @@ def _scanner() -> Iterator[Panel]:
             "Scan Success Rate",
             "Scans that succeeded in the selected time range, in percent of all scans.",
             "No market was scanned in this time range, or the daemon's own metrics are off",
-            at=(0, 28, 6, 8),
+            at=(0, 31, 6, 8),
             unit=panels.PERCENT,
             decimals=1,
             steps=((None, RED), (90, YELLOW), (95, GREEN)),
         ),
-        query(
+        now(
             f"100 * sum(increase({MARKETS.of(selectors.MARKET_SCANS, status='success')}{RANGE})) "
             f"/ (sum(increase({scans}{RANGE})) > 0)",
-            instant=True,
         ),
     )
     yield panels.paint(rate, {"success": GREEN, "failure": RED})
@@ -253,7 +292,7 @@ def _scanner() -> Iterator[Panel]:
             "Scan Duration",
             "Duration of a scan: the median (p50), and the values that 95 and 99 percent do not exceed (p95, p99).",
             NO_DAEMON,
-            at=(15, 28, 9, 8),
+            at=(15, 31, 9, 8),
             unit=panels.SECONDS,
         ),
         *(
@@ -273,13 +312,13 @@ def _opportunities() -> Iterator[Panel]:
             "For each good: the lowest price to buy it, the highest price to sell it, the profit per unit between the "
             "two, and the largest volume that a market trades at once.",
             NO_DAEMON,
-            at=(0, 37, 12, 8),
+            at=(0, 40, 12, 8),
             unit=panels.CREDITS,
         ),
-        query(buy, rows=True),
-        query(sell, rows=True),
-        query(f"{sell} - {buy}", rows=True),
-        query(volume, rows=True),
+        now(buy, rows=True),
+        now(sell, rows=True),
+        now(f"{sell} - {buy}", rows=True),
+        now(volume, rows=True),
     )
     yield panels.columns(
         prices,
@@ -305,17 +344,17 @@ def _opportunities() -> Iterator[Panel]:
             "Profitable Routes",
             "Goods that the bot can buy at one market and sell at another for at least 100 credits of profit per unit.",
             NO_DAEMON,
-            at=(12, 37, 4, 8),
+            at=(12, 40, 4, 8),
             steps=((None, RED), (1, YELLOW), (5, GREEN)),
         ),
-        query(f"sum({MARKETS.of(selectors.TRADE_OPPORTUNITIES, min_margin='100')})"),
+        now(f"sum({MARKETS.of(selectors.TRADE_OPPORTUNITIES, min_margin='100')})"),
     )
     yield panels.lines(
         Frame(
             "Routes by Profit",
             "Goods that the bot can buy at one market and sell at another, by minimum profit per unit.",
             NO_DAEMON,
-            at=(16, 37, 8, 8),
+            at=(16, 40, 8, 8),
         ),
         *(
             query(f"sum({MARKETS.of(selectors.TRADE_OPPORTUNITIES, min_margin=margin)})", f"at least {margin} cr")
@@ -333,10 +372,10 @@ def _overview() -> Iterator[Panel]:
             "Active Manufacturing",
             "Manufacturing pipelines that execute now.",
             NO_GAME,
-            at=(0, 46, 4, 8),
+            at=(0, 49, 4, 8),
             steps=((None, GREY), (1, GREEN)),
         ),
-        query(
+        now(
             f"sum({MANUFACTURING.of(game.PIPELINE_RUNNING)}) or 0 * sum({MANUFACTURING.of(game.PIPELINE_QUEUE_DEPTH)})"
         ),
     ).links([more])
@@ -345,7 +384,7 @@ def _overview() -> Iterator[Panel]:
             "Supply Level Transitions",
             "How often the supply of a good changed from one level to another at a factory.",
             "No supply changed at a factory in this time range",
-            at=(4, 46, 10, 8),
+            at=(4, 49, 10, 8),
         ),
         query(
             f"sum by (good_symbol) (increase({MANUFACTURING.of(game.SUPPLY_TRANSITIONS)}{RATE})) > 0",
@@ -357,11 +396,11 @@ def _overview() -> Iterator[Panel]:
             "Manufacturing Profit Rate",
             "Revenue minus cost of the manufacturing pipelines completed in the last hour.",
             NO_GAME,
-            at=(14, 46, 4, 8),
+            at=(14, 49, 4, 8),
             unit=panels.CREDITS_PER_HOUR,
             steps=((None, RED), (0, GREEN)),
         ),
-        query(f"sum({MANUFACTURING.of(game.PROFIT_RATE)})"),
+        now(f"sum({MANUFACTURING.of(game.PROFIT_RATE)})"),
     ).links([more])
     yield panels.paint(
         panels.lines(
@@ -369,7 +408,7 @@ def _overview() -> Iterator[Panel]:
                 "HIGH Supply Markets",
                 "Goods of all markets whose supply is HIGH, which are good places to buy.",
                 NO_MARKETS,
-                at=(18, 46, 6, 8),
+                at=(18, 49, 6, 8),
             ),
             query(f"sum({high}) or 0 * sum({any_level})", "HIGH supply"),
         ),

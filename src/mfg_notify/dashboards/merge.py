@@ -16,8 +16,11 @@ from mfg_notify.errors import UsageError
 Json = dict[str, Any]
 
 ROW = "Manufacturing Overview"
-VARIABLES = ("market_job", "manufacturing_job", "player_id")
-"""Variables of the row's queries. A variable that the user's dashboard already has stays as it is."""
+VARIABLES = ("market_job", "manufacturing_job", "manufacturing_database", "player_id")
+"""Variables of the row's queries. The one of the data source is added if the user's panels query none.
+
+A variable that the user's dashboard already has stays as it is.
+"""
 
 
 class Outcome(StrEnum):
@@ -28,10 +31,11 @@ class Outcome(StrEnum):
     UNCHANGED = "unchanged"
 
 
-def merge(document: Json, ours: Json) -> Outcome:
+def merge(document: Json, ours: Json, datasource_uid: str | None = None) -> Outcome:
     """Append the row of `ours` to a dashboard, or refresh it if it is there. Changes `document` in place.
 
-    A refreshed panel keeps its id and its position. Raises UsageError if `document` is no classic dashboard.
+    It queries the data source of that uid, else the one that most of the user's panels query. A refreshed panel keeps
+    its id and its position. Raises UsageError if `document` is no classic dashboard.
     """
     dashboard = _classic(document)
     before = deepcopy(dashboard)
@@ -39,13 +43,19 @@ def merge(document: Json, ours: Json) -> Outcome:
     row = _find_row(dashboard["panels"])
     titles = {panel["title"] for panel in template}
     own = [panel for panel in _section(dashboard["panels"], row) if panel.get("title") in titles]
-    datasource = _prometheus_of(dashboard, except_for=own)
+    if datasource_uid is None:
+        datasource = _prometheus_of(dashboard, except_for=own)
+    else:
+        datasource = {"type": "prometheus", "uid": datasource_uid}
     template = [_with_datasource(panel, datasource) for panel in template]
     if row is None:
         _append(dashboard["panels"], template)
     else:
         _refresh(dashboard["panels"], row, template)
-    _add_variables(dashboard, [_with_datasource(each, datasource) for each in ours["templating"]["list"]])
+    variables = [each for each in ours["templating"]["list"] if each["name"] in VARIABLES]
+    if datasource is None:
+        variables += [each for each in ours["templating"]["list"] if each["type"] == "datasource"]
+    _add_variables(dashboard, [_with_datasource(each, datasource) for each in variables])
     if dashboard == before:
         return Outcome.UNCHANGED
     return Outcome.APPENDED if row is None else Outcome.REFRESHED
@@ -151,7 +161,7 @@ def _free_ids(panels: list[Json]) -> Iterator[int]:
 def _add_variables(dashboard: Json, ours: list[Json]) -> None:
     existing = _variables(dashboard)
     names = {variable.get("name") for variable in existing}
-    missing = [each for each in ours if each["name"] in VARIABLES and each["name"] not in names]
+    missing = [each for each in ours if each["name"] not in names]
     if missing:
         dashboard["templating"] = (dashboard.get("templating") or {}) | {"list": existing + missing}
 

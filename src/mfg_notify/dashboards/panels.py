@@ -38,7 +38,10 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 from mfg_notify.dashboards.shipped import MARK
 
-DATASOURCE = styles.DataSourceRef(type_val="prometheus", uid="prometheus")
+DATASOURCE_VARIABLE = "datasource"
+DATASOURCE = styles.DataSourceRef(type_val="prometheus", uid=f"${{{DATASOURCE_VARIABLE}}}")
+PROVISIONED = "prometheus"
+"""The uid of the data source that compose.yaml provisions."""
 
 GREEN, YELLOW, ORANGE, RED, BLUE, PURPLE, GREY = "green", "yellow", "orange", "red", "blue", "purple", "#8e8e99"
 LEVEL_COLOURS = {
@@ -47,6 +50,13 @@ LEVEL_COLOURS = {
 STATUS_COLOURS = {
     "PLANNING": BLUE, "EXECUTING": YELLOW, "COMPLETED": GREEN, "FAILED": RED, "CANCELLED": GREY,
 }  # fmt: skip
+TASK_COLOURS = {
+    "ACQUIRE_DELIVER": BLUE, "COLLECT_SELL": GREEN, "STORAGE_ACQUIRE_DELIVER": PURPLE, "LIQUIDATE": RED,
+    "DELIVER_TO_CONSTRUCTION": ORANGE, "ACQUIRE": "light-blue", "DELIVER": "dark-blue", "COLLECT": "light-green",
+    "SELL": "dark-green",
+}  # fmt: skip
+"""The types that bots have today, and older ones. Others get colours by name."""
+COLD_TO_HOT = ("#3274d9", "#37a2b8", GREEN, "#a0c520", YELLOW, ORANGE, RED)
 ACTIVITY_COLOURS = {
     "WEAK": BLUE, "GROWING": YELLOW, "STRONG": GREEN, "RESTRICTED": RED, "UNKNOWN": GREY,
 }  # fmt: skip
@@ -61,8 +71,8 @@ SECONDS = "s"
 PERCENT = "percent"
 """0 to 100."""
 
-NO_GAME = "No pipelines: Prometheus scrapes no exporter, or the exporter has seen no game"
-NO_SITES = "No construction site: no live pipeline delivers to one, or the bot's database has no column of materials"
+NO_GAME = "Unknown: no exporter is active, or it has seen no game"
+NO_SITES = "No construction site is known: no live pipeline delivers to one, or no exporter is active"
 NO_MARKETS = "No market data: it comes from the daemon's own metrics, or from the exporter with --collect-market"
 
 Steps = tuple[tuple[float | None, str], ...]
@@ -100,12 +110,19 @@ class Frame:
     decimals: int | None = None
 
 
-def query(expr: str, legend: str = "__auto", *, instant: bool = False, rows: bool = False) -> prometheus.Dataquery:
-    """Return a query over the time range, or at its end: `instant`, or `rows` for a table with one row per series."""
+def query(expr: str, legend: str = "__auto") -> prometheus.Dataquery:
+    """Return a query over the time range."""
+    return prometheus.Dataquery().datasource(DATASOURCE).expr(expr).legend_format(legend).range()
+
+
+def now(expr: str, legend: str = "__auto", *, rows: bool = False) -> prometheus.Dataquery:
+    """Return a query at the end of the time range; `rows` for a table with one row per series.
+
+    Everything that says how things are needs it: over a range, the last value of an exporter that died hours ago is
+    still the last value.
+    """
     made = prometheus.Dataquery().datasource(DATASOURCE).expr(expr).legend_format(legend)
-    if rows:
-        made = made.format(PromQueryFormat.TABLE)
-    return made.instant() if instant or rows else made.range()
+    return (made.format(PromQueryFormat.TABLE) if rows else made).instant()
 
 
 def started(start_time: str) -> str:
@@ -114,22 +131,17 @@ def started(start_time: str) -> str:
     return f"changes({start_time}[$__rate_interval]) > 0 or {start_time} unless {start_time} offset $__rate_interval"
 
 
-def single(frame: Frame, *queries: prometheus.Dataquery, graph: bool = True, named: bool = False) -> stat.Panel:
-    """Return one number, with its graph in the background unless `graph` is false, and with its name if `named`."""
+def single(frame: Frame, *queries: prometheus.Dataquery, named: bool = False) -> stat.Panel:
+    """Return one number as it is now, with its name if `named`."""
     panel = _framed(stat.Panel(), frame, queries)
     if named:
         panel = panel.text_mode(styles.BigValueTextMode.VALUE_AND_NAME)
     return (
         panel.reduce_options(_last())
         .color_mode(styles.BigValueColorMode.VALUE)
-        .graph_mode(styles.BigValueGraphMode.AREA if graph else styles.BigValueGraphMode.NONE)
+        .graph_mode(styles.BigValueGraphMode.NONE)
         .color_scheme(_by(FieldColorModeId.THRESHOLDS))
     )
-
-
-def mean(frame: Frame, *queries: prometheus.Dataquery) -> stat.Panel:
-    """Return the mean over the time range as one number, with the graph in the background."""
-    return single(frame, *queries).reduce_options(common.ReduceDataOptions().calcs(["mean"]))
 
 
 def dial(frame: Frame, *queries: prometheus.Dataquery) -> gauge.Panel:

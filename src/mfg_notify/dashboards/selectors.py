@@ -1,4 +1,4 @@
-"""Owns the selectors of all queries: they name declared metrics and labels only, and always carry job and player_id.
+"""Owns the selectors of all queries: they name declared metrics and labels only, and carry job, database and player.
 
 Declares the metrics of the game's daemon that a dashboard shows. Knows nothing about panels.
 """
@@ -71,10 +71,20 @@ DAEMON_METRICS = (
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The variables of a dashboard: `job` is the name of the job variable, `variables` maps a label to its variable."""
+    """The variables of a dashboard: the names of those of the job and of the database, and label → variable.
+
+    `database` is a label of the exporters' targets. The daemon's targets need not have it, so with `unlabelled` series
+    without it are selected, too.
+    """
 
     job: str
+    database: str
     variables: Mapping[str, str]
+    unlabelled: bool = False
+
+    @property
+    def _target(self) -> list[str]:
+        return [f'job=~"${self.job}"', f'database=~"${self.database}{"|" if self.unlabelled else ""}"']
 
     def of(self, metric: Metric | DaemonMetric, part: str = "", **matchers: str) -> str:
         """Return a selector of a metric, or of a part of a histogram, for the job and the variables of its labels.
@@ -87,8 +97,7 @@ class Scope:
         if unknown := matchers.keys() - {*metric.labels, *(("le",) if part == "bucket" else ())}:
             raise ValueError(f"{metric.name} has no label {', '.join(sorted(unknown))}")
         name = f"{metric.full_name}_{part}" if part else metric.full_name
-        narrowed = [f'job=~"${self.job}"']
-        narrowed += [
+        narrowed = self._target + [
             f'{label}=~"${self.variables[label]}"'
             for label in metric.labels
             if label in self.variables and label not in matchers
@@ -114,11 +123,11 @@ class Scope:
             raise ValueError(f"{name} is a {metric.kind}: part {part!r}")
         full_name = SELF_PREFIX + (f"{name}_{part}" if part else name)
         narrowed = [_matcher(label, value) for label, value in matchers.items()]
-        return _selector(full_name, [f'job=~"${self.job}"', *narrowed])
+        return _selector(full_name, self._target + narrowed)
 
-    def process(self, name: str) -> str:
-        """Return a selector of a metric that the client library exports about the process."""
-        return _selector(name, [f'job=~"${self.job}"'])
+    def target(self, name: str) -> str:
+        """Return a selector of a metric about the target: one of the client library's about the process, or `up`."""
+        return _selector(name, self._target)
 
 
 def _matcher(label: str, value: str) -> str:

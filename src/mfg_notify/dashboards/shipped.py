@@ -14,6 +14,16 @@ MARK = "Made by mfg-notify."
 NAMES = ("manufacturing.json", "market-dynamics.json")
 OWN = "mfg-notify"
 """What makes the uids and titles of `own_uids` ours alone."""
+INPUT = "DS_PROMETHEUS"
+GRAFANA_MINIMUM = "10.0.0"
+_INPUT = {
+    "name": INPUT,
+    "label": "Prometheus",
+    "description": "The Prometheus that scrapes mfg-notify",
+    "type": "datasource",
+    "pluginId": "prometheus",
+    "pluginName": "Prometheus",
+}
 _VARIABLE_QUERY = re.compile(r"label_values\((?P<expr>.+), *(?P<label>\w+)\)|query_result\((?P<result>.+)\)")
 _VALUE = re.compile(r'(\w+)="\(\?<value>')
 """In the regular expression of a variable: the label whose values it takes from a result."""
@@ -35,17 +45,43 @@ class Query:
     interval: str | None = None
 
 
-def read_dashboard(name: str, *, own_uids: bool = False) -> str:
-    """Return the JSON of a dashboard by its file name.
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a dashboard is written."""
 
-    With `own_uids` its uid and title are none that the game's own dashboards have, and its links lead to ours.
-    """
+    own_uids: bool = False
+    """Its uid and title are none that the game's own dashboards have, and its links lead to ours."""
+    datasource_uid: str | None = None
+    """The default of the variable of the data source, in place of the one that compose.yaml provisions."""
+    inputs: bool = False
+    """It asks for the data source when it is imported, as dashboards of grafana.com do."""
+
+
+AS_SHIPPED = Form()
+
+
+def read_dashboard(name: str, form: Form = AS_SHIPPED) -> str:
+    """Return the JSON of a dashboard by its file name, in a form."""
     text = _folder().joinpath(name).read_text(encoding="utf-8")
-    if not own_uids:
+    if form == AS_SHIPPED:
         return text
-    document = json.loads(text.replace('"/d/', f'"/d/{OWN}-'))
-    document |= {"uid": f"{OWN}-{document['uid']}", "title": f"{document['title']} ({OWN})"}
+    document = json.loads(text.replace('"/d/', f'"/d/{OWN}-') if form.own_uids else text)
+    if form.own_uids:
+        document |= {"uid": f"{OWN}-{document['uid']}", "title": f"{document['title']} ({OWN})"}
+    [datasource] = [each for each in document["templating"]["list"] if each["type"] == "datasource"]
+    if uid := f"${{{INPUT}}}" if form.inputs else form.datasource_uid:
+        datasource["current"] |= {"text": uid, "value": uid}
+    if form.inputs:
+        # Grafana replaces the name of the input everywhere in the document by the uid of what was chosen.
+        document = {"__inputs": [_INPUT], "__elements": {}, "__requires": list(_requirements(document)), **document}
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _requirements(document: dict[str, Any]) -> Iterator[dict[str, str]]:
+    yield {"type": "grafana", "id": "grafana", "name": "Grafana", "version": GRAFANA_MINIMUM}
+    yield {"type": "datasource", "id": "prometheus", "name": "Prometheus", "version": "1.0.0"}
+    for kind in sorted({panel["type"] for panel in every_panel(document["panels"])} - {"row"}):
+        yield {"type": "panel", "id": kind, "name": kind, "version": ""}
 
 
 def shipped_queries() -> Iterator[Query]:
@@ -61,6 +97,8 @@ def queries_of(name: str, document: dict[str, Any]) -> Iterator[Query]:
             instant = bool(target.get("instant"))
             yield Query(name, panel["title"], target["expr"], instant, interval=panel.get("interval"))
     for variable in document["templating"]["list"]:
+        if variable["type"] != "query":
+            continue
         query = _VARIABLE_QUERY.fullmatch(variable["query"]["query"])
         if query is None:
             raise ValueError(f"{name}: variable {variable['name']} is neither label_values() nor query_result()")
