@@ -6,7 +6,7 @@ ledger with it; a crash ends both.
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Sized
+from collections.abc import Callable, Generator, Sequence
 from enum import Enum, auto
 from random import Random
 from typing import Any
@@ -15,6 +15,7 @@ from tests.simulation.agenda import Agenda
 from tests.simulation.database import EPOCH, FOLD, Backend, Database
 from tests.simulation.weather import Weather
 
+from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
 from mfg_notify.core.counters import Arrival, settle
 from mfg_notify.core.events import Event
 from mfg_notify.core.ledger import Fold, Ledger, Outcome, Totals
@@ -257,8 +258,9 @@ class Session:
         self.exporter.watcher.changed(self.exporter)
         return outcome
 
-    def _record(self, events: Sized) -> None:
-        self.mode.count(len(events), self.exporter.agenda.now)
+    def _record(self, events: Sequence[Event]) -> None:
+        span = max((self.ledger.now() - event.at for event in events), default=0) / MICROSECONDS_PER_SECOND
+        self.mode.count(len(events), self.exporter.agenda.now, span)
 
     # ------------------------------------------------------------------------------------------ reconciling.py --
 
@@ -321,7 +323,7 @@ class Session:
         if self.skipped:
             self.skipped = 0
             schedule.request_fold(now, tuning.deferred_fold_delay)
-        self.mode.count(0, now)
+        self.mode.count_silence(now)
         if self.mode.needs_update:
             schedule.fold_at_once(now)
         if counted:

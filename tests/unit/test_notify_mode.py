@@ -77,6 +77,23 @@ def test_the_first_commits_already_count() -> None:
     assert rates.window(TUNING.busy_ratio / 0.005 * 1.1)
 
 
+def test_rare_folds_are_no_burst() -> None:
+    rates = Rates()
+    assert rates.window(HIGH_WATER * 2)
+    rates.mode.record_applied(polling=True)
+    # Somebody holds a snapshot open, so folds have become slow: the next one comes after eight seconds.
+    for _ in range(32):
+        rates.now += TUNING.rate_window
+        rates.mode.count_silence(rates.now)
+        assert rates.mode.wants_polling, "the triggers are silent, so silence says nothing"
+    rates.mode.count(8 * 500, rates.now, span=8.0)
+    assert not rates.mode.wants_polling, "eight seconds were quiet"
+    rates.mode.record_applied(polling=False)
+    rates.now += TUNING.rate_window
+    rates.mode.count(8 * 500, rates.now, span=8.0)
+    assert not rates.mode.wants_polling, "the events of eight seconds that come at once are no burst"
+
+
 @pytest.mark.parametrize("policy", [Policy.ALWAYS, Policy.NEVER])
 def test_a_fixed_policy_ignores_the_rate(policy: Policy) -> None:
     rates = Rates(policy)

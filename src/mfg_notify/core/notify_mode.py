@@ -33,6 +33,8 @@ class NotifyMode:
         self._tuning = tuning
         self._window_start = now
         self._window_events = 0
+        self._window_span = 0.0
+        """Seconds over which the events of the window were written, if that is longer than the window."""
         self._rate = 0.0
         self._commits: deque[float] = deque(maxlen=tuning.commit_samples)
         self._overloaded = False
@@ -62,22 +64,33 @@ class NotifyMode:
         """Tell whether every event from now on comes with a notification, so that polling is unnecessary."""
         return self._applied is False and self._horizon.reached
 
-    def count(self, events: int, now: float) -> None:
-        """Count events that have come, and decide anew once a window is full."""
+    def count(self, events: int, now: float, span: float = 0.0) -> None:
+        """Count events that have come, and decide anew once a window is full.
+
+        They were written within the last `span` seconds: a fold brings everything since the last one at once, which may
+        have been long ago if folds are slow.
+        """
         self._window_events += events
+        self._window_span = max(self._window_span, span)
         elapsed = now - self._window_start
         if elapsed < self._tuning.rate_window:
             return
-        self._rate = rate = self._window_events / elapsed
-        self._window_events, self._window_start = 0, now
+        self._rate = rate = self._window_events / max(elapsed, self._window_span)
+        self._window_events, self._window_span, self._window_start = 0, 0.0, now
         high_water = self._tuning.high_water_rate
         if self._commits:
             high_water = min(high_water, self._tuning.busy_ratio / min(self._commits))
         if rate > high_water:
             self._overloaded = True
-        self._quiet_windows = self._quiet_windows + 1 if rate < high_water * self._tuning.low_water_ratio else 0
+        windows = max(1, int(elapsed / self._tuning.rate_window))
+        self._quiet_windows = self._quiet_windows + windows if rate < high_water * self._tuning.low_water_ratio else 0
         if self._quiet_windows >= self._tuning.quiet_exit_windows:
             self._overloaded = False
+
+    def count_silence(self, now: float) -> None:
+        """Decide anew although nothing has come. While the triggers do not notify, that says nothing."""
+        if not self.polling:
+            self.count(0, now)
 
     def measure_commit(self, seconds: float) -> None:
         """Record how long a notifying commit of our own took."""

@@ -91,7 +91,7 @@ class Intake:
         if skipped := self._listener.take_skipped():
             self._telemetry.notifications_received.inc(skipped)
             self._schedule.request_fold(now, self._tuning.deferred_fold_delay)
-        self._notify_mode.count(0, now)
+        self._notify_mode.count_silence(now)
         if self._notify_mode.needs_update:
             self._schedule.fold_at_once(now)
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
 from mfg_notify.core.events import Event
 from mfg_notify.core.ledger import Ledger
 from mfg_notify.core.notify_mode import NotifyMode
@@ -22,8 +23,9 @@ class EventMeter:
 
     def record(self, events: Sequence[Event]) -> None:
         """Record events that have just been applied."""
-        self._notify_mode.count(len(events), self._clock())
         now = self._ledger.now()
+        delays = [max(0, now - event.at) for event in events]
+        self._notify_mode.count(len(events), self._clock(), max(delays, default=0) / MICROSECONDS_PER_SECOND)
         for (table, operation), n in Counter((event.table, event.change.operation) for event in events).items():
             self._telemetry.events_applied.labels(table, operation).inc(n)
-        self._telemetry.event_delay.observe(max(0, now - event.at) for event in events)
+        self._telemetry.event_delay.observe(delays)
