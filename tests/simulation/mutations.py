@@ -397,11 +397,11 @@ MUTATIONS = (
     ),
     Mutation(
         "a new leader does not know the mode of the triggers",
-        Session, "_heartbeat", "reset()\n        self.mode.invalidate()", "reset()", HANDOVERS, seed=1118,
+        Session, "_heartbeat", "reset()\n        self.mode.invalidate()", "reset()", HANDOVERS, seed=1732,
     ),
     Mutation(
         "a new leader starts the scan horizon anew",
-        Session, "_heartbeat", "self.horizon.reset()", "pass", ("hand over", "restore in place"), seed=196,
+        Session, "_heartbeat", "self.horizon.reset()", "pass", ("hand over", "restore in place"), seed=1254,
     ),
     Mutation(
         "a full scan while reconciling catches what the scan horizon has missed",

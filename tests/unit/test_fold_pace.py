@@ -10,6 +10,8 @@ TUNING = Tuning(
     fold_chunk=8000,
     fold_chunk_minimum=1000,
     fold_share=0.1,
+    fold_share_when_slow=0.05,
+    fold_slow=0.2,
     fold_seconds_per_event=0.0001,
     fold_pause_maximum=60.0,
     fold_timeout_maximum=25.0,
@@ -38,11 +40,16 @@ def test_at_first_nothing_is_known() -> None:
         ([(0.3, 20_000)] * SAMPLES, 0.0),
         ([(30.0, 0)] * SAMPLES, 60.0),
         ([(0.1, 0), (0.1, 0), (9.0, 0)], 0.9),
-        ([(0.1, 0), (0.2, 0), (0.3, 0), (0.4, 0)], 2.7),
+        ([(0.1, 0), (0.2, 0), (0.3, 0), (0.4, 0)], 5.7),
+        ([(0.2, 0)] * SAMPLES, 1.8),
+        ([(0.4, 1000)] * SAMPLES, 5.7),
     ],
-    ids=["cheap", "dear", "half of it for events", "all of it for events", "at most", "one was held up", "ever dearer"],
+    ids=[
+        *("cheap", "dear", "half of it for events", "all of it for events", "at most", "one was held up"),
+        *("ever dearer", "not slow yet", "slow"),
+    ],
 )
-def test_folding_takes_a_tenth_of_the_time(folds: list[tuple[float, int]], pause: float) -> None:
+def test_folding_takes_a_limited_share_of_the_time(folds: list[tuple[float, int]], pause: float) -> None:
     assert after(*folds).pause == pytest.approx(pause)
 
 

@@ -32,7 +32,9 @@ class FoldPace:
         tuning = self._tuning
         # Time that the events themselves explain does not count: a high rate must not make folds rare.
         self._overheads.append(max(0.0, duration - events * tuning.fold_seconds_per_event))
-        self.pause = min(median_low(self._overheads) * (1 / tuning.fold_share - 1), tuning.fold_pause_maximum)
+        overhead = median_low(self._overheads)
+        share = tuning.fold_share if overhead <= tuning.fold_slow else tuning.fold_share_when_slow
+        self.pause = min(overhead * (1 / share - 1), tuning.fold_pause_maximum)
         self.timeout = min(max(tuning.answer_timeout, 10 * duration), tuning.fold_timeout_maximum)
         self.chunk = min(2 * self.chunk, tuning.fold_chunk)
 
