@@ -33,6 +33,8 @@ class Tuning:
     fold_slow: float = 0.1
     fold_seconds_per_event: float = 0.00005
     """What an event may add to the duration of a fold; about 15 microseconds are usual."""
+    full_scan_share: float = 0.02
+    """Share of time that folds may take which scan the whole journal."""
     fold_pause_maximum: float = 60.0
     """Between two folds, however slow they have become."""
     fold_timeout_maximum: float = 25.0

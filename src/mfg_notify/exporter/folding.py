@@ -54,6 +54,7 @@ class Folding:
         self._clock = clock
         self._tuning = tuning
         self._horizon = ScanHorizon()
+        self._full_scan_due = clock()
 
     def lead(self) -> None:
         """Forget what was known of the triggers' mode and of the journal: another exporter may have led meanwhile.
@@ -72,11 +73,18 @@ class Folding:
         """
         number = self._ledger.begin_fold()
         started = self._clock()
+        # A full scan during reconciliation is the safety net for the scan horizon. It visits every row that was folded
+        # while somebody holds a snapshot open, so it is made the more rarely the longer it takes.
+        full_scan = self._ledger.reconciling and started >= self._full_scan_due
+        after = -1 if full_scan else self._horizon.folded_up_to
         try:
-            fold = await in_time(self._pace.timeout, self._fold_and_set_notify_mode(number))
+            fold = await in_time(self._pace.timeout, self._fold_and_set_notify_mode(number, after))
         except DatabaseError:
             self._pace.failed(self._clock() - started)
             raise
+        if full_scan:
+            ended = self._clock()
+            self._full_scan_due = ended + (ended - started) / self._tuning.full_scan_share
         if fold is not None:
             self._ledger.prove_lead(started)
             self._pace.succeeded(self._clock() - started, len(fold.events))
@@ -106,14 +114,12 @@ class Folding:
             self._telemetry.fold_last_success.set_to_current_time()
         return outcome
 
-    async def _fold_and_set_notify_mode(self, number: int) -> Fold | None:
+    async def _fold_and_set_notify_mode(self, number: int, after: int) -> Fold | None:
         mode = self._notify_mode
         disable_notify = mode.needs_update and mode.wants_polling
         if mode.needs_update and not disable_notify:
             await journal.enable_notify(self._connection)
             mode.record_applied(polling=False)
-        # A full scan during reconciliation is the safety net for the scan horizon.
-        after = -1 if self._ledger.reconciling else self._horizon.folded_up_to
         fold = await journal.fold(
             self._connection,
             self._instance_id,
