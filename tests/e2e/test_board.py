@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Locator, expect
 from psycopg.types.json import Jsonb
 from tests import game_rows
 from tests.conftest import Database, Server
@@ -14,6 +14,23 @@ from tests.e2e.browser import DESK, PHONE, Visit, browsing, needs_chromium
 from tests.support import ExporterProcess
 
 pytestmark = needs_chromium
+EAGER = ("--reconcile-interval", "500ms")
+"""What pipelines wait for is read with each reconciliation."""
+SMALLEST = {"width": 320, "height": 640}
+BROKEN_NUMBERS = """
+() => [...document.querySelectorAll(
+    ".number, .percent, .share, .age, dd[data-sum], dd[data-trend]"
+)].filter((place) => {
+    const text = document.createTreeWalker(place, NodeFilter.SHOW_TEXT).nextNode();
+    if (text === null || place.checkVisibility() === false) return false;
+    const range = document.createRange();
+    range.selectNode(text);
+    const box = place.parentElement.getBoundingClientRect();
+    const tops = new Set([...range.getClientRects()].map((line) => Math.round(line.top)));
+    return tops.size > 1 || range.getBoundingClientRect().right > box.right + 1;
+}).map((place) => place.outerHTML)
+"""
+"""Numbers on the page that take two lines, or reach out of their box."""
 HOSTILE = (
     "<script>window.hacked=1</script>",
     "<img src=x onerror=window.hacked=1>",
@@ -43,7 +60,7 @@ def database(server: Server) -> Iterator[Database]:
 
 @pytest.fixture(scope="module")
 def exporter(database: Database) -> Iterator[ExporterProcess]:
-    with ExporterProcess(database.dsn) as started:
+    with ExporterProcess(database.dsn, *EAGER, "--web.grafana-url", "https://grafana.example/at/") as started:
         started.wait_ready()
         yield started
 
@@ -85,6 +102,14 @@ def add_pipeline(connection: psycopg.Connection, key: str, product: str) -> None
         """INSERT INTO manufacturing_pipelines (id, player_id, product_good, sell_market, expected_price, status)
            VALUES (%s, 1, %s, 'M', 1, 'PLANNING')""",
         (key, product),
+    )
+
+
+def complete(connection: psycopg.Connection, key: str, profit: int) -> None:
+    connection.execute(
+        """UPDATE manufacturing_pipelines SET status = 'COMPLETED', completed_at = now(),
+               total_revenue = greatest(%(profit)s, 0), total_cost = greatest(-%(profit)s, 0) WHERE id = %(key)s""",
+        {"profit": profit, "key": key},
     )
 
 
@@ -178,8 +203,8 @@ def test_it_is_for_everyone(
         for landmark in ("banner", "navigation", "main", "contentinfo"):
             expect(page.get_by_role(landmark)).to_be_visible()
         # On a phone the tables look like cards, and are tables all the same.
-        expect(page.get_by_role("table")).to_have_count(6)
-        assert page.get_by_role("columnheader", name="Product").count() == 1
+        expect(page.get_by_role("table")).to_have_count(7)
+        assert page.get_by_role("columnheader", name="Product").count() == 2
         assert visit.violations() == []
         assert visit.complaints == []
 
@@ -189,12 +214,14 @@ def test_by_keyboard(browser: Browser, exporter: ExporterProcess, game: psycopg.
         page = visit.page
         expect(page.get_by_role("status")).to_have_text(re.compile("^Live"))
         order = []
-        for _ in range(5):
+        for _ in range(7):
             page.keyboard.press("Tab")
             order.append(page.evaluate("document.activeElement.textContent"))
             assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
             assert page.evaluate("document.activeElement.getBoundingClientRect().top >= 0")
-        assert order == ["Skip to the board", "Metrics", "Healthy", "Ready", "Pause"]
+        assert order[:6] == ["Skip to the board", "Metrics", "Healthy", "Ready", "Grafana", "Pause"]
+        assert order[6].startswith("All players")
+        page.get_by_role("button", name="Pause").focus()
         page.keyboard.press("Space")
         expect(page.get_by_role("button", name="Pause", pressed=True)).to_be_focused()
         expect(page.get_by_role("status")).to_have_text(re.compile("^Paused"))
@@ -208,6 +235,98 @@ def test_by_keyboard(browser: Browser, exporter: ExporterProcess, game: psycopg.
         page.get_by_role("link", name="Skip to the board").focus()
         page.keyboard.press("Enter")
         expect(page.get_by_role("main")).to_be_focused()
+
+
+def test_why_a_pipeline_is_stuck(browser: Browser, exporter: ExporterProcess, game: psycopg.Connection) -> None:
+    for key, player, minutes in (("stuck", 1, "90 minutes"), ("busy", 3, "30 minutes"), ("stuck too", 1, "3 hours")):
+        game_rows.add_pipeline(
+            game, key, player_id=player, product_good="CLOTHING", status="EXECUTING", created_at=game_rows.ago(minutes)
+        )
+    game_rows.add_factory(
+        game, "X1-F", pipeline_id="stuck", required_inputs=Jsonb(["FABRICS", "DYE"]), output_good="CLOTHING"
+    )
+    game_rows.add_task(game, "stuck-1", pipeline_id="stuck", created_at=game_rows.ago("80 minutes"))
+    busy: dict[str, object] = {"status": "EXECUTING", "assigned_ship": "S", "started_at": game_rows.ago("70 seconds")}
+    game_rows.add_task(game, "busy-1", pipeline_id="busy", player_id=3, **busy)
+    with Visit(browser, exporter.address) as visit:
+        page = visit.page
+        table = page.get_by_role("table", name="The oldest first")
+
+        def row(key: str) -> Locator:
+            return table.get_by_role("row").filter(has=page.get_by_role("cell", name=key, exact=True))
+
+        waiting = row("stuck").get_by_role("cell")
+        expect(waiting.nth(4)).to_have_text("X1-F lacks FABRICS, DYE")
+        expect(waiting.nth(3)).to_have_text(re.compile("^1\u00a0h 3[0-9]\u00a0min$"))
+        expect(waiting.nth(5)).to_have_text(re.compile("^1\u00a0h 2[0-9]\u00a0min$"))
+        under_way = row("busy").get_by_role("cell")
+        expect(under_way.nth(4)).to_have_text("1 task under way")
+        expect(under_way.nth(5)).to_have_text(re.compile("^1\u00a0min [1-5][0-9]\u00a0s$"))
+        shown = under_way.nth(5).inner_text()
+        expect(under_way.nth(5)).not_to_have_text(shown)  # it goes on without a word from the exporter
+        # The oldest stay where they are, whatever happens to the others.
+        keys = table.locator("tbody code").all_inner_texts()
+        assert keys[:3] == ["stuck too", "stuck", "busy"]
+        game.execute("UPDATE manufacturing_tasks SET status = 'READY', ready_at = now() WHERE id = 'stuck-1'")
+        expect(waiting.nth(4)).to_have_text(re.compile("^1 task ready, [12] idle ships?$"))
+        assert table.locator("tbody code").all_inner_texts() == keys
+        expect(page.locator("#active")).to_have_text(
+            re.compile("^The bot last changed something [0-9]+\u00a0s ago[.]$")
+        )
+        # One player alone, everywhere; hostile names are names like others.
+        page.get_by_label("Player", exact=True).select_option(index=3)
+        expect(row("busy")).to_have_count(1)
+        expect(row("stuck")).to_have_count(0)
+        expect(page.get_by_role("table", name="Live pipelines, open tasks").locator("tbody tr")).to_have_count(1)
+        page.get_by_label("Player", exact=True).select_option("")
+        expect(row("stuck")).to_have_count(1)
+        # Changes have dates, and a change of times alone is none.
+        newest = page.get_by_role("table", name="Newest first").get_by_role("row").nth(1)
+        expect(newest).to_contain_text("stuck-1")
+        game.execute("UPDATE manufacturing_tasks SET ready_at = now() + interval '1 second' WHERE id = 'stuck-1'")
+        game_rows.add_task(game, "after", player_id=3)
+        expect(newest).to_contain_text("after")
+        expect(page.get_by_role("table", name="Newest first").get_by_role("row").nth(2)).to_contain_text("READY")
+        today = page.evaluate("new Intl.DateTimeFormat([], { day: 'numeric', month: 'short' }).format(new Date())")
+        expect(newest.get_by_role("cell").first).to_contain_text(today)
+        # The last hour, and the way to Grafana.
+        complete(game, "stuck too", -800)
+        expect(page.locator("[data-trend=completed]")).to_have_text("1")
+        expect(page.locator("[data-trend=profit]")).to_have_text("-800")
+        assert page.locator("[data-trend=profit] rect").evaluate_all("(bars) => bars.at(-1).height.baseVal.value") > 0
+        link = page.get_by_role("link", name="Grafana")
+        expect(link).to_have_attribute("href", "https://grafana.example/at/d/manufacturing-pipeline")
+        assert visit.complaints == []
+
+
+@pytest.mark.parametrize("viewport", [SMALLEST, PHONE, DESK], ids=["320 px", "phone", "desk"])
+def test_no_number_breaks_and_a_phone_page_is_short(
+    browser: Browser, exporter: ExporterProcess, game: psycopg.Connection, viewport: dict[str, int]
+) -> None:
+    for n in range(20):
+        game_rows.add_pipeline(game, f"many-{viewport['width']}-{n}", product_good=f"GOOD_{n}")
+    game_rows.add_pipeline(game, f"rich-{viewport['width']}", status="EXECUTING", started_at=game_rows.NOW)
+    complete(game, f"rich-{viewport['width']}", 1_999_999_999)
+    with Visit(browser, exporter.address, viewport=viewport, reduced_motion="reduce") as visit:
+        page = visit.page
+        expect(page.locator("[data-sum=credits_an_hour]")).to_have_text(
+            re.compile("^[0-9],[0-9]{3},[0-9]{3},[0-9]{3}$")
+        )
+        table = page.get_by_role("table", name="The oldest first")
+        expect(table.locator("tbody tr").nth(20)).to_be_attached()
+        assert page.evaluate(BROKEN_NUMBERS) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        everything = page.locator("#h-runs ~ button.more")
+        if viewport is DESK:
+            expect(everything).to_be_hidden()
+            expect(table.locator("tbody tr").nth(20)).to_be_visible()
+            return
+        expect(table.locator("tbody tr").nth(20)).to_be_hidden()
+        assert page.evaluate("document.documentElement.scrollHeight") < 12 * 740
+        everything.click()
+        expect(table.locator("tbody tr").nth(20)).to_be_visible()
+        expect(everything).to_have_attribute("aria-expanded", "true")
+        assert visit.violations() == []
 
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])

@@ -7,8 +7,9 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, LiteralString
 
+import anyio
 import httpx
 import psycopg
 import pytest
@@ -16,11 +17,13 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 from tests import game_rows
-from tests.conftest import Database, Postgres, create_game_tables
+from tests.conftest import Database, Postgres, Roles, create_game_tables
 from tests.http_client import connect, request
 from tests.support import PATIENCE, ExporterProcess, eventually, stop_backend
 
-from mfg_notify.postgres import migrations
+from mfg_notify.core.progress import FactoryNeeds
+from mfg_notify.postgres import connection, migrations
+from mfg_notify.postgres.progress import ProgressReading, read_progress
 from mfg_notify.web.board import VIEWERS_MAXIMUM
 
 STREAM = "/-/board/stream"
@@ -333,3 +336,78 @@ def test_a_database_that_hangs_holds_up_no_viewer(installed: Database) -> None:
             viewer.until(lambda snapshot: ["Connections given up", 1, ""] in snapshot["exporter"])
         finally:
             os.kill(hanging, signal.SIGCONT)
+
+
+def progress_of(dsn: str) -> ProgressReading:
+    async def read() -> ProgressReading:
+        async with await connection.connect(dsn) as opened:
+            return await read_progress(opened, "public")
+
+    return anyio.run(read)
+
+
+def test_what_live_pipelines_wait_for(installed: Database) -> None:
+    with installed.connect() as game:
+        add_player(game)
+        for key, status in (("old", "EXECUTING"), ("new", "PLANNING"), ("done", "COMPLETED")):
+            game_rows.add_pipeline(game, key, status=status)
+        game.execute("UPDATE manufacturing_pipelines SET created_at = now() - interval '1 hour' WHERE id = 'old'")
+        game_rows.add_task(game, "pending", pipeline_id="old")
+        for minutes in ("5 minutes", "1 minute"):
+            game_rows.add_task(game, minutes, pipeline_id="old", status="READY", ready_at=game_rows.ago(minutes))
+        game_rows.add_task(game, "finished", pipeline_id="old", status="COMPLETED")
+        game_rows.add_task(game, "ad hoc")
+        game_rows.add_factory(
+            game,
+            "X1-F",
+            pipeline_id="old",
+            required_inputs=Jsonb(["IRON", "TIN"]),
+            delivered_inputs=Jsonb({"IRON": {"delivered": True}, "TIN": {"delivered": False}}),
+            current_supply="",
+        )
+        game_rows.add_factory(game, "X1-G", pipeline_id="done")
+        found = progress_of(installed.dsn)
+    assert found.error is None
+    assert found.progress is not None
+    assert list(found.progress) == ["old", "new"]
+    old = found.progress["old"]
+    assert old.created_at is not None
+    assert old.ready.since is not None
+    assert round((old.ready.since - old.created_at) / 60_000_000) == 55
+    assert [tasks.number for tasks in (old.pending, old.ready, old.executing)] == [1, 2, 0]
+    assert old.factories == (FactoryNeeds("X1-F", "IRON", None, ("TIN",)),)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ("ALTER TABLE manufacturing_tasks DROP pipeline_id", None),
+        ("ALTER TABLE manufacturing_pipelines ALTER created_at DROP DEFAULT, ALTER created_at TYPE text", "DataError"),
+    ],
+)
+def test_the_board_does_without_what_pipelines_wait_for(
+    installed: Database, change: LiteralString, error: str | None
+) -> None:
+    with installed.connect() as game:
+        add_player(game)
+        game_rows.add_pipeline(game, "p", status="EXECUTING")
+        game.execute(change)
+        if error is not None:
+            game.execute("UPDATE manufacturing_pipelines SET created_at = 'yesterday evening, about eight'")
+        found = progress_of(installed.dsn)
+        assert found.progress is None
+        assert (found.error is None) is (error is None)
+        with ExporterProcess(installed.dsn) as exporter, watching(exporter) as viewer:
+            exporter.wait_ready()
+            seen = viewer.until(lambda snapshot: snapshot["game"] and snapshot["game"]["tables"]["runs"])
+            assert [row[1:] for row in seen["game"]["tables"]["runs"]] == [
+                ["IRON", "p", "EXECUTING", None, "not read yet", None]
+            ]
+
+
+def test_a_role_of_its_own_may_read_what_pipelines_wait_for(roles: Roles, installed: Database) -> None:
+    role = roles.name("board")
+    with migrations.connect(installed.dsn) as opened:
+        migrations.up(opened, "public", print)
+        migrations.create_role(opened, "public", role, print)
+    assert progress_of(make_conninfo(installed.dsn, user=role)).progress == {}

@@ -11,19 +11,25 @@ from tests.unit.builders import NOW, SECOND, Image, event, factory, pipeline, sa
 from mfg_notify.core.board import (
     CHANGES_MAXIMUM,
     ROWS_MAXIMUM,
+    TREND_BARS,
     BoardSnapshot,
     Game,
     GameSummary,
     LastChanges,
     Row,
+    Run,
     build_game,
     describe_change,
+    last_activity,
     name_players,
 )
 from mfg_notify.core.events import Event, Material, PipelineImage, TaskChange
+from mfg_notify.core.ledger import Ledger
 from mfg_notify.core.live_state import HOUR, LiveRows, RecentActivity, compute_gauges
+from mfg_notify.core.progress import OpenTasks, Progress
 from mfg_notify.core.rules import Completion, SampleKey
 from mfg_notify.core.series import Players, View
+from mfg_notify.core.tuning import Tuning
 from mfg_notify.web.board import HEARTBEAT, INTERVAL, SHARE, TENURE, VIEWERS_MAXIMUM, Board, Viewer
 
 
@@ -48,6 +54,29 @@ def test_each_change_appears_once_in_whatever_way_and_order_it_comes(arrivals: l
         (changes.settle if by_fold else changes.announce)(map(change, numbers))
         arrived |= set(numbers)
     assert ids(changes) == sorted(arrived, reverse=True)[:CHANGES_MAXIMUM]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "shown"),
+    [
+        (task("READY"), task("READY", ready_at=NOW), False),
+        (task("READY"), task("READY", retry_count=1), True),
+        (pipeline("EXECUTING"), pipeline("EXECUTING", total_cost=7), False),
+        (pipeline("EXECUTING"), pipeline("EXECUTING", net_profit=7), True),
+        (factory("HIGH"), factory("HIGH", is_current=True), False),
+        (factory("HIGH"), factory("HIGH", ready=True), True),
+        (None, task("READY"), True),
+    ],
+)
+def test_a_change_that_only_touches_times_is_not_shown(old: Image | None, new: Image | None, *, shown: bool) -> None:
+    for take in (LastChanges.announce, LastChanges.settle):
+        changes = LastChanges()
+        take(changes, [event(old, new, number=7)])
+        assert ids(changes) == [7] * shown
+    # A forged payload said something under its id, and the fold knows better.
+    changes.announce([event(None, task("READY"), number=7)])
+    changes.settle([event(old, new, number=7)])
+    assert ids(changes) == [7] * shown
 
 
 def test_an_announced_event_that_the_journal_does_not_have_is_forgotten() -> None:
@@ -172,6 +201,7 @@ def test_the_tables() -> None:
     activity = RecentActivity({"x": Completion("x", 1, NOW - SECOND, 500), "y": Completion("y", 2, NOW - SECOND, -700)})
     game = build_game(View(totals, compute_gauges(rows), activity), NOW)
     assert game.tables == {
+        "runs": [],
         "players": [("1", 1, 2, 3, 1, 1, 50, 1, 500), ("2", 0, 0, 1, 0, 0, 0, 0, -700)],
         "pipelines": [
             ("1", "DRUGS", 0, 1, 0, 0, 0),
@@ -182,8 +212,46 @@ def test_the_tables() -> None:
         "factories": [("1", "X1-F", "GOLD", None, 1, 0), ("1", "X1-F", "IRON", 4, 0.25, 3)],
         "sites": [],
     }
-    assert msgspec.structs.astuple(game.summary) == (3, 4, 1, 1, 1, -200)
+    assert msgspec.structs.astuple(game.summary)[:6] == (3, 4, 1, 1, 1, -200)
     assert set(game.left_out.values()) == {0}
+
+
+def test_live_pipelines_keep_their_places_and_say_what_they_wait_for() -> None:
+    rows = LiveRows({"b": pipeline("EXECUTING"), "a": pipeline("PLANNING"), "new": pipeline("EXECUTING", player_id=2)})
+    progress = {"a": Progress(20), "b": Progress(10, ready=OpenTasks(2, 15)), "gone": Progress(5)}
+    ledger = Ledger(lambda: 0.0, NOW, Tuning())
+    ledger._live.reconcile(rows, lambda _: True)
+    ledger.set_progress(progress)
+    view = View({}, compute_gauges(rows), RecentActivity())
+    game = build_game(view, NOW, ledger.runs())
+    assert game.tables["runs"] == [
+        ("1", "RIFLES", "b", "EXECUTING", 10, "2 tasks ready, no idle ship", 15),
+        ("1", "RIFLES", "a", "PLANNING", 20, "its start", 20),
+        ("2", "RIFLES", "new", "EXECUTING", None, "not read yet", None),
+    ]
+    ledger.set_progress(None)
+    assert [(run.key, run.progress) for run in ledger.runs()] == [("a", None), ("b", None), ("new", None)]
+
+
+def test_the_trend_of_the_last_hour() -> None:
+    bar = HOUR // TREND_BARS
+    now = NOW // bar * bar + bar // 2
+    done = {
+        "now": Completion("now", 1, now - SECOND, 700),
+        "too": Completion("too", 1, now - SECOND, -100),
+        "first": Completion("first", 1, now - 29 * bar, 5),
+        "too old": Completion("too old", 1, now - 30 * bar, 9),
+        "of the future": Completion("of the future", 1, now + bar, 9),
+    }
+    summary = build_game(View({}, compute_gauges(LiveRows()), RecentActivity(done)), now).summary
+    assert (summary.completed[0], summary.completed[-1], sum(summary.completed)) == (1, 2, 3)
+    assert (summary.profit[0], summary.profit[-1], sum(summary.profit)) == (5, 600, 605)
+
+
+def test_when_a_player_last_changed_something() -> None:
+    latest = {("player", 1, ""): 5, ("player", 2, ""): 9, ("ship", 1, "S"): 99}
+    assert last_activity(View({}, compute_gauges(LiveRows()), RecentActivity({}, latest))) == 9
+    assert last_activity(View({}, compute_gauges(LiveRows()), RecentActivity())) is None
 
 
 def test_construction_sites_and_what_they_lack_most_first() -> None:
@@ -241,9 +309,9 @@ def test_a_player_whose_era_is_closed_has_no_row_though_the_rows_are_live() -> N
     )
     activity = RecentActivity({"x": Completion("x", 1, NOW - SECOND, 500), "y": Completion("y", 2, NOW - SECOND, 70)})
     players = Players(closed_at={1: NOW})
-    game = build_game(View({}, compute_gauges(rows), activity, players=players), NOW)
+    game = build_game(View({}, compute_gauges(rows), activity, players=players), NOW, runs_of(rows))
     assert all([row[0] for row in table] == ["2"] for table in game.tables.values())
-    assert msgspec.structs.astuple(game.summary) == (1, 1, 1, 1, 1, 70)
+    assert msgspec.structs.astuple(game.summary)[:6] == (1, 1, 1, 1, 1, 70)
 
 
 def test_what_is_summed_over_all_players_comes_last() -> None:
@@ -252,8 +320,12 @@ def test_what_is_summed_over_all_players_comes_last() -> None:
     assert game.tables["pipelines"] == [("12", "other", 0, 0, 0, 1, 0), ("other", "other", 0, 0, 0, 9, 0)]
 
 
+def runs_of(rows: LiveRows) -> list[Run]:
+    return [Run(key, row, None) for key, row in rows.pipelines.items()]
+
+
 def snapshot_of(tables: dict[str, list[Row]], changes: list[Event]) -> BoardSnapshot:
-    game = Game(GameSummary(0, 0, 0, 0, 0, 0), tables, dict.fromkeys(tables, 0))
+    game = Game(GameSummary(0, 0, 0, 0, 0, 0, [], []), tables, dict.fromkeys(tables, 0))
     return BoardSnapshot("1", "live", True, "", None, game, list(map(describe_change, changes)), [])
 
 
@@ -312,7 +384,7 @@ def test_a_snapshot_is_small_however_large_the_game_is() -> None:
     totals: dict[SampleKey, int] = {
         ("manufacturing_pipeline_completed_total", ("0", f"OLD{n}", "FAILED")): 2**70 for n in range(many)
     }
-    game = build_game(View(totals, compute_gauges(rows), RecentActivity()), NOW)
+    game = build_game(View(totals, compute_gauges(rows), RecentActivity()), NOW, runs_of(rows))
     for name, table in game.tables.items():
         assert len(table) == ROWS_MAXIMUM
         assert game.left_out[name] == (2 * many if name == "pipelines" else many) - ROWS_MAXIMUM

@@ -5,7 +5,7 @@ import math
 import click
 import pytest
 
-from mfg_notify.cli.options import DURATION, check_telemetry_path
+from mfg_notify.cli.options import DURATION, check_grafana_url, check_telemetry_path
 from mfg_notify.errors import UsageError
 from mfg_notify.web.server import bind
 
@@ -47,6 +47,21 @@ def test_no_durations(text: str) -> None:
 def test_paths_that_cannot_be_served(path: str) -> None:
     with pytest.raises(UsageError, match=r"--web\.telemetry-path"):
         check_telemetry_path(path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "grafana", "//host", "ftp://host", "javascript:alert(1)", "http://", "https://me:secret@host", "http://[x"],
+)
+def test_addresses_of_grafana_that_cannot_be_opened(url: str) -> None:
+    with pytest.raises(UsageError, match=r"--web\.grafana-url") as refused:
+        check_grafana_url(url)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", [None, "http://localhost:3000", "https://grafana.example/below/"])
+def test_addresses_of_grafana(url: str | None) -> None:
+    assert check_grafana_url(url) == url
 
 
 @pytest.mark.parametrize("address", ["80", "127.0.0.1:x", "127.0.0.1:70000", f"{'a' * 64}:0", "é.xn--é:0", "a\0b:0"])

@@ -14,6 +14,7 @@ from mfg_notify import logs
 from mfg_notify.cli.console import print_line, print_waiting
 from mfg_notify.cli.options import (
     DURATION,
+    check_grafana_url,
     check_telemetry_path,
     combine,
     configure_logs,
@@ -84,6 +85,7 @@ def demo(
     web_config_file: Path | None,
     max_requests: int,
     max_connections: int,
+    grafana_url: str | None,
     log_level: str,
     log_format: logs.Format | None,
     *,
@@ -129,6 +131,7 @@ def demo(
                 telemetry_path=path,
                 market_interval=MARKET_INTERVAL,
                 board=not no_board,
+                grafana_url=check_grafana_url(grafana_url),
                 access=access,
                 limits=Limits(max_requests, max_connections),
             )

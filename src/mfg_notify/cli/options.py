@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -201,7 +202,30 @@ web_options = combine(
         is_flag=True,
         help="Serve a plain page at / instead of the live board.",
     ),
+    click.option(
+        "--web.grafana-url",
+        "grafana_url",
+        envvar="MFG_NOTIFY_WEB_GRAFANA_URL",
+        show_envvar=True,
+        metavar="URL",
+        help="Address of your Grafana: the board links to its dashboard of manufacturing.",
+    ),
 )
+
+
+def check_grafana_url(url: str | None) -> str | None:
+    """Return the address. Raise `UsageError` if it is none that a browser can open, or one with a password in it."""
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise UsageError("--web.grafana-url is not an address") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+        raise UsageError(
+            "--web.grafana-url must look like https://grafana.example or http://host:3000/path, without a user"
+        )
+    return url
 
 
 def configure_logs(level: str, log_format: logs.Format | None) -> None:

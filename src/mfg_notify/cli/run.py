@@ -11,6 +11,7 @@ import click
 from mfg_notify import logs, systemd
 from mfg_notify.cli.options import (
     DURATION,
+    check_grafana_url,
     check_telemetry_path,
     configure_logs,
     connection_options,
@@ -73,6 +74,7 @@ def run(
     web_config_file: Path | None,
     max_requests: int,
     max_connections: int,
+    grafana_url: str | None,
     reconcile_interval: float,
     series_maximum: int,
     notify: str,
@@ -97,6 +99,7 @@ def run(
         market_interval=MARKET_INTERVAL if collect_market else None,
         notify=Policy(notify),
         board=not no_board,
+        grafana_url=check_grafana_url(grafana_url),
         access=Access(web_config_file) if web_config_file else None,
         limits=Limits(max_requests, max_connections),
     )

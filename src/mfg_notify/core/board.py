@@ -1,11 +1,12 @@
-"""Owns the content of the live board: the game in five tables, the last changes, and the exporter's state.
+"""Owns the content of the live board: the game in six tables, the last changes, and the exporter's state.
 
 The look of the board is `web`. A snapshot is small whatever the game holds, because tables and changes have a maximum
 length.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from heapq import nlargest
 from math import inf
 
@@ -24,7 +25,8 @@ from mfg_notify.core.events import (
     TaskChange,
     TaskImage,
 )
-from mfg_notify.core.live_state import Labels, Samples, moving_gauges, ship_owners
+from mfg_notify.core.live_state import HOUR, Labels, Samples, moving_gauges, ship_owners
+from mfg_notify.core.progress import Progress, waits_for
 from mfg_notify.core.series import View, silent_players
 
 CHANGES_MAXIMUM = 50
@@ -32,13 +34,18 @@ CHANGES_MAXIMUM = 50
 ROWS_MAXIMUM = 200
 """Rows that a table has at most. `Game.left_out` counts the others."""
 
+TREND_BARS = 30
+"""Bars of the trend of the last hour, each of the same time."""
+
 Row = tuple[str | float | None, ...]
 Fact = tuple[str, float | None, str]
 """A number about the exporter: its name, its value, and its unit: `s`, `at` (epoch seconds) or ''."""
 
 
 class LastChanges:
-    """The counted change events with the highest ids. Each appears once, whether a payload or a fold brought it.
+    """The counted change events with the highest ids that say something to people: not those that only touch times.
+
+    Each appears once, whether a payload or a fold brought it.
 
     An event that a payload brought stays unconfirmed until a fold confirms it, or until the journal proves not to have
     it.
@@ -50,7 +57,7 @@ class LastChanges:
 
     def announce(self, events: Iterable[Event]) -> None:
         """Add events that payloads brought, as unconfirmed."""
-        for event in events:
+        for event in filter(_says_something, events):
             self._events[event.id] = event
             self._unconfirmed.add(event.id)
         self._trim()
@@ -58,7 +65,10 @@ class LastChanges:
     def settle(self, events: Iterable[Event]) -> None:
         """Add events that a fold brought. They replace whatever was announced under the same ids."""
         for event in events:
-            self._events[event.id] = event
+            if _says_something(event):
+                self._events[event.id] = event
+            else:
+                self._events.pop(event.id, None)
             self._unconfirmed.discard(event.id)
         self._trim()
 
@@ -82,6 +92,32 @@ class LastChanges:
         if len(self._events) > 2 * CHANGES_MAXIMUM:
             self._events = {event.id: event for event in self.newest()}
             self._unconfirmed &= self._events.keys()
+
+
+def _says_something(event: Event) -> bool:
+    old, new = event.change.old, event.change.new
+    # Every event passes here, so ask for the words only if the status has not changed.
+    if old is None or new is None or _status(old) != _status(new):
+        return True
+    return bool(describe_change(event).remark)
+
+
+def _status(image: PipelineImage | TaskImage | FactoryImage) -> str | None:
+    return image.current_supply if isinstance(image, FactoryImage) else image.status
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One live pipeline, and its progress as of the last reconciliation; None if it is younger."""
+
+    key: str
+    row: PipelineImage
+    progress: Progress | None
+
+    def sort_key(self) -> tuple[float, str]:
+        """Return what sorts the oldest first, so that rows keep their places."""
+        created_at = self.progress.created_at if self.progress else None
+        return (inf if created_at is None else created_at), self.key
 
 
 class ChangeSummary(Struct, frozen=True):
@@ -112,6 +148,10 @@ class GameSummary(Struct, frozen=True):
     ships_idle: float
     factories_ready: float
     credits_an_hour: float
+    completed: list[int]
+    """Pipelines completed in the last hour, in bars of equal time; the last one is not over yet."""
+    profit: list[int]
+    """Their profit in credits."""
 
 
 class Game(Struct, frozen=True):
@@ -121,6 +161,8 @@ class Game(Struct, frozen=True):
 
     - `players`: pipelines planned, pipelines executing, open tasks, ships assigned, ships idle, utilization in percent,
       factories ready, credits an hour;
+    - `runs`: product, pipeline, status, when it was created, what it waits for, and since when (epoch microseconds):
+      the live pipelines, the oldest first;
     - `pipelines`: product, number of pipelines by status;
     - `tasks`: type, number of tasks pending, ready and executing, number of finished tasks by outcome;
     - `factories`: symbol, good, supply from 1 to 5, share of the inputs that have been delivered, cycles;
@@ -146,9 +188,16 @@ class BoardSnapshot(Struct, frozen=True):
     game: Game | None
     changes: list[ChangeSummary]
     exporter: list[Fact]
+    active_at: int | None = None
+    """Epoch microseconds at which a player last changed something."""
 
 
-def build_game(view: View, now: int) -> Game:
+def last_activity(view: View) -> int | None:
+    """Return when a player last changed something, in epoch microseconds of the database's clock."""
+    return max((at for (kind, *_), at in view.activity.latest.items() if kind == "player"), default=None)
+
+
+def build_game(view: View, now: int, runs: Sequence[Run] = ()) -> Game:
     """Build the board's view of the game; `now` is the database's clock in epoch microseconds."""
     live, activity = view.gauges, view.activity
     silent = silent_players(view, now)
@@ -188,6 +237,11 @@ def build_game(view: View, now: int) -> Game:
                 *(gauge(metric, (name,)) for metric in _OF_PLAYER),
             )
             for name in names
+        ],
+        "runs": [
+            _run(run, int(gauge(catalogue.SHIPS_IDLE, (str(run.row.player_id),))))
+            for run in runs
+            if str(run.row.player_id) not in silent
         ],
         # Live products come first, so that the limit does not leave them out.
         "pipelines": [
@@ -240,10 +294,32 @@ def build_game(view: View, now: int) -> Game:
             sum_over_players(catalogue.SHIPS_IDLE),
             sum_over_players(catalogue.FACTORY_READY),
             sum_over_players(catalogue.PROFIT_RATE),
+            *_trend(view, now),
         ),
         {name: rows[:ROWS_MAXIMUM] for name, rows in tables.items()},
         {name: max(0, len(rows) - ROWS_MAXIMUM) for name, rows in tables.items()},
     )
+
+
+def _run(run: Run, idle_ships: int) -> Row:
+    row, progress = run.row, run.progress
+    words, since = ("not read yet", None) if progress is None else waits_for(progress, row.status, idle_ships)
+    created_at = progress.created_at if progress else row.started_at
+    return str(row.player_id), row.product_good, run.key, row.status, created_at, words, since
+
+
+def _trend(view: View, now: int) -> tuple[list[int], list[int]]:
+    """Return the pipelines completed in the last hour and their profit, by bar."""
+    width = HOUR // TREND_BARS
+    completed, profit = [0] * TREND_BARS, [0] * TREND_BARS
+    # Bars end at whole multiples of their width, so that a snapshot does not change as time goes by.
+    last = now // width
+    for done in view.activity.recent.values():
+        bar = TREND_BARS - 1 - (last - done.completed_at // width)
+        if done.profit is not None and 0 <= bar < TREND_BARS:
+            completed[bar] += 1
+            profit[bar] += done.profit
+    return completed, profit
 
 
 _OPEN = (catalogue.TASKS_PENDING, catalogue.TASKS_READY, catalogue.TASKS_EXECUTING)

@@ -26,12 +26,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mfg_notify.core.board import LastChanges
+from mfg_notify.core.board import LastChanges, Run
 from mfg_notify.core.capped_totals import CappedTotals
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
 from mfg_notify.core.counters import Arrival, Counters, Settlement
 from mfg_notify.core.events import Event
 from mfg_notify.core.live_state import LiveRows, LiveState, RecentActivity
+from mfg_notify.core.progress import Progress
 from mfg_notify.core.series import Players, View
 from mfg_notify.core.tuning import Tuning
 
@@ -112,6 +113,7 @@ class Ledger:
         self._activity = RecentActivity()
         self._changes = LastChanges()
         self._players = Players()
+        self._progress: Mapping[str, Progress] | None = None
         self._leading = self._drained = self._presentable = False
         self._proven_at = -math.inf
         self._folds = 0
@@ -347,6 +349,10 @@ class Ledger:
         """Take over what the game knows of its players, which changes without events."""
         self._players = players
 
+    def set_progress(self, progress: Mapping[str, Progress] | None) -> None:
+        """Take over what live pipelines wait for; None if that cannot be known."""
+        self._progress = progress
+
     # -------------------------------------------------------------------------------------------------- view --
 
     def confirm_current(self) -> None:
@@ -372,6 +378,13 @@ class Ledger:
             players=self._players,
             capped=self._counters.capped,
             epoch=self._epoch,
+        )
+
+    def runs(self) -> list[Run]:
+        """Return the live pipelines, the oldest first."""
+        progress = self._progress or {}
+        return sorted(
+            (Run(key, row, progress.get(key)) for key, row in self._live.pipelines().items()), key=Run.sort_key
         )
 
     def last_changes(self) -> list[Event]:

@@ -279,6 +279,10 @@ class LiveState:
                 self.apply(event)
         return _differences(before, self.gauges()) if comparable else Counter()
 
+    def pipelines(self) -> Mapping[str, PipelineImage]:
+        """Return the live pipelines by id."""
+        return self._pipelines
+
     def gauges(self) -> Gauges:
         """Return the gauges of the rows as they are; the same object until a row changes."""
         if self._gauges is None:

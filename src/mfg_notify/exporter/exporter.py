@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from mfg_notify import __version__
-from mfg_notify.core.board import BoardSnapshot, build_game, describe_change, name_players
+from mfg_notify.core.board import BoardSnapshot, build_game, describe_change, last_activity, name_players
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
 from mfg_notify.core.fold_pace import FoldPace
 from mfg_notify.core.ledger import Ledger
@@ -106,7 +106,8 @@ class Exporter:
             ready=self.state.ready,
             status_text=self.state.status_text,
             known_at=None if live else self.ledger.current_at,
-            game=None if view is None else build_game(view, self.ledger.now()),
+            active_at=None if view is None else last_activity(view),
+            game=None if view is None else build_game(view, self.ledger.now(), self.ledger.runs()),
             changes=[describe_change(event) for event in self.ledger.last_changes()],
             exporter=facts(self.telemetry),
         )
@@ -116,7 +117,7 @@ class Exporter:
 
     async def run(self, sockets: Sequence[socket.socket] = (), *, handle_signals: bool = False) -> None:
         """Export until `stop` is called, serving HTTP on the given sockets. Reconnects for as long as it runs."""
-        board, access = Board(self.board_snapshot, self._clock), self._settings.access
+        board, access = Board(self.board_snapshot, self._clock, self._settings.grafana_url), self._settings.access
         application = make_application(
             self.page,
             self.readiness,

@@ -12,7 +12,7 @@ from mfg_notify.errors import SchemaNotReady
 from mfg_notify.exporter.deadline import in_time
 from mfg_notify.exporter.health import HealthReporter
 from mfg_notify.exposition import Telemetry
-from mfg_notify.postgres import journal, players, snapshot
+from mfg_notify.postgres import journal, players, progress, snapshot
 from mfg_notify.postgres.connection import Connection
 from mfg_notify.postgres.installation import Installation, check_installation
 
@@ -30,10 +30,13 @@ class Reconciling:
         telemetry: Telemetry,
         clock: Callable[[], float],
         tuning: Tuning,
+        *,
+        board: bool,
     ) -> None:
         self._connection = connection
         self._installation = installation
         self._schema = schema
+        self._board = board
         self._ledger = ledger
         self._health = health
         self._telemetry = telemetry
@@ -69,8 +72,15 @@ class Reconciling:
         self._health.report_unreadable(reading.unreadable)
         found = await in_time(timeout, players.read_players(self._connection, self._schema))
         self._ledger.set_players(found.players)
-        ships = {} if reading.ships_error is None else {"ships": reading.ships_error}
-        self._health.report_optional_tables({**ships, **found.errors})
+        errors = dict(found.errors)
+        if reading.ships_error is not None:
+            errors["ships"] = reading.ships_error
+        if self._board:
+            progressing = await in_time(timeout, progress.read_progress(self._connection, self._schema))
+            self._ledger.set_progress(progressing.progress)
+            if progressing.error is not None:
+                errors["progress of pipelines, for the board"] = progressing.error
+        self._health.report_optional_tables(errors)
         await in_time(self._tuning.answer_timeout, journal.prune(self._connection))
         health = await in_time(timeout, snapshot.read_health(self._connection, self._schema))
         self.problem = self._health.report(health)

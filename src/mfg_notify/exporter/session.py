@@ -119,7 +119,15 @@ class Session:
             tuning,
         )
         self._reconciling = Reconciling(
-            working, installation, services.settings.schema, ledger, services.health, telemetry, clock, tuning
+            working,
+            installation,
+            services.settings.schema,
+            ledger,
+            services.health,
+            telemetry,
+            clock,
+            tuning,
+            board=services.settings.board,
         )
 
     @classmethod

@@ -23,6 +23,8 @@ class Settings:
     """When the triggers notify; never if the migration has found that they must not."""
     board: bool = True
     """Show the live board at /."""
+    grafana_url: str | None = None
+    """The board links to the dashboard there."""
     access: Access | None = None
     """TLS and users; None: everyone may read, over plain HTTP."""
     limits: Limits = field(default_factory=Limits)

@@ -90,10 +90,10 @@ BEGIN
         FROM (VALUES
             ('manufacturing_pipelines',
              'id player_id product_good status total_cost total_revenue net_profit started_at completed_at pipeline_type'
-             ' construction_site materials'),
+             ' construction_site materials created_at'),
             ('manufacturing_tasks',
              'id player_id task_type status assigned_ship retry_count total_cost total_revenue ready_at started_at'
-             ' completed_at actual_quantity'),
+             ' completed_at actual_quantity pipeline_id created_at'),
             ('manufacturing_factory_states',
              'id player_id factory_symbol output_good pipeline_id required_inputs delivered_inputs current_supply'
              ' ready_for_collection'),

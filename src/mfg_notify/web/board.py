@@ -30,6 +30,8 @@ VIEWERS_MAXIMUM = 20
 TENURE = 10.0
 """Seconds for which a viewer cannot be evicted."""
 
+DASHBOARD = "manufacturing-pipeline"
+"""Its uid in Grafana."""
 _HEARTBEAT = b"event: heartbeat\ndata: 0\n\n"
 _PATH = "/-/board"
 _POLICY = (
@@ -43,8 +45,14 @@ _ASSETS = {"board.css": "text/css", "board.js": "text/javascript", "icon.svg": "
 class Board:
     """The board of one exporter: `take_snapshot` returns what it shows now."""
 
-    def __init__(self, take_snapshot: Callable[[], BoardSnapshot], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        take_snapshot: Callable[[], BoardSnapshot],
+        clock: Callable[[], float] = time.monotonic,
+        grafana_url: str | None = None,
+    ) -> None:
         self._take_snapshot = take_snapshot
+        self._grafana_url = grafana_url
         self._clock = clock
         self._frame = b""
         self._due = clock()
@@ -69,11 +77,17 @@ class Board:
         assets = {name: pages.joinpath(name).read_bytes() for name in _ASSETS}
         compressed = {name: compress(content) for name, content in assets.items()}
 
+        grafana = ""
+        if self._grafana_url is not None:
+            address = html.escape(f"{self._grafana_url.rstrip('/')}/d/{DASHBOARD}", quote=True)
+            grafana = f'\n      <li><a href="{address}">Grafana</a></li>'
+
         async def board(_: Request) -> Response:
             filled = page.format(
                 version=__version__,
                 state=html.escape(status_text()),
                 metrics=html.escape("." + telemetry_path, quote=True),
+                grafana=grafana,
             )
             return HTMLResponse(
                 filled, headers={"content-security-policy": _POLICY, "cache-control": "no-cache"} | _REFERRER

@@ -3,16 +3,19 @@
 
 const RETRY = 5000; // milliseconds before asking again for a stream that was refused
 const SILENCE = 15000; // milliseconds without any event after which the exporter counts as lost
+const FIRST_ROWS = 5; // of a table on a phone; board.css hides the others
 const SUPPLY = ["scarce", "limited", "moderate", "high", "abundant"];
 
 const number = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const fine = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
 const clock = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const calendar = new Intl.DateTimeFormat([], { dateStyle: "medium", timeStyle: "medium", hourCycle: "h23" });
+const day = new Intl.DateTimeFormat([], { day: "numeric", month: "short" });
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const byId = (id) => document.getElementById(id);
 const place = byId("state");
 const pause = byId("pause");
+const chosen = byId("player");
 
 let stream = null;
 let heard = null; // when the last event came
@@ -46,12 +49,34 @@ function moment(microseconds, format) {
   return made;
 }
 
+// A time span that goes on: its text is brought up to date every second.
+function span(microseconds) {
+  const made = element("time");
+  made.dataset.since = microseconds;
+  made.title = calendar.format(new Date(microseconds / 1000));
+  age(made);
+  return made;
+}
+
+function age(made) {
+  const seconds = Math.max(0, Math.floor(Date.now() / 1000 - made.dataset.since / 1e6));
+  const units = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+  const first = units.findIndex(([size]) => seconds >= size);
+  const two = first < 0 ? [[0, "s"]] : units.slice(first, first + 2).map(([size, unit], i) => [
+    Math.floor((i ? seconds % units[first][0] : seconds) / size), unit,
+  ]);
+  const text = two.filter(([n], i) => n || !i).map(([n, unit]) => `${n}\u00a0${unit}`).join(" ");
+  if (made.textContent !== text) made.textContent = text;
+}
+
 // What is shown in a cell, by the kind of its column.
 const LOOKS = {
   number: (n) => [number.format(n)],
   percent: (n) => [`${number.format(n)} %`],
   share: (n) => [`${number.format(100 * n)} %`],
-  time: (at) => [moment(at, clock)],
+  time: (at) => [moment(at, { format: (date) => `${day.format(date)}, ${clock.format(date)}` })],
+  age: (at) => [at === null ? "–" : span(at)],
+  words: (text) => [label(text)],
   key: (text) => [label(text, "code")],
   site: (text) => [text === "" ? "no name" : label(text)],
   supply(ordinal) {
@@ -125,10 +150,72 @@ function fill(table, given, keyOf) {
   }
   rows.set(table, now);
   table.hidden = now.size === 0;
+  more(table, now.size);
+}
+
+// Bars of equal width, for the eye; the number beside them says it in words.
+function sparkline(bars) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const [low, high] = [Math.min(0, ...bars), Math.max(0, ...bars)];
+  const scale = 20 / (high - low || 1);
+  made.setAttribute("viewBox", `0 0 ${bars.length} 20`);
+  made.setAttribute("preserveAspectRatio", "none");
+  made.setAttribute("aria-hidden", "true");
+  bars.forEach((n, i) => {
+    const bar = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    for (const [name, value] of Object.entries({
+      x: i + 0.1, width: 0.8, y: (high - Math.max(0, n)) * scale, height: Math.abs(n) * scale,
+    })) bar.setAttribute(name, value);
+    made.append(bar);
+  });
+  return made;
+}
+
+function showTrends(summary) {
+  for (const cell of document.querySelectorAll("[data-trend]")) {
+    const bars = summary[cell.dataset.trend];
+    const text = JSON.stringify(bars);
+    if (cell.dataset.shown === text) continue;
+    cell.dataset.shown = text;
+    cell.replaceChildren(number.format(bars.reduce((sum, n) => sum + n, 0)), sparkline(bars));
+  }
+}
+
+// The players that the game has now; the choice stays as long as its player does.
+function showPlayers(game) {
+  const names = game.tables.players.map(([name]) => name);
+  const known = [...chosen.options].slice(1).map((option) => option.value);
+  if (JSON.stringify(names) === JSON.stringify(known)) return;
+  const before = chosen.value;
+  chosen.replaceChildren(chosen.options[0], ...names.map((name) => new Option(plain(name), name)));
+  chosen.value = names.includes(before) ? before : "";
+}
+
+const isChosen = (player) => chosen.value === "" || player === chosen.value;
+
+// On a phone a long table shows its first rows, and this button the others.
+function more(table, length) {
+  const section = table.closest("section");
+  let button = section.querySelector("button.more");
+  if (button === null) {
+    button = element("button", "more");
+    button.type = "button";
+    button.addEventListener("click", () => {
+      table.classList.toggle("open");
+      more(table, table.tBodies[0].rows.length);
+    });
+    section.append(button);
+  }
+  const open = table.classList.contains("open");
+  const text = open ? "Show fewer" : `Show all ${number.format(length)}`;
+  if (button.textContent !== text) button.textContent = text;
+  button.ariaExpanded = String(open);
+  button.hidden = length <= FIRST_ROWS;
 }
 
 function note(table, text) {
-  let found = table.nextElementSibling;
+  const section = table.closest("section");
+  let found = section.querySelector("p.note");
   if (found === null) {
     found = element("p", "note");
     table.after(found);
@@ -146,10 +233,13 @@ function showGame(game) {
     if (cell.textContent !== "") flash(cell);
     cell.textContent = text;
   }
-  for (const [name, given] of Object.entries(game.tables)) {
+  showTrends(game.summary);
+  showPlayers(game);
+  for (const [name, rows] of Object.entries(game.tables)) {
+    const given = rows.filter(([player]) => isChosen(player));
     const table = document.querySelector(`[data-table="${name}"]`);
-    const keys = [...table.tHead.rows[0].cells].filter((column) => "key" in column.dataset).length;
-    fill(table, given, (values) => JSON.stringify(values.slice(0, keys)));
+    const keys = [...table.tHead.rows[0].cells].flatMap((column, i) => ("key" in column.dataset ? [i] : []));
+    fill(table, given, (values) => JSON.stringify(keys.map((i) => values[i])));
     const more = game.left_out[name];
     table.closest("section").hidden = "optional" in table.dataset && given.length === 0;
     note(table, more ? `and ${number.format(more)} more` : given.length ? "" : "none");
@@ -158,7 +248,7 @@ function showGame(game) {
 
 function showChanges(changes) {
   const table = document.querySelector('[data-table="changes"]');
-  const given = changes.map((line) => [
+  const given = changes.filter((line) => isChosen(line.player)).map((line) => [
     line.at, line.player, line.kind, line.subject, line.key, [line.before, line.after, line.remark], line.ship, line.id,
   ]);
   fill(table, given, (values) => values[7]);
@@ -201,6 +291,12 @@ function showState() {
   place.dataset.state = state;
   // Only if it has changed, because screen readers read it aloud.
   if (byId("status-text").textContent !== text) byId("status-text").textContent = text;
+  const active = byId("active");
+  const since = state === "live" ? latest?.active_at ?? null : null;
+  if (active.dataset.at !== String(since)) {
+    active.dataset.at = String(since);
+    active.replaceChildren(...(since === null ? [] : ["The bot last changed something ", span(since), " ago."]));
+  }
   const known = byId("known");
   if (known.dataset.at === String(at)) return;
   known.dataset.at = String(at);
@@ -212,8 +308,7 @@ function receive(message) {
   lost = false;
   if (message.type === "message") {
     latest = JSON.parse(message.data);
-    showGame(latest.game);
-    showChanges(latest.changes);
+    show();
     showExporter(latest.exporter);
     document.querySelector(".version").textContent = latest.version;
     byId("rest").hidden = false;
@@ -255,7 +350,14 @@ pause.addEventListener("click", () => {
   showState();
 });
 document.addEventListener("visibilitychange", resume);
+function show() {
+  showGame(latest.game);
+  showChanges(latest.changes);
+}
+
+chosen.addEventListener("change", show);
 setInterval(() => {
+  if (!document.hidden) document.querySelectorAll("[data-since]").forEach(age);
   if (stream && heard && Date.now() - heard > SILENCE) lose();
 }, 1000);
 pause.hidden = false;
