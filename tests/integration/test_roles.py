@@ -147,6 +147,7 @@ def denied_statements(connection: Connection) -> list[str]:
         "player": sql.Identifier("player_id"),
         "table": sql.Identifier("public", "manufacturing_tasks"),
         "names": sql.Literal(["public.manufacturing_tasks"]),
+        "maximum": sql.Literal(1),
     }
     denied = []
     for name, statement in QUERY.items():
