@@ -14,7 +14,7 @@ from tests.fuzz.mutation import mutated
 from tests.fuzz.target import Check, Target
 
 from mfg_notify.dashboards import files, shipped
-from mfg_notify.dashboards.merge import ROW, Outcome
+from mfg_notify.dashboards.merge import ROW, VARIABLES, Outcome
 from mfg_notify.errors import UsageError
 
 Json = dict[str, Any]
@@ -156,7 +156,7 @@ def _others(dashboard: Json) -> Json:
     return others | {"variables": [each for each in variables if each.get("name") not in _OUR_VARIABLES]}
 
 
-_OUR_VARIABLES = ("market_job", "manufacturing_job", "player_id")
+_OUR_VARIABLES = (*VARIABLES, "datasource")
 
 
 def _own_panels(dashboard: Json) -> list[str]:

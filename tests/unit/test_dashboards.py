@@ -381,7 +381,7 @@ def test_a_query_selects_one_job_and_the_selected_players(query: shipped.Query) 
 def test_rates_are_of_counters_over_a_window_that_grafana_chooses(query: shipped.Query) -> None:
     assert set(re.findall(r"\[([^\]]*)\]", query.expr)) <= {"$__rate_interval", "$__range", "$__range:$__interval", "."}
     for function, name in re.findall(r"(\w+)\(([a-z_]+)\{[^}]*\}\[", query.expr):
-        assert (function in {"changes", "deriv"}) is (SAMPLES[name][0] is Kind.GAUGE)
+        assert (function in {"changes", "deriv", "last_over_time"}) is (SAMPLES[name][0] is Kind.GAUGE)
         # Losses are negative, so the sum of profits may fall.
         assert not name.endswith("profit_credits_sum")
     for name in re.findall(r"(\w+)\{[^}]*\}(?!\[)", query.expr):

@@ -508,7 +508,7 @@ def _construction() -> Iterator[Panel]:
             "Time to Completion",
             "Until a construction site has all its materials, at the rate of the selected time range: the longest time "
             "of its materials.",
-            "No estimate: no site is under construction, or one of its materials has not come in this time range",
+            "No estimate: no site, or one of its materials has not come",
             at=(20, 54, 4, 4),
             unit=panels.SECONDS,
             decimals=1,

@@ -72,7 +72,7 @@ PERCENT = "percent"
 """0 to 100."""
 
 NO_GAME = "Unknown: no exporter is active, or it has seen no game"
-NO_SITES = "No construction site is known: no live pipeline delivers to one, or no exporter is active"
+NO_SITES = "No construction site, or no exporter is active"
 NO_MARKETS = "No market data: it comes from the daemon's own metrics, or from the exporter with --collect-market"
 
 Steps = tuple[tuple[float | None, str], ...]

@@ -104,10 +104,17 @@ class Scope:
         ]
         return _selector(name, narrowed + [_matcher(label, value) for label, value in matchers.items()])
 
-    def agents(self) -> str:
-        """Return an expression that is 1 for each player; its `agent_symbol` is the id if the agent is unknown."""
-        named = f"group by (player_id, agent_symbol) ({self.of(PLAYER_INFO)})"
-        unnamed = f"group by (player_id) ({self.of(PIPELINE_QUEUE_DEPTH)})"
+    def agents(self, *, ever: bool = False) -> str:
+        """Return an expression that is 1 for each player; its `agent_symbol` is the id if the agent is unknown.
+
+        With `ever` for each who was there in the time range, else for those who are there now.
+        """
+        info, depth = (
+            f"last_over_time({selected}{RANGE})" if ever else selected
+            for selected in (self.of(PLAYER_INFO), self.of(PIPELINE_QUEUE_DEPTH))
+        )
+        named = f"group by (player_id, agent_symbol) ({info})"
+        unnamed = f"group by (player_id) ({depth})"
         return f'({named} or on (player_id) label_join({unnamed}, "agent_symbol", "", "player_id"))'
 
     def with_agent(self, expr: str) -> str:

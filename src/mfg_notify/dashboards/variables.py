@@ -32,9 +32,10 @@ def player_variable(job: str, database: str) -> QueryVariable:
     """Return the variable of the players: one or several. Its default is the newest, who has the highest id.
 
     A player is shown by id and agent, because an agent has a new id after each reset of the universe. There is no All:
-    Grafana would make it the default.
+    Grafana would make it the default. Players of the whole time range are there, so that one can look back although no
+    exporter is active.
     """
-    named = f'label_join({Scope(job, database, {}).agents()}, "player", " ", "player_id", "agent_symbol")'
+    named = f'label_join({Scope(job, database, {}).agents(ever=True)}, "player", " ", "player_id", "agent_symbol")'
     variable = _variable("player_id", "Player", f"query_result({named})").multi(True)
     variable = variable.regex('/player="(?<text>[^"]*)".*player_id="(?<value>[^"]*)"/')
     # Without a current value Grafana selects the first one.
