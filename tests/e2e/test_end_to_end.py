@@ -123,7 +123,8 @@ class Grafana:
     def _look_up(self, variable: Query) -> None:
         known = self._variables[variable.dashboard]
         name = variable.place.removeprefix("variable ")
-        selector = re.sub(r"\$(\w+)", lambda match: known[match[1]], variable.expr)
+        range_ = {"__range": f"{math.ceil(time.time() - self._began)}s"}
+        selector = re.sub(r"\$(\w+)", lambda match: {**known, **range_}[match[1]], variable.expr)
         assert variable.label is not None
         if "(" in selector:
             found = sorted({dict(labels)[variable.label] for labels in self._prometheus.at(selector)})

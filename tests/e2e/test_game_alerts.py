@@ -253,7 +253,8 @@ def test_the_alerts_of_the_game_on_either_path(game: Game) -> None:
     assert "NEW" not in game.found(STARVING_OF_ACTIVE)
 
     # Every panel of the construction row has data.
-    values = {"job": JOB, "player_id": str(busy.id), "good": ".*", "__range": "1m", "__rate_interval": "10s"}
+    values = {"job": JOB, "database": "game", "player_id": str(busy.id), "__range": "1m", "__rate_interval": "10s"}
+    values |= {"good": ".*", "task_type": ".*"}
     asked = [query for query in shipped_queries() if query.place in CONSTRUCTION]
     assert {query.place for query in asked} == CONSTRUCTION
     for query in asked:

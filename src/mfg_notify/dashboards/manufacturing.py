@@ -560,22 +560,34 @@ def _changes() -> Iterator[Panel]:
     yield panels.events(
         Frame(
             "Supply Changes by Good",
-            "How often the supply of a good changed from one level to another at a factory.",
+            "How often the supply of a good changed from one level to another at a factory: the ten goods that changed "
+            "most.",
             "The exporter knows no factory yet",
             at=(0, 79, 12, 8),
         ),
-        query(f"sum by (good_symbol) (increase({IN.of(game.SUPPLY_TRANSITIONS)}{RATE})) > 0", "{{good_symbol}}"),
+        query(
+            panels.of_most(
+                f"sum by (good_symbol) (increase({IN.of(game.SUPPLY_TRANSITIONS)}{RATE})) > 0",
+                "good_symbol",
+                f"sum by (good_symbol) (increase({IN.of(game.SUPPLY_TRANSITIONS)}{RANGE} @ end()))",
+            ),
+            "{{good_symbol}}",
+        ),
     )
     yield panels.events(
         Frame(
             "Activity Changes by Good",
-            "How often the number of markets at an activity level changed. A market that moves from one level "
-            "to another changes two numbers.",
+            "How often the number of markets at an activity level changed: the ten goods that changed most. A market "
+            "that moves from one level to another changes two numbers.",
             NO_MARKETS,
             at=(12, 79, 12, 8),
         ),
         query(
-            f"sum by (good_symbol) (changes({MARKET_IN.of(game.MARKET_ACTIVITY)}{RATE})) > 0",
+            panels.of_most(
+                f"sum by (good_symbol) (changes({MARKET_IN.of(game.MARKET_ACTIVITY)}{RATE})) > 0",
+                "good_symbol",
+                f"sum by (good_symbol) (changes({MARKET_IN.of(game.MARKET_ACTIVITY)}{RANGE} @ end()))",
+            ),
             "{{good_symbol}}",
         ),
     )
@@ -754,10 +766,12 @@ def _mean(histogram: game.Metric, by: str = "") -> str:
 def _percentiles(histogram: game.Metric) -> tuple[prometheus.Dataquery, ...]:
     """Return queries for the median and the 95th percentile of the five task types with the most observations."""
     rates = f"sum by (le, task_type) (rate({IN.of(histogram, 'bucket')}{RATE}))"
-    # Over the whole time range: otherwise each moment would choose its own five.
-    most = f"topk(5, sum by (task_type) (increase({IN.of(histogram, 'count')}{RANGE} @ end())))"
+    number = f"sum by (task_type) (increase({IN.of(histogram, 'count')}{RANGE} @ end()))"
     return tuple(
-        query(f"histogram_quantile({quantile}, {rates}) and on (task_type) {most}", f"{{{{task_type}}}} {name}")
+        query(
+            panels.of_most(f"histogram_quantile({quantile}, {rates})", "task_type", number, 5),
+            f"{{{{task_type}}}} {name}",
+        )
         for quantile, name in ((0.5, "p50"), (0.95, "p95"))
     )
 

@@ -387,7 +387,11 @@ def _overview() -> Iterator[Panel]:
             at=(4, 49, 10, 8),
         ),
         query(
-            f"sum by (good_symbol) (increase({MANUFACTURING.of(game.SUPPLY_TRANSITIONS)}{RATE})) > 0",
+            panels.of_most(
+                f"sum by (good_symbol) (increase({MANUFACTURING.of(game.SUPPLY_TRANSITIONS)}{RATE})) > 0",
+                "good_symbol",
+                f"sum by (good_symbol) (increase({MANUFACTURING.of(game.SUPPLY_TRANSITIONS)}{RANGE} @ end()))",
+            ),
             "{{good_symbol}}",
         ),
     ).links([more])

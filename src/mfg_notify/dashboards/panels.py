@@ -125,6 +125,14 @@ def now(expr: str, legend: str = "__auto", *, rows: bool = False) -> prometheus.
     return (made.format(PromQueryFormat.TABLE) if rows else made).instant()
 
 
+def of_most(expr: str, label: str, over_range: str, number: int = 10) -> str:
+    """Return an expression with the series of the most frequent values of a label only, so that a legend can be read.
+
+    `over_range` measures them over the whole time range; otherwise each moment would choose its own.
+    """
+    return f"{expr} and on ({label}) topk({number}, {over_range})"
+
+
 def started(start_time: str) -> str:
     """Return an expression that has a value when a process starts, however long it was absent before."""
     # changes() needs an earlier sample within the interval, which a long absence does not leave.
