@@ -4,7 +4,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from mfg_notify.errors import UsageError
+from mfg_notify.errors import OptionError, UsageError
 from mfg_notify.files import readable_errors, replace_file
 
 NAMES = ("exporter.yml", "game.yml")
@@ -26,9 +26,9 @@ def write_rules(folder: Path, job: str = JOB, runbook_url: str = RUNBOOK, *, for
     Raises UsageError, and writes nothing, if a file there does not begin as ours do, unless `force` is given.
     """
     if any(not character.isprintable() or character in '"\\' for character in job):
-        raise UsageError("a job name with quotes, backslashes or control characters cannot be written into the rules")
+        raise OptionError("a job name with quotes, backslashes or control characters cannot be written into the rules")
     if any(character.isspace() or not character.isprintable() for character in runbook_url):
-        raise UsageError("the address of the runbook must not contain spaces or control characters")
+        raise OptionError("the address of the runbook must not contain spaces or control characters")
     with readable_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         texts = {folder / name: read_rules(name, job, runbook_url) for name in NAMES}

@@ -1,7 +1,8 @@
 """Every error that this package raises on purpose.
 
     MfgNotifyError
-    ├── UsageError                  the input cannot work: an option, a file, a port that is in use
+    ├── UsageError                  the input cannot work: a file, a port that is in use
+    │   └── OptionError             the value of an option cannot work, whatever the machine: exit code 2
     ├── MalformedEvent              a journal row or a payload is not an event of this version
     └── DatabaseError
         ├── DatabaseUnavailable     no connection, or it broke: retry
@@ -20,6 +21,10 @@ class MfgNotifyError(Exception):
 
 class UsageError(MfgNotifyError):
     """The input of the user cannot work."""
+
+
+class OptionError(UsageError):
+    """The value of an option, or of its environment variable, cannot work."""
 
 
 class MalformedEvent(MfgNotifyError):  # noqa: N818 - named after the thing that was found

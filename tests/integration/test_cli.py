@@ -102,20 +102,21 @@ def test_errors_say_what_to_do(database: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "wrong", "said"),
+    ("option", "wrong", "said", "expected"),
     [
-        ("--web.listen-address", "9810", "is not host:port"),
-        ("--web.listen-address", "127.0.0.1:99999", "is not host:port"),
-        ("--web.listen-address", "256.0.0.1:0", "cannot listen on"),
-        ("--web.telemetry-path", "metrics", "must begin with /"),
-        ("--reconcile-interval", "soon", "is not a duration"),
-        ("--reconcile-interval", "0s", "is not a duration"),
-        ("--log.level", "loud", "Invalid value"),
+        ("--web.listen-address", "9810", "is not host:port", 2),
+        ("--web.listen-address", "127.0.0.1:99999", "is not host:port", 2),
+        ("--web.listen-address", "256.0.0.1:0", "cannot listen on", 1),
+        ("--web.telemetry-path", "metrics", "must begin with /", 2),
+        ("--web.grafana-url", "grafana", "must look like https://", 2),
+        ("--reconcile-interval", "soon", "is not a duration", 2),
+        ("--reconcile-interval", "0s", "is not a duration", 2),
+        ("--log.level", "loud", "Invalid value", 2),
     ],
 )
-def test_wrong_options(option: str, wrong: str, said: str) -> None:
+def test_wrong_options(option: str, wrong: str, said: str, expected: int) -> None:
     code, text = run_command("run", option, wrong)
-    assert code != 0
+    assert code == expected
     assert said in text
     assert "Traceback" not in text
 

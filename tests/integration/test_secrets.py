@@ -143,7 +143,8 @@ def test_migrate_simulate_and_doctor(way: str, database: Database, tmp_path: Pat
 def test_a_dsn_that_cannot_work(dsn: str, by: str) -> None:
     options, more = (["--dsn", dsn], {}) if by == "option" else ([], {"MFG_NOTIFY_DSN": dsn})
     code, text = run_command("migrate", "status", *options, environment=more)
-    assert code == 1
+    # Some of it libpq finds out only when it connects.
+    assert code in (1, 2)
     assert "Error: " in text
     assert_hidden(text)
 

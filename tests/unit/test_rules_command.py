@@ -51,5 +51,5 @@ def test_a_users_file_is_not_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", [("--job", 'a"b'), ("--job", "a\nb"), ("--runbook-url", "http://x/ y")])
 def test_what_would_break_the_yaml_is_refused(tmp_path: Path, given: tuple[str, str]) -> None:
-    assert write(tmp_path / "rules", *given).exit_code == 1
+    assert write(tmp_path / "rules", *given).exit_code == 2
     assert not (tmp_path / "rules").exists()

@@ -13,17 +13,22 @@ from mfg_notify.cli.inspect import doctor, tail
 from mfg_notify.cli.migrate import migrate
 from mfg_notify.cli.rules import rules
 from mfg_notify.cli.run import run
-from mfg_notify.errors import MfgNotifyError, UsageError
+from mfg_notify.errors import MfgNotifyError, OptionError, UsageError
+
+
+class _OptionFailure(click.ClickException):
+    exit_code = 2
 
 
 class _Group(click.Group):
-    """Reports an error of ours as one line on standard error, with exit code 1."""
+    """Reports an error of ours as one line on standard error, with exit code 1, or 2 if an option is to blame."""
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
         try:
             return super().invoke(ctx)
         except MfgNotifyError as error:
-            raise click.ClickException(str(error)) from error
+            failure = _OptionFailure if isinstance(error, OptionError) else click.ClickException
+            raise failure(str(error)) from error
         except click.UsageError as error:
             # click repeats the argument that it does not understand, which may be a DSN with a password.
             if any(text in error.message for text in sys.argv[1:] if "://" in text or "password" in text):

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import click
 
 from mfg_notify import logs
-from mfg_notify.errors import UsageError
+from mfg_notify.errors import OptionError, UsageError
 from mfg_notify.web.limits import Limits
 
 ADDRESS = "127.0.0.1:9810"
@@ -82,7 +82,7 @@ def _read_dsn(ctx: click.Context, _: click.Parameter, path: Path | None) -> None
     if path is None:
         return
     if ctx.params.get("dsn"):
-        raise UsageError("give either --dsn or --dsn-file, not both (or MFG_NOTIFY_DSN and MFG_NOTIFY_DSN_FILE)")
+        raise OptionError("give either --dsn or --dsn-file, not both (or MFG_NOTIFY_DSN and MFG_NOTIFY_DSN_FILE)")
     try:
         ctx.params["dsn"] = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeError) as error:
@@ -214,15 +214,15 @@ web_options = combine(
 
 
 def check_grafana_url(url: str | None) -> str | None:
-    """Return the address. Raise `UsageError` if it is none that a browser can open, or one with a password in it."""
+    """Return the address. Raise `OptionError` if it is none that a browser can open, or one with a password in it."""
     if url is None:
         return None
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise UsageError("--web.grafana-url is not an address") from None
+        raise OptionError("--web.grafana-url is not an address") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-        raise UsageError(
+        raise OptionError(
             "--web.grafana-url must look like https://grafana.example or http://host:3000/path, without a user"
         )
     return url
@@ -234,10 +234,10 @@ def configure_logs(level: str, log_format: logs.Format | None) -> None:
 
 
 def check_telemetry_path(path: str) -> str:
-    """Return the path. Raise `UsageError` if the exporter cannot serve the metrics there."""
+    """Return the path. Raise `OptionError` if the exporter cannot serve the metrics there."""
     if not path.startswith("/") or path.startswith("/-/"):
-        raise UsageError(f"--web.telemetry-path {path!r} must begin with / and not with /-/")
+        raise OptionError(f"--web.telemetry-path {path!r} must begin with / and not with /-/")
     if re.search(r"[{}]", path):
         # The router would take what is between them for a parameter.
-        raise UsageError(f"--web.telemetry-path {path!r} must contain neither {{ nor }}")
+        raise OptionError(f"--web.telemetry-path {path!r} must contain neither {{ nor }}")
     return path

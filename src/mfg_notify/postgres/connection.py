@@ -20,8 +20,8 @@ from mfg_notify.errors import (
     AccessDenied,
     DatabaseError,
     DatabaseUnavailable,
+    OptionError,
     SchemaNotReady,
-    UsageError,
 )
 from mfg_notify.postgres.queries import QUERY
 
@@ -49,32 +49,32 @@ class Target:
 
 
 def complete_conninfo(dsn: str, application_name: str = "mfg-notify") -> str:
-    """Return the conninfo, with defaults for what it leaves open. Raise `UsageError` if it cannot be parsed.
+    """Return the conninfo, with defaults for what it leaves open. Raise `OptionError` if it cannot be parsed.
 
     An empty dsn leaves everything to libpq's own PG* variables, service file and password file. The error never repeats
     the dsn: one wrong character may put the password in another place.
     """
     if "\0" in dsn:
-        raise UsageError("the DSN contains the character 0, which libpq takes for its end")
+        raise OptionError("the DSN contains the character 0, which libpq takes for its end")
     uri = re.match(r"postgres(?:ql)?://([^/?#]*)(.*)", dsn, re.DOTALL)
     if uri and (uri.group(1).count("@") > 1 or "@" in uri.group(2)):
-        raise UsageError(
+        raise OptionError(
             "the DSN is ambiguous: it has more than one '@', or one after its first '/', '?' or '#'; in user and "
             "password write %40 for '@', %2F for '/', %3F for '?' and %23 for '#'"
         )
     try:
         given = conninfo_to_dict(dsn)
     except UnicodeError:
-        raise UsageError("the DSN cannot be parsed: a percent-encoded value in it is not UTF-8") from None
+        raise OptionError("the DSN cannot be parsed: a percent-encoded value in it is not UTF-8") from None
     except psycopg.Error as error:
         # From the first quotation mark to the last: what libpq quotes may contain some.
         reason = re.sub(r'".*"|".*', '"…"', str(error).strip(), flags=re.DOTALL)
-        raise UsageError(
+        raise OptionError(
             f"the DSN cannot be parsed ({reason}); it looks like postgresql://user@host:5432/database "
             "or host=… dbname=… user=…"
         ) from None
     if not all(_is_port(port) for port in str(given.get("port") or "").split(",")):
-        raise UsageError(
+        raise OptionError(
             "a port in the DSN is not a number from 1 to 65535; a DSN with a password and without a host looks like "
             "postgresql://user:password@/database"
         )

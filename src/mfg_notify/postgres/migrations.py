@@ -17,7 +17,7 @@ import psycopg
 from psycopg import errors, sql
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from mfg_notify.errors import AccessDenied, DatabaseUnavailable, UsageError
+from mfg_notify.errors import AccessDenied, DatabaseUnavailable, OptionError, UsageError
 from mfg_notify.postgres.connection import BlockingConnection, translate, translated_errors
 from mfg_notify.postgres.installation import REINSTALL, SCHEMA_VERSION, UNRELEASED, read_status
 from mfg_notify.postgres.queries import QUERY
@@ -69,7 +69,7 @@ def render(text: str, schema: str) -> str:
     if schema == "public":
         return text
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_$]{0,62}", schema):
-        raise UsageError(f"the game schema {schema!r} is not a plain name: letters, digits, _ and $ only")
+        raise OptionError(f"the game schema {schema!r} is not a plain name: letters, digits, _ and $ only")
     quoted = schema if re.fullmatch(r"[a-z_][a-z0-9_]*", schema) else f'"{schema}"'
     return re.sub(r"\bpublic(?=\.manufacturing_)|(?<=ON SCHEMA )public\b", lambda _: quoted, text)
 
@@ -77,7 +77,7 @@ def render(text: str, schema: str) -> str:
 def render_role(name: str, schema: str) -> str:
     """Return the SQL that creates the exporter's role. Raise `UsageError` for a name that no role can have."""
     if not 0 < len(name.encode()) <= NAME_BYTES or "\0" in name:
-        raise UsageError(f"{name!r} cannot be the name of a role: 1 to {NAME_BYTES} bytes")
+        raise OptionError(f"{name!r} cannot be the name of a role: 1 to {NAME_BYTES} bytes")
     text = files(__package__).joinpath("role.sql").read_text(encoding="utf-8")
     composed = sql.SQL(text).format(role=sql.Identifier(name), name=sql.Literal(name), schema=sql.Literal(schema))
     return composed.as_string()

@@ -22,7 +22,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from mfg_notify.errors import UsageError
+from mfg_notify.errors import OptionError, UsageError
 from mfg_notify.web.access import Access
 from mfg_notify.web.guard import CONNECTION, HEADERS, RequestGuard
 from mfg_notify.web.limits import Limits, Turns
@@ -64,7 +64,7 @@ def _bind(address: str) -> socket.socket:
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"--web.listen-address {address!r} is not host:port")
+        raise OptionError(f"--web.listen-address {address!r} is not host:port")
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(
             host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
