@@ -59,6 +59,7 @@ def test_what_a_pipeline_waits_for(
         ('{"IRON": 1}', "{}", ()),
         ('["IRON"]', "[]", ()),
         ('["IR', "{}", ()),
+        ("[" * 20_000, "{}", ()),
         (None, None, ()),
     ],
 )

@@ -49,7 +49,7 @@ def missing_inputs(required: str | None, delivered: str | None) -> tuple[str, ..
     """
     try:
         goods, there = json.decode(required or "[]"), json.decode(delivered or "{}")
-    except DecodeError:
+    except (DecodeError, RecursionError):
         return ()
     if not isinstance(goods, list) or not isinstance(there, Mapping):
         return ()
