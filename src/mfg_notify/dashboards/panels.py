@@ -165,8 +165,9 @@ def bars(frame: Frame, *queries: prometheus.Dataquery) -> bargauge.Panel:
         panel.orientation(styles.VizOrientation.HORIZONTAL)
         .display_mode(styles.BarGaugeDisplayMode.BASIC)
         .value_mode(styles.BarGaugeValueMode.COLOR)
-        # Beside the bar, a long name is cut where it differs from the others. Grafana before 10.2 does not know it.
+        # Beside the bar, or in large letters, a long name is cut where it differs from the others.
         .name_placement(styles.BarGaugeNamePlacement.TOP)
+        .text(common.VizTextDisplayOptions().title_size(13).value_size(16))
         .show_unfilled(True)
         .color_scheme(_by(FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
     )
