@@ -299,7 +299,14 @@ def test_why_a_pipeline_is_stuck(browser: Browser, exporter: ExporterProcess, ga
         assert visit.complaints == []
 
 
-@pytest.mark.parametrize("viewport", [SMALLEST, PHONE, DESK], ids=["320 px", "phone", "desk"])
+@pytest.mark.parametrize(
+    "viewport",
+    [
+        pytest.param(SMALLEST, id="320 px"),
+        pytest.param(PHONE, id="phone", marks=pytest.mark.thorough),
+        pytest.param(DESK, id="desk"),
+    ],
+)
 def test_no_number_breaks_and_a_phone_page_is_short(
     browser: Browser, exporter: ExporterProcess, game: psycopg.Connection, viewport: dict[str, int]
 ) -> None:

@@ -100,7 +100,7 @@ def shows_the_game(exporter: Exporter) -> bool:
     return f"\n{PREFIX}" in page
 
 
-@pytest.mark.parametrize("backend_gone", [False, True])
+@pytest.mark.parametrize("backend_gone", [False, pytest.param(True, marks=pytest.mark.thorough)])
 async def test_a_leader_that_is_cut_off_and_its_successor_never_show_the_game_together(
     installed: Database, *, backend_gone: bool
 ) -> None:
