@@ -303,7 +303,7 @@ def _check_rights(examination: _Examination) -> _Result:
         return _Result("failed", f"role {examination.role} lacks {_list(needed)}", remedy)
     if missing:
         rights = _list([found.right for found in missing])
-        message = f"role {examination.role} lacks {rights}: the metrics that need it are left out"
+        message = f"role {examination.role} lacks {rights}: what needs it is left out"
         return _Result("warning", message, remedy)
     return _Result("ok", f"role {examination.role} has every right that an exporter needs")
 

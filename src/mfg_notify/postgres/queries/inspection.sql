@@ -50,18 +50,19 @@ WHERE p.pronamespace = to_regnamespace('mfg_notify') AND NOT has_function_privil
 UNION ALL
 SELECT format('SELECT (%%s) ON %%I.%%I', string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum),
               %(schema)s, c.relname),
-       -- An optional column is needed once the triggers read it.
+       -- An optional column is needed once the triggers read it. Some are for the board alone.
        bool_or(starts_with(c.relname, 'manufacturing_')
+               AND needed <> 'created_at' AND (c.relname, needed) <> ('manufacturing_tasks', 'pipeline_id')
                AND (needed NOT IN ('pipeline_type', 'construction_site', 'materials', 'actual_quantity')
                     OR EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = to_regnamespace('mfg_notify')
                                AND p.proname = 'optional_columns' AND strpos(p.prosrc, '.' || needed) > 0)))
 FROM (VALUES
     ('manufacturing_pipelines',
      'id player_id product_good status total_cost total_revenue net_profit started_at completed_at pipeline_type'
-     ' construction_site materials'),
+     ' construction_site materials created_at'),
     ('manufacturing_tasks',
      'id player_id task_type status assigned_ship retry_count total_cost total_revenue ready_at started_at'
-     ' completed_at actual_quantity'),
+     ' completed_at actual_quantity pipeline_id created_at'),
     ('manufacturing_factory_states',
      'id player_id factory_symbol output_good pipeline_id required_inputs delivered_inputs current_supply'
      ' ready_for_collection'),
