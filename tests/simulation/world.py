@@ -25,6 +25,7 @@ from tests.simulation.exporter import Exporter, Session, Watcher
 from tests.simulation.game import Game
 from tests.simulation.weather import FAULTS, Weather, fair, foul
 
+from mfg_notify.core.board import says_something
 from mfg_notify.core.events import Event
 from mfg_notify.core.ledger import Fold, Outcome, Totals
 from mfg_notify.core.live_state import LiveRows, RecentActivity
@@ -400,8 +401,9 @@ class World(Watcher):
             raise InvariantError(f"{exporter} found {outcome.unconfirmed} events unconfirmed that were committed")
         elif outcome.rewound:
             raise InvariantError(f"{exporter} found a rewind that never was")
-        elif fold.events:
-            watch.newest = max(watch.newest, fold.events[-1].id)
+        else:
+            shown = [event.id for event in fold.events if says_something(event)]
+            watch.newest = max([watch.newest, *shown])
         session = exporter.session
         if session is not None and not fold.events and session.mode.may_sleep:
             watch.empty += 1

@@ -57,7 +57,7 @@ class LastChanges:
 
     def announce(self, events: Iterable[Event]) -> None:
         """Add events that payloads brought, as unconfirmed."""
-        for event in filter(_says_something, events):
+        for event in filter(says_something, events):
             self._events[event.id] = event
             self._unconfirmed.add(event.id)
         self._trim()
@@ -65,7 +65,7 @@ class LastChanges:
     def settle(self, events: Iterable[Event]) -> None:
         """Add events that a fold brought. They replace whatever was announced under the same ids."""
         for event in events:
-            if _says_something(event):
+            if says_something(event):
                 self._events[event.id] = event
             else:
                 self._events.pop(event.id, None)
@@ -94,7 +94,8 @@ class LastChanges:
             self._unconfirmed &= self._events.keys()
 
 
-def _says_something(event: Event) -> bool:
+def says_something(event: Event) -> bool:
+    """Tell whether an event has changed more than times."""
     old, new = event.change.old, event.change.new
     # Every event passes here, so ask for the words only if the status has not changed.
     if old is None or new is None or _status(old) != _status(new):
