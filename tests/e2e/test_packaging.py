@@ -34,14 +34,15 @@ from mfg_notify.core.catalogue import SPECIFIED
 from mfg_notify.dashboards import shipped
 
 PROJECT = f"mfg_notify-{__version__}"
-CARRIED = {
-    "src/mfg_notify": "mfg_notify",
-    "db/triggers": "mfg_notify/postgres/triggers",
-    "grafana/dashboards": "mfg_notify/dashboards/json",
-    "prometheus/rules": f"{PROJECT}.data/data/share/mfg-notify/prometheus/rules",
-    "grafana/provisioning": f"{PROJECT}.data/data/share/mfg-notify/grafana/provisioning",
-    "systemd": f"{PROJECT}.data/data/share/mfg-notify/systemd",
-}
+CARRIED = (
+    ("src/mfg_notify", "mfg_notify"),
+    ("db/triggers", "mfg_notify/postgres/triggers"),
+    ("grafana/dashboards", "mfg_notify/dashboards/json"),
+    ("prometheus/rules", "mfg_notify/rules"),
+    ("prometheus/rules", f"{PROJECT}.data/data/share/mfg-notify/prometheus/rules"),
+    ("grafana/provisioning", f"{PROJECT}.data/data/share/mfg-notify/grafana/provisioning"),
+    ("systemd", f"{PROJECT}.data/data/share/mfg-notify/systemd"),
+)
 """Folders of the repository, and where they are in the wheel; a folder that is not there carries nothing."""
 pytestmark = pytest.mark.thorough
 # Without variables that could point to another installation than the one built here.
@@ -89,7 +90,7 @@ def wheel(built: Path) -> Path:
 def test_the_wheel_has_what_the_commands_need_and_no_more(wheel: Path) -> None:
     expected = {
         f"{inside}/{file.relative_to(ROOT / folder)}": file.read_bytes()
-        for folder, inside in CARRIED.items()
+        for folder, inside in CARRIED
         for file in (ROOT / folder).rglob("*")
         if file.is_file() and file.suffix != ".pyc"
     }
