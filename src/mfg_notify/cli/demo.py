@@ -128,7 +128,7 @@ def demo(
             print_line("\nCtrl-C ends it and removes everything.\n")
             settings = Settings(
                 dsn,
-                # What pipelines wait for is read as often, and those of the demo live for a minute.
+                # The board reads what pipelines wait for at each reconciliation, and pipelines of the demo live for a minute.
                 reconcile_interval=5.0,
                 telemetry_path=path,
                 market_interval=MARKET_INTERVAL,

@@ -202,7 +202,7 @@ def _tasks() -> Iterator[Panel]:
             )
         ),
     )
-    # An empty panel means that nothing is known, so that no task is a bar of its own.
+    # An empty panel means that nothing is known. So if there is no task, a bar of its own says so.
     some = " or ".join(
         f"sum({IN.of(each)}) > 0" for each in (game.TASKS_PENDING, game.TASKS_READY, game.TASKS_EXECUTING)
     )
@@ -388,7 +388,7 @@ def _economics() -> Iterator[Panel]:
     pipelines = (
         f"3600 * (sum(rate({IN.of(game.PIPELINE_REVENUE)}{RATE})) - sum(rate({IN.of(game.PIPELINE_COST)}{RATE})))"
     )
-    # Not rate() over the whole range, which takes the time before the first sample for hours without profit.
+    # rate() over the whole range would count the time before the first sample as hours without profit.
     mean = f"avg_over_time(({profit})[$__range:$__interval])"
     yield panels.single(
         Frame(
@@ -400,7 +400,7 @@ def _economics() -> Iterator[Panel]:
             unit=panels.CREDITS_PER_HOUR,
             steps=((None, RED), (0, GREEN)),
         ),
-        # An exporter that has died has seen a part of the range, too.
+        # Without the second half, a dead exporter would still show the mean of what it has seen.
         now(f"{mean} and on () group({IN.of(game.PIPELINE_QUEUE_DEPTH)})"),
     ).interval("2m")  # as the panel beside it, so that the means agree
     yield money
