@@ -128,7 +128,8 @@ def demo(
             print_line("\nCtrl-C ends it and removes everything.\n")
             settings = Settings(
                 dsn,
-                # The board reads what pipelines wait for at each reconciliation, and pipelines of the demo live for a minute.
+                # With each reconciliation the board learns what pipelines wait for; those of the demo live for a
+                # minute.
                 reconcile_interval=5.0,
                 telemetry_path=path,
                 market_interval=MARKET_INTERVAL,
