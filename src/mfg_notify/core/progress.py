@@ -64,8 +64,8 @@ def missing_inputs(required: str | None, delivered: str | None) -> tuple[str, ..
 def waits_for(progress: Progress, status: str, idle_ships: int) -> tuple[str, int | None]:
     """Return what a pipeline waits for in a few words, and since when (epoch microseconds).
 
-    `idle_ships` are those of its player. Tasks that are ready or under way come first, then the factories. Pending tasks
-    come last, because they wait for a factory's inputs or supply.
+    `idle_ships` are those of its player. Tasks that are ready or under way come first, then the factories. Pending
+    tasks come last, because they wait for a factory's inputs or supply.
     """
     executing, ready, pending = progress.executing, progress.ready, progress.pending
     if executing.number:
