@@ -11,18 +11,20 @@ TUNING = Tuning(
     fold_chunk_minimum=1000,
     fold_share=0.1,
     fold_share_when_slow=0.05,
+    fold_share_minimum=0.01,
     fold_slow=0.2,
     fold_seconds_per_event=0.0001,
     fold_pause_maximum=60.0,
     fold_timeout_maximum=25.0,
 )
+SECONDS_APART = 10.0
 
 
 def after(*folds: tuple[float, int]) -> FoldPace:
     """Return the pace after folds of so many seconds and events."""
     pace = FoldPace(TUNING)
-    for duration, events in folds:
-        pace.succeeded(duration, events)
+    for number, (duration, events) in enumerate(folds):
+        pace.succeeded(SECONDS_APART * number, duration, events)
     return pace
 
 
@@ -43,14 +45,28 @@ def test_at_first_nothing_is_known() -> None:
         ([(0.1, 0), (0.2, 0), (0.3, 0), (0.4, 0)], 5.7),
         ([(0.2, 0)] * SAMPLES, 1.8),
         ([(0.4, 1000)] * SAMPLES, 5.7),
+        ([(1.0, 7000)] * SAMPLES, 9.7),
+        ([(1.3, 10_000)] * SAMPLES, 29.7),
     ],
     ids=[
         *("cheap", "dear", "half of it for events", "all of it for events", "at most", "one was held up"),
-        *("ever dearer", "not slow yet", "slow"),
+        *("ever dearer", "not slow yet", "slow", "and events", "and many"),
     ],
 )
 def test_folding_takes_a_limited_share_of_the_time(folds: list[tuple[float, int]], pause: float) -> None:
     assert after(*folds).pause == pytest.approx(pause)
+
+
+@pytest.mark.parametrize("seconds_per_event", [0.0001, 0.0003, 0.001])
+def test_folds_that_carry_more_do_not_become_ever_rarer(seconds_per_event: float) -> None:
+    pace, clock, duration, rate, overhead = FoldPace(TUNING), 0.0, 0.0, 300.0, 0.25
+    for _ in range(200):
+        events = round(rate * (pace.pause + duration))
+        duration = overhead + seconds_per_event * events
+        clock += pace.pause + duration
+        pace.succeeded(clock, duration, events)
+    for_events = rate * seconds_per_event
+    assert pace.pause == pytest.approx(overhead * (1 / max(0.01, min(0.05, 0.1 - for_events)) - 1), rel=0.1)
 
 
 @pytest.mark.parametrize(("duration", "timeout"), [(0.1, 5.0), (0.5, 5.0), (1.0, 10.0), (4.0, 25.0)])
@@ -65,10 +81,10 @@ def test_a_fold_that_times_out_is_repeated_with_half_the_chunk_and_more_time() -
         pace.failed(pace.timeout)
         found.append((pace.chunk, pace.timeout))
     assert found == [(4000, 10.0), (2000, 20.0), (1000, 25.0), (1000, 25.0)]
-    pace.succeeded(2.0, 1000)
+    pace.succeeded(0.0, 2.0, 1000)
     assert (pace.chunk, pace.timeout) == (2000, 20.0)
     for _ in range(3):
-        pace.succeeded(0.1, 2000)
+        pace.succeeded(0.0, 0.1, 2000)
     assert (pace.chunk, pace.timeout) == (8000, 5.0)
 
 

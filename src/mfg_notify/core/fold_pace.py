@@ -6,12 +6,25 @@ slower. This outlives a session, because a fold that is not answered in time end
 """
 
 from collections import deque
-from statistics import median_low
+from statistics import fmean, median_low
+from typing import NamedTuple
 
 from mfg_notify.core.tuning import Tuning
 
 SAMPLES = 3
-"""Recent folds that are measured; their median counts, because a single slow one only shows what held it up."""
+"""Last folds whose overhead counts, by its median, because a single slow one only shows what held it up."""
+WINDOW = 32
+"""Last folds that show what an event costs."""
+PRIOR_SPREAD = 500
+"""Events. If folds differ by less, what an event costs cannot be told from them, and the last estimate stays."""
+
+
+class _Sample(NamedTuple):
+    """A fold that was answered: when, after how many seconds, and with how many events."""
+
+    at: float
+    duration: float
+    events: int
 
 
 class FoldPace:
@@ -19,7 +32,8 @@ class FoldPace:
 
     def __init__(self, tuning: Tuning) -> None:
         self._tuning = tuning
-        self._overheads: deque[float] = deque(maxlen=SAMPLES)
+        self._recent: deque[_Sample] = deque(maxlen=WINDOW)
+        self._seconds_per_event = tuning.fold_seconds_per_event
         self.pause = 0.0
         """From the end of the last fold to the next, unless it has left events behind."""
         self.chunk = tuning.fold_chunk
@@ -27,16 +41,39 @@ class FoldPace:
         self.timeout = tuning.answer_timeout
         """For the answer to the next fold."""
 
-    def succeeded(self, duration: float, events: int) -> None:
-        """Record a fold that was answered after `duration`."""
+    def succeeded(self, at: float, duration: float, events: int) -> None:
+        """Record a fold that was answered at `at` (a monotonic clock) after `duration`."""
         tuning = self._tuning
-        # Time that the events themselves explain does not count: a high rate must not make folds rare.
-        self._overheads.append(max(0.0, duration - events * tuning.fold_seconds_per_event))
-        overhead = median_low(self._overheads)
-        share = tuning.fold_share if overhead <= tuning.fold_slow else tuning.fold_share_when_slow
+        self._recent.append(_Sample(at, duration, events))
+        # Time that the events themselves explain does not count. Rarer folds would carry more of them and take longer,
+        # and so become rarer still.
+        per_event = self._seconds_per_event = self._estimate_seconds_per_event()
+        overhead = median_low(
+            [max(0.0, fold.duration - fold.events * per_event) for fold in list(self._recent)[-SAMPLES:]]
+        )
+        share = tuning.fold_share
+        if overhead > tuning.fold_slow:
+            # All of it has to stay below a tenth, so what the events take leaves less for the rest.
+            for_events = self._rate() * per_event
+            share = min(max(share - for_events, tuning.fold_share_minimum), tuning.fold_share_when_slow)
         self.pause = min(overhead * (1 / share - 1), tuning.fold_pause_maximum)
         self.timeout = min(max(tuning.answer_timeout, 10 * duration), tuning.fold_timeout_maximum)
         self.chunk = min(2 * self.chunk, tuning.fold_chunk)
+
+    def _estimate_seconds_per_event(self) -> float:
+        """Estimate what an event adds to a fold: the slope of the regression of duration on events."""
+        events, duration = fmean(fold.events for fold in self._recent), fmean(fold.duration for fold in self._recent)
+        spread = sum((fold.events - events) ** 2 for fold in self._recent)
+        together = sum((fold.events - events) * (fold.duration - duration) for fold in self._recent)
+        prior = PRIOR_SPREAD**2
+        slope = (together + self._seconds_per_event * prior) / (spread + prior)
+        return max(slope, self._tuning.fold_seconds_per_event)
+
+    def _rate(self) -> float:
+        """Return the events per second that the last folds have carried."""
+        first, *others = self._recent
+        elapsed = self._recent[-1].at - first.at
+        return sum(fold.events for fold in others) / elapsed if elapsed > 0 else 0.0
 
     def failed(self, duration: float) -> None:
         """Record a fold that was not answered, or whose connection broke, after `duration`.

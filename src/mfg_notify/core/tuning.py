@@ -28,11 +28,14 @@ class Tuning:
     """Events that a fold takes at least, however many folds in a row have timed out."""
     fold_share: float = 0.08
     """Share of time that folding may take, beyond what the events explain; see `fold_pace`."""
-    fold_share_when_slow: float = 0.03
-    """The same if a fold takes longer than `fold_slow` beyond its events, so that all of it stays below a tenth."""
     fold_slow: float = 0.02
+    """What a fold may take beyond its events before the two limits below hold, which keep all of it below a tenth."""
+    fold_share_when_slow: float = 0.04
+    """Share of time beyond the events, at most."""
+    fold_share_minimum: float = 0.01
+    """And at least, however much of `fold_share` the events take."""
     fold_seconds_per_event: float = 0.00005
-    """What an event may add to the duration of a fold; about 15 microseconds are usual."""
+    """What an event adds to the duration of a fold, at least; about 15 microseconds are usual."""
     full_scan_share: float = 0.01
     """Share of time that folds may take which scan the whole journal."""
     fold_pause_maximum: float = 60.0

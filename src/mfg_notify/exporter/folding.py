@@ -82,12 +82,12 @@ class Folding:
         except DatabaseError:
             self._pace.failed(self._clock() - started)
             raise
+        ended = self._clock()
         if full_scan:
-            ended = self._clock()
             self._full_scan_due = ended + (ended - started) / self._tuning.full_scan_share
         if fold is not None:
             self._ledger.prove_lead(started)
-            self._pace.succeeded(self._clock() - started, len(fold.events))
+            self._pace.succeeded(ended, ended - started, len(fold.events))
             self._notify_mode.folded(fold.xid, fold.xmin)
             self._horizon.folded(fold.xid, fold.xmin, drained=fold.drained, last_id=fold.last_id)
         return fold
