@@ -16,6 +16,7 @@ TUNING = Tuning(
     fold_seconds_per_event=0.0001,
     fold_pause_maximum=60.0,
     fold_timeout_maximum=25.0,
+    pending_maximum=200_000,
 )
 SECONDS_APART = 10.0
 
@@ -42,15 +43,16 @@ def test_at_first_nothing_is_known() -> None:
         ([(0.3, 20_000)] * SAMPLES, 0.0),
         ([(30.0, 0)] * SAMPLES, 60.0),
         ([(0.1, 0), (0.1, 0), (9.0, 0)], 0.9),
-        ([(0.1, 0), (0.2, 0), (0.3, 0), (0.4, 0)], 5.7),
+        ([(0.1, 0), (0.2, 0), (0.3, 0), (0.4, 0), (0.5, 0)], 5.7),
         ([(0.2, 0)] * SAMPLES, 1.8),
         ([(0.4, 1000)] * SAMPLES, 5.7),
         ([(1.0, 7000)] * SAMPLES, 9.7),
         ([(1.3, 10_000)] * SAMPLES, 29.7),
+        ([(3.0, 20_000)] * SAMPLES, 50.0),
     ],
     ids=[
         *("cheap", "dear", "half of it for events", "all of it for events", "at most", "one was held up"),
-        *("ever dearer", "not slow yet", "slow", "and events", "and many"),
+        *("ever dearer", "not slow yet", "slow", "and events", "and many", "much is pending"),
     ],
 )
 def test_folding_takes_a_limited_share_of_the_time(folds: list[tuple[float, int]], pause: float) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from mfg_notify.core.tuning import Tuning
 
-SAMPLES = 3
+SAMPLES = 5
 """Last folds whose overhead counts, by its median, because a single slow one only shows what held it up."""
 WINDOW = 32
 """Last folds that show what an event costs."""
@@ -51,12 +51,14 @@ class FoldPace:
         overhead = median_low(
             [max(0.0, fold.duration - fold.events * per_event) for fold in list(self._recent)[-SAMPLES:]]
         )
-        share = tuning.fold_share
+        share, rate = tuning.fold_share, self._rate()
         if overhead > tuning.fold_slow:
             # All of it has to stay below a tenth, so what the events take leaves less for the rest.
-            for_events = self._rate() * per_event
+            for_events = rate * per_event
             share = min(max(share - for_events, tuning.fold_share_minimum), tuning.fold_share_when_slow)
         self.pause = min(overhead * (1 / share - 1), tuning.fold_pause_maximum)
+        if rate > 0:
+            self.pause = min(self.pause, tuning.pending_maximum / 2 / rate)
         self.timeout = min(max(tuning.answer_timeout, 10 * duration), tuning.fold_timeout_maximum)
         self.chunk = min(2 * self.chunk, tuning.fold_chunk)
 
