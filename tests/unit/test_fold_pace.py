@@ -2,7 +2,7 @@
 
 import pytest
 
-from mfg_notify.core.fold_pace import SAMPLES, FoldPace
+from mfg_notify.core.fold_pace import WINDOW, FoldPace
 from mfg_notify.core.tuning import Tuning
 
 TUNING = Tuning(
@@ -37,22 +37,23 @@ def test_at_first_nothing_is_known() -> None:
 @pytest.mark.parametrize(
     ("folds", "pause"),
     [
-        ([(0.002, 1)] * SAMPLES, 0.0171),
-        ([(0.1, 0)] * SAMPLES, 0.9),
-        ([(0.1, 500)] * SAMPLES, 0.45),
-        ([(0.3, 20_000)] * SAMPLES, 0.0),
-        ([(30.0, 0)] * SAMPLES, 60.0),
-        ([(0.1, 0), (0.1, 0), (9.0, 0)], 0.9),
+        ([(0.002, 1)] * WINDOW, 0.0171),
+        ([(0.1, 0)] * WINDOW, 0.9),
+        ([(0.1, 500)] * WINDOW, 0.45),
+        ([(0.3, 20_000)] * WINDOW, 0.0),
+        ([(30.0, 0)] * WINDOW, 60.0),
+        ([(0.1, 0)] * (WINDOW - 1) + [(1.7, 0)], 1.8),
         ([(0.1, 0), (0.2, 0), (0.3, 0), (0.4, 0), (0.5, 0)], 5.7),
-        ([(0.2, 0)] * SAMPLES, 1.8),
-        ([(0.4, 1000)] * SAMPLES, 5.7),
-        ([(1.0, 7000)] * SAMPLES, 9.7),
-        ([(1.3, 10_000)] * SAMPLES, 29.7),
-        ([(3.0, 20_000)] * SAMPLES, 50.0),
+        ([(9.0, 0)] + [(0.1, 0)] * WINDOW, 0.9),
+        ([(0.2, 0)] * WINDOW, 1.8),
+        ([(0.4, 1000)] * WINDOW, 5.7),
+        ([(1.0, 7000)] * WINDOW, 9.7),
+        ([(1.3, 10_000)] * WINDOW, 29.7),
+        ([(3.0, 20_000)] * WINDOW, 50.0),
     ],
     ids=[
         *("cheap", "dear", "half of it for events", "all of it for events", "at most", "one was held up"),
-        *("ever dearer", "not slow yet", "slow", "and events", "and many", "much is pending"),
+        *("ever dearer", "long ago", "not slow yet", "slow", "and events", "and many", "much is pending"),
     ],
 )
 def test_folding_takes_a_limited_share_of_the_time(folds: list[tuple[float, int]], pause: float) -> None:

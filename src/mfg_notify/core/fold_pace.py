@@ -6,15 +6,13 @@ slower. This outlives a session, because a fold that is not answered in time end
 """
 
 from collections import deque
-from statistics import fmean, median_low
+from statistics import fmean
 from typing import NamedTuple
 
 from mfg_notify.core.tuning import Tuning
 
-SAMPLES = 5
-"""Last folds whose overhead counts, by its median, because a single slow one only shows what held it up."""
-WINDOW = 32
-"""Last folds that show what an event costs."""
+WINDOW = 16
+"""Last folds that are measured. Their mean counts, because the share of time is a mean."""
 PRIOR_SPREAD = 500
 """Events. If folds differ by less, what an event costs cannot be told from them, and the last estimate stays."""
 
@@ -48,9 +46,7 @@ class FoldPace:
         # Time that the events themselves explain does not count. Rarer folds would carry more of them and take longer,
         # and so become rarer still.
         per_event = self._seconds_per_event = self._estimate_seconds_per_event()
-        overhead = median_low(
-            [max(0.0, fold.duration - fold.events * per_event) for fold in list(self._recent)[-SAMPLES:]]
-        )
+        overhead = fmean(max(0.0, fold.duration - fold.events * per_event) for fold in self._recent)
         share, rate = tuning.fold_share, self._rate()
         if overhead > tuning.fold_slow:
             # All of it has to stay below a tenth, so what the events take leaves less for the rest.
