@@ -157,8 +157,9 @@ $$;
 -- ---------------------------------------------------------------------------------------------- tables --
 
 -- The journal (an outbox): a trigger adds a row in the game's own transaction, a fold takes it away. The body is JSON as
--- text: ["task", operation, [texts], [numbers], [times]], see watched_columns(). Operations are I, U and D; T for a
--- TRUNCATE; and R, which repeats a row as it is because its events came out of order.
+-- text: ["task", operation, [texts], [numbers], [times]], see watched_columns(). Operations are I, U and D; M for an
+-- update that changes the key or the player, after a D of the old row; T for a TRUNCATE. Two repeat what other events
+-- say, because the events of a row came out of order: R a row as it is, X the end of a row.
 CREATE TABLE IF NOT EXISTS mfg_notify.event (
     id      bigint GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME mfg_notify.event_id_seq) PRIMARY KEY,
     xid     xid8 NOT NULL DEFAULT pg_current_xact_id(),
@@ -194,6 +195,17 @@ CREATE TABLE IF NOT EXISTS mfg_notify.total (
     arrival bigint GENERATED ALWAYS AS IDENTITY,  -- order of first appearance; the cap on series goes by it
     PRIMARY KEY (metric, labels)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+-- The books, by which `mfg-notify verify` checks that every change was recorded. Each fold adds an entry; now and then one
+-- entry takes the place of all. The body is JSON as text: {"truncated": [source, …], "rows": [[source, player, status, n],
+-- …], "sums": {metric: n, …}, "unrecorded": {source: n, …}}. The rows add up to the number of live rows by table (source),
+-- player and status, as the events that have left the journal say: +1 for the new row, -1 for the old one. All rows of
+-- factories count, by supply level; '' stands for none. The sums are what was added to the totals of a metric.
+-- Unrecorded are the rows that somebody has changed without an event, counted when a check found them.
+CREATE TABLE IF NOT EXISTS mfg_notify.entry (
+    id   bigint GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME mfg_notify.entry_id_seq) PRIMARY KEY,
+    body text NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, vacuum_truncate = false);
 
 -- Pipelines COMPLETED in the last hour: what the profit rate is made of.
 CREATE TABLE IF NOT EXISTS mfg_notify.recent (
@@ -488,7 +500,7 @@ $body$
 $template$;
     observe_row constant text := $observe${return_if_unchanged}
             {look}
-            IF (OLD.id = NEW.id) IS NOT TRUE OR NEW.xmax <> '0'
+            IF (OLD.id = NEW.id AND OLD.player_id = NEW.player_id) IS NOT TRUE OR NEW.xmax <> '0'
                OR current_setting('mfg_notify.buffered', true) <> '' OR mfg_notify.backlog() > 5000000 THEN
                 IF TG_OP = 'DELETE' THEN
                     IF NOT ({live}) THEN
@@ -497,11 +509,11 @@ $template$;
                     event := {delete};
                 ELSIF TG_OP = 'INSERT' THEN
                     event := {insert};
-                ELSE
+                ELSIF OLD.id = NEW.id AND OLD.player_id IS NOT DISTINCT FROM NEW.player_id THEN
                     event := {update};
-                    IF OLD.id <> NEW.id THEN
-                        event := {delete} || E'\n' || event;  -- the row goes on under another key
-                    END IF;
+                ELSE
+                    -- The row goes on under another key, or as another player's. Without a player it was in no balance.
+                    event := concat_ws(E'\n', CASE WHEN OLD.player_id IS NOT NULL THEN {delete} END, {move});
                 END IF;
                 IF NEW.xmax <> '0' THEN
                     -- Another session has locked the new row, or a trigger of the game that fires before ours has changed
@@ -510,7 +522,7 @@ $template$;
                     IF row_security_active('{relation}'::regclass) THEN
                         RAISE EXCEPTION 'row-level security hides rows of %', TG_TABLE_NAME;
                     ELSIF latest.place IS NULL AND {live_new} THEN
-                        event := event || E'\n' || {delete_new};
+                        event := event || E'\n' || {gone};
                     ELSIF latest.place <> NEW.ctid THEN
                         event := event || E'\n' || {again};
                     END IF;
@@ -634,6 +646,7 @@ BEGIN
         )
         SELECT *, format('format(''["%s","{operation}",%s%s]'', %s%s)', source, places, more_places, changed, more) AS event,
                format('format(''["%s","D",%s%s]'', %s%s)', source, places, more_places, gone, more) AS farewell,
+               format('format(''["%s","X",%s%s]'', %s%s)', source, places, more_places, gone, more) AS gone_event,
                format('format(''["%s","R",%s%s]'', %s%s)', source, places, more_places, changed, more_again) AS again
         FROM events JOIN (VALUES
             ('pipeline', 'public.manufacturing_pipelines', $$OLD.status IN ('PLANNING', 'EXECUTING')$$,
@@ -655,8 +668,8 @@ BEGIN
             ('{new_site}', CASE WHEN has_site THEN 'NEW.construction_site::text' ELSE 'NULL' END),
             ('{unchanged}', t.unchanged), ('{look}', t.look), ('{live}', t.live), ('{live_new}', replace(t.live, 'OLD.', 'NEW.')),
             ('{relation}', t.relation), ('{update}', replace(t.event, '{operation}', 'U')),
-            ('{insert}', replace(t.event, '{operation}', 'I')), ('{delete}', t.farewell),
-            ('{delete_new}', replace(t.farewell, 'OLD.', 'NEW.')),
+            ('{insert}', replace(t.event, '{operation}', 'I')), ('{move}', replace(t.event, '{operation}', 'M')),
+            ('{delete}', t.farewell), ('{gone}', replace(t.gone_event, 'OLD.', 'NEW.')),
             ('{again}', replace(replace(t.again, 'OLD.', 'latest.'), 'NEW.', 'latest.'))
         LOOP
             function := replace(function, word, meant);
@@ -859,7 +872,7 @@ CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER TRUNCATE ON public.manufact
 
 -- The hash is that of this file without the hash itself. A released file never changes.
 UPDATE mfg_notify.settings SET
-    applied = applied || '{"1": "53f9f21f324f39190282710336f18ecd408c5b6dd270e6de313d72acfd45dcc4"}',
+    applied = applied || '{"1": "e7a3b3517711fbb2de63fd39a9d0ee37ec4b493983ec33959e7eb8d246182bad"}',
     objects = mfg_notify.object_hashes();
 
 COMMIT;

@@ -134,9 +134,8 @@ def test_totals_stop_at_the_end_of_bigint(installed: Database) -> None:
     with installed.connect() as connection:
         highest = 2**63 - 1
         for n in (highest - 1, 5, 7):
-            connection.execute(
-                QUERY["add_totals"], {"metrics": ["manufacturing_revenue_total"], "labels": ["{}"], "n": [n]}
-            )
+            increment = {"metrics": ["manufacturing_revenue_total"], "labels": ["{}"], "n": [n]}
+            connection.execute(QUERY["add_totals"], increment | {"entry": None})
         assert connection.execute("SELECT n FROM mfg_notify.total").fetchall() == [(highest,)]
 
 

@@ -127,7 +127,15 @@ async def test_exporter_with_exactly_its_rights_is_exact(exporter_role: str, ins
 
 
 def parameters() -> dict[str, object]:
-    given: dict[str, object] = {"holder": "me", "channel": "c", "ping": "p", "barrier": "f", "id": 1, "version": 1}
+    given: dict[str, object] = {
+        "holder": "me",
+        "channel": "c",
+        "ping": "p",
+        "barrier": "f",
+        "id": 1,
+        "version": 1,
+        "entry": "{}",
+    }
     return defaultdict(lambda: None, given | {"chunk": 10, "schema": "public"})
 
 
@@ -148,6 +156,9 @@ def denied_statements(connection: Connection) -> list[str]:
         "table": sql.Identifier("public", "manufacturing_tasks"),
         "names": sql.Literal(["public.manufacturing_tasks"]),
         "maximum": sql.Literal(1),
+        "version": sql.Literal(1),
+        "after": sql.Literal(-1),
+        "at_most": sql.Literal(1),
     }
     denied = []
     for name, statement in QUERY.items():

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfg_notify.core.events import (
+    NEITHER,
+    ONLY_NEW,
     VERSION,
     Change,
     Event,
@@ -157,7 +159,16 @@ GOOD: list[tuple[str, Change]] = [
     (
         '["pipeline","R",["FAILED","p","G","FAILED"],[1,2,3,1,1,2,3],[null,null],null,null]',
         PipelineChange("U", "p", PipelineImage(1, "G", "COMPLETED", 1, 2, 3, None, None),
-                       PipelineImage(1, "G", "FAILED", 1, 2, 3, None, None)),
+                       PipelineImage(1, "G", "FAILED", 1, 2, 3, None, None), NEITHER),
+    ),
+    (
+        '["pipeline","M",["PLANNING","p","G","FAILED"],[1,2,3,1,1,2,3],[null,null],null,null]',
+        PipelineChange("U", "p", PipelineImage(1, "G", "PLANNING", 1, 2, 3, None, None),
+                       PipelineImage(1, "G", "FAILED", 1, 2, 3, None, None), ONLY_NEW),
+    ),
+    (
+        '["factory","X",[null,"F","G","p","HIGH"],[7,1],[null,true],null,[1,2],null]',
+        FactoryChange("D", "7", FactoryImage(1, "F", "G", "p", 1, 2, "HIGH", True, None), None, NEITHER),
     ),
     ('["task","T"]' + " " * (7999 - 12), TaskChange("T", "", None, None)),
 ]  # fmt: skip
@@ -214,7 +225,7 @@ BAD: dict[str, str | bytes] = {
     "table in capitals": '["TASK","T"]',
     "table of another type": '[1,"T"]',
     "table missing": '[null,"T"]',
-    "unknown operation": f'["task","X",{TASK}]',
+    "unknown operation": f'["task","Z",{TASK}]',
     "operation in lower case": '["task","t"]',
     "operation missing": f'["task",null,{TASK}]',
     "key of another type": task_body(key="17"),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from mfg_notify.core.books import Balance
 from mfg_notify.core.capped_totals import CappedTotals, limited
 from mfg_notify.core.events import Event
 from mfg_notify.core.rules import Completion, SampleKey, completion, increments, last_seen
@@ -15,17 +16,18 @@ from mfg_notify.core.rules import Completion, SampleKey, completion, increments,
 
 @dataclass(slots=True)
 class Settlement:
-    """What a run of events adds, summed. Order matters only to completions and last_seen, row by row."""
+    """What a run of events adds, summed. Order matters to completions and last_seen row by row, and to a TRUNCATE."""
 
     increments: dict[SampleKey, int] = field(default_factory=dict)
     completions: dict[str, Completion] = field(default_factory=dict)
     """By pipeline; the last one counts."""
     last_seen: dict[tuple[str, int, str], int] = field(default_factory=dict)
     """Latest time (epoch microseconds) by kind, player and key."""
+    balance: Balance = field(default_factory=Balance)
 
     def add(self, events: Iterable[Event]) -> None:
         """Add events; the ids of one row must rise."""
-        summed, seen = self.increments, self.last_seen
+        summed, seen, balance = self.increments, self.last_seen, self.balance
         for event in events:
             for key, n in increments(event):
                 summed[key] = summed.get(key, 0) + n
@@ -35,6 +37,7 @@ class Settlement:
             for place, at in last_seen(event):
                 if at > seen.get(place, -1):
                     seen[place] = at
+            balance.add(event.change)
 
 
 def settle(events: Iterable[Event]) -> Settlement:

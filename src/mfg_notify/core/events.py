@@ -85,6 +85,11 @@ class FactoryImage(Struct, frozen=True, gc=False, array_like=True, forbid_unknow
 
 Operation = Literal["I", "U", "D", "T"]
 """INSERT, UPDATE, DELETE of a row; TRUNCATE of the table (no key, no images)."""
+Booked = tuple[bool, bool]
+"""Whether the old and the new image of a change move the balance of live rows; if not, another event moves it."""
+BOTH: Booked = (True, True)
+ONLY_NEW: Booked = (False, True)
+NEITHER: Booked = (False, False)
 
 
 class PipelineChange(Struct, frozen=True, gc=False, array_like=True, tag="pipeline", forbid_unknown_fields=True):
@@ -94,6 +99,7 @@ class PipelineChange(Struct, frozen=True, gc=False, array_like=True, tag="pipeli
     key: Text
     old: PipelineImage | None
     new: PipelineImage | None
+    booked: Booked = BOTH
 
 
 class TaskChange(Struct, frozen=True, gc=False, array_like=True, tag="task", forbid_unknown_fields=True):
@@ -103,6 +109,7 @@ class TaskChange(Struct, frozen=True, gc=False, array_like=True, tag="task", for
     key: Text
     old: TaskImage | None
     new: TaskImage | None
+    booked: Booked = BOTH
 
 
 class FactoryChange(Struct, frozen=True, gc=False, array_like=True, tag="factory", forbid_unknown_fields=True):
@@ -112,6 +119,7 @@ class FactoryChange(Struct, frozen=True, gc=False, array_like=True, tag="factory
     key: Text
     old: FactoryImage | None
     new: FactoryImage | None
+    booked: Booked = BOTH
 
 
 Change = PipelineChange | TaskChange | FactoryChange
@@ -128,7 +136,12 @@ class Event(Struct, frozen=True, gc=False):
     @property
     def table(self) -> str:
         """`pipeline`, `task` or `factory`."""
-        return _TABLES[type(self.change)]
+        return table_of(self.change)
+
+
+def table_of(change: Change) -> str:
+    """Return `pipeline`, `task` or `factory`."""
+    return _TABLES[type(change)]
 
 
 _TABLES = {kind: str(kind.__struct_config__.tag) for kind in (PipelineChange, TaskChange, FactoryChange)}
@@ -138,8 +151,9 @@ _Time: TypeAlias = Annotated[datetime, Meta(tz=True)]
 _Number: TypeAlias = Whole | None
 _Inputs: TypeAlias = tuple[Count, Count] | None
 _Construction: TypeAlias = tuple[Text, tuple[Material, ...]] | None
-_Operation: TypeAlias = Literal["I", "U", "D", "R"]
-"""R repeats a row as it is, because the events of its changes came out of order: an update that counts nothing."""
+_Operation: TypeAlias = Literal["I", "U", "D", "M", "R", "X"]
+"""M is an update that changes the key or the player; a D of the old row comes before it. R repeats a row as it is, X
+that it is gone, because the events of its changes came out of order: they count nothing."""
 _Pipeline: TypeAlias = tuple[
     Literal["pipeline"],
     _Operation,
@@ -186,8 +200,8 @@ def _pipeline(event: _Pipeline) -> PipelineChange:
     )
     if operation == "I":
         return PipelineChange("I", key, None, row)
-    if operation == "D":
-        return PipelineChange("D", key, row, None)
+    if operation in ("D", "X"):
+        return PipelineChange("D", key, row, None, BOTH if operation == "D" else NEITHER)
     if operation == "R":
         # If it is not COMPLETED (any more), the profit rate must forget it.
         was, was_cost, was_revenue, was_profit, was_construction = "COMPLETED", cost, revenue, profit, construction
@@ -202,7 +216,7 @@ def _pipeline(event: _Pipeline) -> PipelineChange:
         None,
         *(was_construction or ()),
     )
-    return PipelineChange("U", key, old, row)
+    return PipelineChange("U", key, old, row, NEITHER if operation == "R" else ONLY_NEW if operation == "M" else BOTH)
 
 
 def _task(event: _Task) -> TaskChange:
@@ -224,10 +238,10 @@ def _task(event: _Task) -> TaskChange:
     )
     if operation == "I":
         return TaskChange("I", key, None, row)
-    if operation == "D":
-        return TaskChange("D", key, row, None)
+    if operation in ("D", "X"):
+        return TaskChange("D", key, row, None, BOTH if operation == "D" else NEITHER)
     if operation == "R":
-        return TaskChange("U", key, row, row)
+        return TaskChange("U", key, row, row, NEITHER)
     old = TaskImage(
         player_id,
         task_type,
@@ -241,7 +255,7 @@ def _task(event: _Task) -> TaskChange:
         None,
         was_quantity,
     )
-    return TaskChange("U", key, old, row)
+    return TaskChange("U", key, old, row, BOTH if operation == "U" else ONLY_NEW)
 
 
 def _factory(event: _Factory) -> FactoryChange:
@@ -254,15 +268,15 @@ def _factory(event: _Factory) -> FactoryChange:
     key = str(number)
     if operation == "I":
         return FactoryChange("I", key, None, row)
-    if operation == "D":
-        return FactoryChange("D", key, row, None)
+    if operation in ("D", "X"):
+        return FactoryChange("D", key, row, None, BOTH if operation == "D" else NEITHER)
     if operation == "R":
-        return FactoryChange("U", key, row, row)
+        return FactoryChange("U", key, row, row, NEITHER)
     delivered, required = was_inputs or inputs or (0, 0)
     old = FactoryImage(
         player_id, symbol, good, pipeline_id, delivered, required, was or None, bool(was_ready), is_current=None
     )
-    return FactoryChange("U", key, old, row)
+    return FactoryChange("U", key, old, row, BOTH if operation == "U" else ONLY_NEW)
 
 
 def _present(status: str | None) -> str:

@@ -13,8 +13,8 @@ from mfg_notify.postgres.connection import BlockingConnection, Connection, trans
 from mfg_notify.postgres.queries import QUERY
 
 MIGRATION_HASHES = {
-    "1": "53f9f21f324f39190282710336f18ecd408c5b6dd270e6de313d72acfd45dcc4",
-    "2": "6b327e6ac68fea56ebf374b3d58c0bf223c214ca2190aa45134f8b1faf6e551e",
+    "1": "e7a3b3517711fbb2de63fd39a9d0ee37ec4b493983ec33959e7eb8d246182bad",
+    "2": "472b781afef64ecc2f102a70ca2a1664ee2c9f25341d75e4f277df5542daf7c2",
 }
 """The migrations in `db/triggers` by number, with the hash that each stores when it is applied.
 

@@ -4,6 +4,8 @@ Owns what makes a number exact: an event leaves the journal and enters the total
 adds is decided in `core.rules`.
 """
 
+from collections import Counter
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -11,6 +13,7 @@ import psycopg
 import structlog
 from psycopg.rows import TupleRow
 
+from mfg_notify.core.books import Entry
 from mfg_notify.core.capped_totals import SERIES_MAXIMUM, CappedTotals, limited
 from mfg_notify.core.catalogue import SETTLED_LABELS
 from mfg_notify.core.counters import Settlement
@@ -19,7 +22,9 @@ from mfg_notify.core.ledger import Fold, Totals
 from mfg_notify.core.live_state import RecentActivity
 from mfg_notify.core.rules import Completion, SampleKey
 from mfg_notify.errors import MalformedEvent, SchemaNotReady
+from mfg_notify.postgres import books
 from mfg_notify.postgres.connection import Connection, read_only_snapshot, translated_errors
+from mfg_notify.postgres.lease import LEASE_LOST
 from mfg_notify.postgres.queries import QUERY
 
 BARRIER = "barrier "
@@ -130,29 +135,35 @@ class _Found:
     def add(self, rows: list[TupleRow]) -> None:
         """Decode and settle a part."""
         rows.sort()
-        events = []
+        events: list[Event] = []
+        settled = 0
         for number, xid, at, body in rows:
             try:
                 events.append(Event(number, xid, at, decode_change(body)))
             except MalformedEvent as error:
                 self.malformed.append(_DeadLetter(number, xid, at, body, str(error)))
+                self.settlement.add(events[settled:])  # in order, because a TRUNCATE begins the balance anew
+                settled = len(events)
+                self.settlement.balance.add_malformed(body)
         self.rows += len(rows)
         self.last_id = max(self.last_id, rows[-1][0] if rows else -1)
         self.events += events
-        self.settlement.add(events)
+        self.settlement.add(events[settled:])
 
 
 async def _save(connection: Connection, settlement: Settlement) -> None:
     # In order of events, because new label sets are numbered by it. Folds do not overlap, so this cannot deadlock.
-    increments = list(settlement.increments.items())
-    if increments:
+    metrics = [metric for metric, _ in settlement.increments]
+    added = [limited(n) for n in settlement.increments.values()]
+    sums: Counter[str] = Counter()
+    for metric, n in zip(metrics, added, strict=True):
+        sums[metric] += n
+    balance = settlement.balance
+    entry = books.encode(Entry(tuple(sorted(balance.truncated)), balance.rows(), dict(sums)))
+    if entry is not None:
+        labels = [_to_json(key) for key in settlement.increments]
         await connection.execute(
-            QUERY["add_totals"],
-            {
-                "metrics": [metric for (metric, _), _ in increments],
-                "labels": [_to_json(key) for key, _ in increments],
-                "n": [limited(n) for _, n in increments],
-            },
+            QUERY["add_totals"], {"metrics": metrics, "labels": labels, "n": added, "entry": entry}
         )
     done = [c for _, c in sorted(settlement.completions.items()) if c.profit is not None]
     undone = [c.pipeline_id for _, c in sorted(settlement.completions.items()) if c.profit is None]
@@ -206,7 +217,7 @@ async def read_totals(connection: Connection, series_maximum: int = SERIES_MAXIM
             await connection.execute(QUERY["lock_totals"])
             lease = await (await connection.execute(QUERY["generation"])).fetchone()
             if lease is None:
-                raise SchemaNotReady("mfg_notify.lease has lost its row; `mfg-notify doctor` says how to restore it")
+                raise SchemaNotReady(LEASE_LOST)
             counters = CappedTotals(series_maximum)
             async with connection.cursor("mfg_notify_totals") as cursor:
                 await cursor.execute(QUERY["totals"])
@@ -225,6 +236,7 @@ async def _read_activity(connection: Connection) -> RecentActivity:
     return RecentActivity(completions, {(kind, player, key): at for kind, player, key, at in await latest.fetchall()})
 
 
+@lru_cache(maxsize=10_000)
 def _to_json(key: SampleKey) -> str:
     metric, values = key
     return msgspec.json.encode(dict(zip(SETTLED_LABELS[metric], values, strict=True))).decode()

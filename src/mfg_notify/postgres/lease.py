@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from mfg_notify.postgres.connection import Connection, translated_errors
 from mfg_notify.postgres.queries import QUERY
 
+LEASE_LOST = "mfg_notify.lease has lost its row; `mfg-notify doctor` says how to restore it"
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:

@@ -52,7 +52,7 @@ GRANT SELECT ON mfg_notify.settings TO {role};
 GRANT SELECT, UPDATE ON mfg_notify.lease TO {role};
 GRANT SELECT ON mfg_notify.event TO {role};
 GRANT SELECT, INSERT, UPDATE ON mfg_notify.total TO {role};
-GRANT SELECT, INSERT, DELETE ON mfg_notify.dead_letter TO {role};
+GRANT SELECT, INSERT, DELETE ON mfg_notify.dead_letter, mfg_notify.entry TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON mfg_notify.recent, mfg_notify.latest TO {role};
 GRANT SELECT, UPDATE ON SEQUENCE mfg_notify.folded, mfg_notify.notify_disabled TO {role};
 GRANT SELECT ON SEQUENCE mfg_notify.event_id_seq, mfg_notify.lost TO {role};

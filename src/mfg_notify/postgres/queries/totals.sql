@@ -1,8 +1,9 @@
 -- The settled totals, the completions of the last hour and the last changes. Used by journal.py.
 
 -- name: add_totals
--- Add increments to the totals. Addition stays exact even if two exporters fold. A sum beyond bigint stops at its
--- limit.
+-- Add increments to the totals, and store the entry of the fold (NULL: none). Addition stays exact even if two exporters
+-- fold. A sum beyond bigint stops at its limit.
+WITH entry AS (INSERT INTO mfg_notify.entry (body) SELECT %(entry)s::text WHERE %(entry)s::text IS NOT NULL)
 INSERT INTO mfg_notify.total AS t (metric, labels, n)
 SELECT * FROM unnest(%(metrics)s::text[], %(labels)s::jsonb[], %(n)s::bigint[])
 ON CONFLICT (metric, labels) DO UPDATE
