@@ -36,7 +36,7 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 """The content types of the two formats that a page comes in."""
 LOST = "lost_changes_total"
-"""Kept by the database, so it is shown as read there and never counted here."""
+UNRECORDED = "unrecorded_changes_total"
 DELAY = "event_delay_seconds"
 RANGES_MAXIMUM = 20
 """Media ranges of an Accept header that are read. Prometheus sends five."""
@@ -115,6 +115,8 @@ class Telemetry:
         self.journal_rows = gauge("journal_rows")
         self.journal_oldest_age = gauge("journal_oldest_age_seconds")
         self.queue_usage = gauge("notification_queue_usage_ratio")
+        self.imbalance_rows = gauge("imbalance_rows")
+        self.books_last_balanced = gauge("books_last_balanced_timestamp_seconds")
         self.unreadable_rows = gauge("unreadable_rows")
         self.oldest_snapshot_age = gauge("oldest_snapshot_age_seconds")
         self.triggers_installed = gauge("triggers_installed")
@@ -122,7 +124,8 @@ class Telemetry:
         self.http_responses = counter("http_responses_total")
         self.http_connections_dropped = counter("http_connections_dropped_total")
         self.lost_changes: int | None = None
-        registry.register(_LostChanges(self))
+        self.unrecorded_changes: dict[str, int] = {}
+        registry.register(_Stored(self))
 
 
 class _Delays(Collector):
@@ -155,17 +158,28 @@ class _Delays(Collector):
         )
 
 
-class _LostChanges(Collector):
+class _Stored(Collector):
+    """The counters that the database keeps: shown as they were read there, never counted here.
+
+    They are absent until then: starting at 0 would make increase() see all of it again at every restart.
+    """
+
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
-        self._help = next(metric.help for metric in EXPORTER_METRICS if metric.name == LOST)
+        self._declared = {metric.name: metric for metric in EXPORTER_METRICS}
 
     def describe(self) -> Iterator[Family]:
-        yield CounterMetricFamily(SELF_PREFIX + LOST, self._help)
+        yield CounterMetricFamily(SELF_PREFIX + LOST, self._declared[LOST].help)
+        yield CounterMetricFamily(SELF_PREFIX + UNRECORDED, self._declared[UNRECORDED].help, labels=("table",))
 
     def collect(self) -> Iterator[Family]:
-        # Absent until it was read: starting at 0 would make increase() see a loss at every restart.
-        yield CounterMetricFamily(SELF_PREFIX + LOST, self._help, value=self._telemetry.lost_changes)
+        yield CounterMetricFamily(SELF_PREFIX + LOST, self._declared[LOST].help, value=self._telemetry.lost_changes)
+        unrecorded = CounterMetricFamily(
+            SELF_PREFIX + UNRECORDED, self._declared[UNRECORDED].help, labels=self._declared[UNRECORDED].labels
+        )
+        for table, n in sorted(self._telemetry.unrecorded_changes.items()):
+            unrecorded.add_metric((table,), n)
+        yield unrecorded
 
 
 def facts(telemetry: Telemetry) -> list[Fact]:
@@ -189,6 +203,8 @@ def facts(telemetry: Telemetry) -> list[Fact]:
         ("Events in the journal", read(telemetry.journal_rows) if reconciled else None, ""),
         ("Journal last drained", read(telemetry.fold_last_success), "at"),
         ("Live rows last read", read(telemetry.reconcile_last_success), "at"),
+        ("Books last balanced", read(telemetry.books_last_balanced), "at"),
+        ("Changes without an event", sum(telemetry.unrecorded_changes.values()) if reconciled else None, ""),
         ("Gauges corrected", read(telemetry.reconcile_corrections, "_total"), ""),
         ("Notifications that were no events", read(telemetry.events_rejected, "_total"), ""),
         ("Connections given up", read(telemetry.reconnects, "_total"), ""),

@@ -166,6 +166,17 @@ async def test_journal_and_lost_changes(bench: Bench) -> None:
     await bench.until("lost_changes_total", lambda n: n == 1)
 
 
+async def test_imbalance(bench: Bench) -> None:
+    await bench.until("books_last_balanced_timestamp_seconds", lambda n: n > 0)
+    await bench.until("imbalance_rows", lambda n: n == 0, table="manufacturing_tasks")
+    bench.game.execute("ALTER TABLE manufacturing_tasks DISABLE TRIGGER mfg_notify_insert")
+    bench.insert(3)
+    bench.game.execute("ALTER TABLE manufacturing_tasks ENABLE TRIGGER mfg_notify_insert")
+    await bench.until("imbalance_rows", lambda n: n == 3, table="manufacturing_tasks")
+    await bench.until("imbalance_rows", lambda n: n == 0, table="manufacturing_tasks")
+    await bench.until("unrecorded_changes_total", lambda n: n == 3, table="manufacturing_tasks")
+
+
 async def test_notification_queue(bench: Bench) -> None:
     with bench.database.connect() as idle:
         idle.execute("LISTEN something")

@@ -490,6 +490,24 @@ EXPORTER_METRICS = (
         "Changed rows of the game that the triggers gave up recording",
     ),
     SelfMetric(
+        "imbalance_rows",
+        Kind.GAUGE,
+        ("table",),
+        "Rows changed without an event that the last check of the books has found",
+    ),
+    SelfMetric(
+        "unrecorded_changes_total",
+        Kind.COUNTER,
+        ("table",),
+        "Rows changed without an event, as all checks of the books have found",
+    ),
+    SelfMetric(
+        "books_last_balanced_timestamp_seconds",
+        Kind.GAUGE,
+        (),
+        "Time at which the books last explained every live row",
+    ),
+    SelfMetric(
         "unreadable_rows",
         Kind.GAUGE,
         ("table",),

@@ -52,6 +52,12 @@ class Tuning:
     """After a snapshot that events have asked for, at least."""
     snapshot_timeout: float = 25.0
     """For the first snapshot of a session, and for reading all totals."""
+    books_journal_maximum: int = 20_000
+    """Events in the journal above which the books are not checked: that would take longer than folding them."""
+    books_timeout: float = 5.0
+    """For a statement of a check of the books."""
+    factory_count_share: float = 0.01
+    """Share of time that counting all rows of factories may take."""
     old_snapshot_age: float = 60.0
     """Age from which a snapshot that somebody holds is exported: those of ordinary transactions come and go."""
     old_snapshot_warning: float = 600.0

@@ -150,7 +150,8 @@ def _panels(scope: Scope, y: int) -> Iterator[Panel]:
     yield panels.events(
         Frame(
             "Corrections and Trouble",
-            "What should not happen: gauges that a reconciliation had to correct, rejected events, and reconnects.",
+            "What should not happen: gauges that a reconciliation had to correct, rejected events, reconnects, and "
+            "rows that were changed without an event.",
             "Nothing of the kind happened in this time range",
             at=(8, lower, 8, 8),
         ),
@@ -160,6 +161,10 @@ def _panels(scope: Scope, y: int) -> Iterator[Panel]:
         ),
         query(f"sum by (reason) (increase({scope.own('events_rejected_total')}{RATE})) > 0", "rejected: {{reason}}"),
         query(f"sum by (reason) (increase({scope.own('reconnects_total')}{RATE})) > 0", "reconnected: {{reason}}"),
+        query(
+            f"max by (table) (increase({scope.own('unrecorded_changes_total')}{RATE})) > 0",
+            "changed without an event: {{table}}",
+        ),
     )
     yield panels.lines(
         Frame(

@@ -56,6 +56,11 @@ class Folding:
         self._horizon = ScanHorizon()
         self._full_scan_due = clock()
 
+    @property
+    def folded_up_to(self) -> int:
+        """The id up to which the journal holds nothing, as far as it is known."""
+        return self._horizon.folded_up_to
+
     def lead(self) -> None:
         """Forget what was known of the triggers' mode and of the journal: another exporter may have led meanwhile.
 

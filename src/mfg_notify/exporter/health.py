@@ -8,9 +8,11 @@ from collections.abc import Mapping
 
 import structlog
 
+from mfg_notify.core.books import TABLES, changed_rows, describe_differences
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
 from mfg_notify.core.tuning import Tuning
 from mfg_notify.exposition import Telemetry
+from mfg_notify.postgres.books import Reading
 from mfg_notify.postgres.installation import TRIGGERS_PER_TABLE, Whereabouts
 from mfg_notify.postgres.snapshot import Health, SnapshotHolder
 
@@ -98,6 +100,27 @@ class HealthReporter:
                 seconds=round(age),
             )
             self._snapshot_reported = True
+
+    def report_books(self, found: Reading, unrecorded: Mapping[str, int]) -> None:
+        """Export what a check of the books has found, and how many rows were changed without an event so far."""
+        rows = changed_rows(found.differences)
+        for source in found.sources:
+            self._telemetry.imbalance_rows.labels(TABLES[source]).set(rows[source])
+            if rows[source]:
+                log.warning(
+                    "rows were changed without an event; the counters lack what it meant. `mfg-notify doctor` shows "
+                    "whether all triggers are enabled",
+                    table=TABLES[source],
+                    rows=rows[source],
+                    accounts=describe_differences(
+                        [difference for difference in found.differences if difference.account[0] == source]
+                    ),
+                )
+        for source, table in TABLES.items():
+            known = self._telemetry.unrecorded_changes.get(table, 0)
+            self._telemetry.unrecorded_changes[table] = max(unrecorded.get(source, 0), known)
+        if not any(rows.values()):
+            self._telemetry.books_last_balanced.set_to_current_time()
 
     def report_unreadable(self, rows: Mapping[str, int]) -> None:
         """Export how many live rows of each table the gauges lack; warn if there are more than at the last report."""

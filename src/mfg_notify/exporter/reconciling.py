@@ -12,7 +12,7 @@ from mfg_notify.errors import SchemaNotReady
 from mfg_notify.exporter.deadline import in_time
 from mfg_notify.exporter.health import HealthReporter
 from mfg_notify.exposition import Telemetry
-from mfg_notify.postgres import journal, players, progress, snapshot
+from mfg_notify.postgres import books, journal, players, progress, snapshot
 from mfg_notify.postgres.connection import Connection
 from mfg_notify.postgres.installation import Installation, check_installation
 
@@ -28,6 +28,7 @@ class Reconciling:
         ledger: Ledger,
         health: HealthReporter,
         telemetry: Telemetry,
+        instance_id: str,
         clock: Callable[[], float],
         tuning: Tuning,
         *,
@@ -40,6 +41,8 @@ class Reconciling:
         self._ledger = ledger
         self._health = health
         self._telemetry = telemetry
+        self._instance_id = instance_id
+        self._factories_due = clock()
         self._clock = clock
         self._tuning = tuning
         self._timeout = tuning.snapshot_timeout
@@ -48,8 +51,10 @@ class Reconciling:
         self.problem: str | None = None
         """What is wrong with the database although everything works; it keeps the exporter from being ready."""
 
-    async def take_snapshot(self) -> float:
-        """Read the live rows and the health of the database. Return how many seconds it took.
+    async def take_snapshot(self, folded_up_to: int) -> float:
+        """Read the live rows, the books and the health of the database. Return how many seconds it took.
+
+        The journal holds nothing up to the id `folded_up_to`.
 
         Raise `SchemaNotReady` or `SchemaTooNew` if the game has changed its tables or someone has upgraded or removed
         ours, `DatabaseError` for anything else.
@@ -81,6 +86,7 @@ class Reconciling:
             if progressing.error is not None:
                 errors["progress of pipelines, for the board"] = progressing.error
         self._health.report_optional_tables(errors)
+        await self._check_books(folded_up_to)
         await in_time(self._tuning.answer_timeout, journal.prune(self._connection))
         health = await in_time(timeout, snapshot.read_health(self._connection, self._schema))
         self.problem = self._health.report(health)
@@ -88,6 +94,33 @@ class Reconciling:
         self._timeout = max(self._tuning.answer_timeout, 5 * duration)
         self._telemetry.reconcile_duration.observe(duration)
         return duration
+
+    async def _check_books(self, folded_up_to: int) -> None:
+        """Check that books and journal explain the live rows; enter a difference, so that it is counted once.
+
+        The table of factories is read whole, so it is read the more rarely the longer that takes.
+        """
+        started = self._clock()
+        factories = started >= self._factories_due
+        checking = books.check(
+            self._connection,
+            self._schema,
+            after=folded_up_to,
+            journal_maximum=self._tuning.books_journal_maximum,
+            factories=factories,
+            totals=False,
+            statement_timeout=self._tuning.books_timeout,
+        )
+        found = await in_time(self._tuning.snapshot_timeout, checking)
+        if factories:
+            ended = self._clock()
+            self._factories_due = ended + (ended - started) / self._tuning.factory_count_share
+        if found is not None and found.unknown_versions:
+            found = None
+        carrying = books.carry_forward(self._connection, self._instance_id, found)
+        unrecorded = await in_time(self._tuning.answer_timeout, carrying)
+        if found is not None:
+            self._health.report_books(found, unrecorded)
 
     def finish(self) -> bool:
         """Swap the live rows if everything that the snapshot shows has been applied. Return whether it was done."""

@@ -125,6 +125,7 @@ class Session:
             ledger,
             services.health,
             telemetry,
+            services.instance_id,
             clock,
             tuning,
             board=services.settings.board,
@@ -192,7 +193,8 @@ class Session:
                 case Step.HEARTBEAT:
                     await self._heartbeat()
                 case Step.SNAPSHOT:
-                    self._schedule.snapshot_ends(self._clock(), await self._reconciling.take_snapshot())
+                    duration = await self._reconciling.take_snapshot(self._folding.folded_up_to)
+                    self._schedule.snapshot_ends(self._clock(), duration)
                 case Step.FOLD:
                     await self._fold()
                 case None:
