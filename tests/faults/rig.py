@@ -21,12 +21,13 @@ import httpx
 import psycopg
 from tests import truth
 from tests.conftest import Postgres, Server, create_game_tables
-from tests.faults.watch import Watch
+from tests.faults.watch import BooksWatch, Watch
 from tests.samples import applied, number
 from tests.support import PATIENCE, ROOT, ExporterProcess, eventually, free_port, settled_page
 
 from mfg_notify.core.tuning import Tuning
 from mfg_notify.demo.embedded import EmbeddedPostgres
+from mfg_notify.diagnosis.verify import verify
 from mfg_notify.postgres import migrations
 
 SERVER = {"track_commit_timestamp": "on", "max_connections": "100"}
@@ -75,6 +76,7 @@ class Rig:
         self._long = long
         self._stack = ExitStack()
         self._watches: dict[str, Watch] = {}
+        self._books: BooksWatch | None = None
         self._ports: dict[str, int] = {}
 
     @property
@@ -122,6 +124,8 @@ class Rig:
         if slot not in self._watches:
             self._ports[slot] = free_port()
             self._watches[slot] = self._stack.enter_context(Watch(self._ports[slot]))
+        if self._books is None:
+            self._books = self._stack.enter_context(BooksWatch(self.dsn))
         options = ("--reconcile-interval", RECONCILE, *options)
         with ExporterProcess(
             dsn or self.dsn, *options, port=self._ports[slot], program=program, environment=environment
@@ -247,6 +251,20 @@ class Rig:
             if not missed:
                 self._violations("no event was forged, lost or missed, but the page has", REPAIRS.findall(shown))
         self.check_watches(ahead=ahead)
+        self._check_books(missed=missed)
+
+    def _check_books(self, *, missed: bool) -> None:
+        """Check that no difference was found at any time, unless events were `missed`, and that the books balance."""
+        books, self._books = self._books or BooksWatch(self.dsn), None
+        if missed:
+            # The exporter enters what is missing, that of the factories not with every reconciliation.
+            books.differences = []
+            eventually(lambda: verify(self.dsn, "public").balanced)
+        elif unrecorded := self.ask("SELECT source, n FROM mfg_notify.unrecorded"):
+            self.violation(f"nothing was lost, but rows count as changed without an event: {unrecorded}")
+        books.check()
+        self._violations("the books do not balance", books.differences)
+        self.report.counts["checks of the books"] += books.checks
 
     def copy_journal(self) -> None:
         """Copy all events that reach the journal, so that `check` knows what was lost. Call before the game begins."""

@@ -1,4 +1,7 @@
-"""Watches /metrics throughout a fault: no counter falls (I2), and none is ahead of the commits (I3)."""
+"""Watches /metrics and the books throughout a fault.
+
+No counter falls (I2), none is ahead of the commits (I3), and the recorded events explain every live row.
+"""
 
 import http.client
 import re
@@ -14,8 +17,13 @@ from typing import Self
 from tests.samples import read
 from tests.truth import PREFIX, WAIT, Series
 
+from mfg_notify.diagnosis.verify import verify
+from mfg_notify.errors import DatabaseError
+
 INTERVAL = 0.05
 """Seconds between two scrapes."""
+BOOKS_INTERVAL = 10.0
+"""Seconds between two checks of the books."""
 TIMEOUT = 5.0
 """Seconds after which a scrape counts as unanswered."""
 MAY_FALL = f"{PREFIX}manufacturing_pipeline_profit_credits_sum"
@@ -132,6 +140,49 @@ class Watch:
         finally:
             with suppress(OSError):
                 connection.close()
+
+
+class BooksWatch:
+    """Checks the books in a thread until the block ends, as `mfg-notify verify` does."""
+
+    def __init__(self, dsn: str) -> None:
+        self.checks = 0
+        self.unanswered = 0
+        self.differences: list[str] = []
+        self._dsn = dsn
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="books")
+        self._crash: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+        if self._crash is not None and error is None:
+            raise self._crash
+
+    def _run(self) -> None:
+        try:
+            while not self._done.wait(BOOKS_INTERVAL):
+                try:
+                    self.check()
+                except DatabaseError:
+                    # The fault keeps the server from answering, or has taken our schema away.
+                    self.unanswered += 1
+        except BaseException as crash:  # noqa: BLE001 - raised when the block ends
+            self._crash = crash
+
+    def check(self) -> None:
+        """Check the books once. Raise `DatabaseError` if the database does not answer."""
+        report = verify(self._dsn, "public")
+        self.checks += 1
+        self.differences += [f"{report.books.snapshot}: {found}" for found in report.books.differences]
+        self.differences += [f"{report.books.snapshot}: {found}" for found in report.books.changed_totals]
 
 
 def names_that_rise(lines: Iterable[str]) -> frozenset[str]:
