@@ -24,7 +24,7 @@ from mfg_notify.postgres.inspection import connect
 EVERYTHING = [
     *("connection", "server", "primary", "clock", "delivery", "queue", "game", "installation", "rights"),
     *("excess", "version", "columns", "triggers", "policies", "publications", "notify", "exporter", "backlog"),
-    *("snapshot", "losses", "unreadable", "statuses", "idle"),
+    *("snapshot", "losses", "books", "unreadable", "statuses", "idle"),
 ]
 
 RIGHT = "r1ght-s3cr3t"
