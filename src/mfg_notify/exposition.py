@@ -5,7 +5,7 @@ Owns how numbers are written; `core` decides what they mean. Reads memory only a
 
 import platform
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from threading import Lock
 from typing import cast
@@ -24,6 +24,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar as ExposedExemplar
 
 from mfg_notify import __version__
 from mfg_notify.core import catalogue
@@ -38,6 +39,8 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 LOST = "lost_changes_total"
 UNRECORDED = "unrecorded_changes_total"
 DELAY = "event_delay_seconds"
+EXEMPLAR_MAXIMUM = 128
+"""Characters that the label of an exemplar may have, its name and its value together: OpenMetrics allows no more."""
 RANGES_MAXIMUM = 20
 """Media ranges of an Accept header that are read. Prometheus sends five."""
 
@@ -295,7 +298,9 @@ class Page:
             before = self._rendered.get(place)
             # Most families have not changed since the last scrape, and rendering is what costs.
             if before is None or before[0] != values:
-                family = _ENCODERS[content_type](_Only(_make_family(metric, values)))
+                family = _ENCODERS[content_type](
+                    _Only(_make_family(metric, values, exemplars=content_type == OPENMETRICS))
+                )
                 before = self._rendered[place] = (values, family.removesuffix(b"# EOF\n"))
             families.append(before[1])
         return b"".join(families)
@@ -312,7 +317,7 @@ class _Only(CollectorRegistry):
         yield self._family
 
 
-def _make_family(metric: Metric, values: Values) -> Family:
+def _make_family(metric: Metric, values: Values, *, exemplars: bool) -> Family:
     # Sorted, so that the same state always gives the same page.
     family: Family
     match metric.kind:
@@ -325,6 +330,8 @@ def _make_family(metric: Metric, values: Values) -> Family:
             for labels in sorted(values):
                 distribution = cast(Distribution, values[labels])
                 buckets = _cumulative(metric, distribution)
+                if exemplars and distribution.exemplars:
+                    buckets = _with_exemplars(metric, distribution, buckets)
                 family.add_metric(labels, buckets, distribution.total / metric.scale)
         case Kind.GAUGE:
             family = GaugeMetricFamily(metric.full_name, metric.help, labels=metric.labels)
@@ -333,7 +340,24 @@ def _make_family(metric: Metric, values: Values) -> Family:
     return family
 
 
-def _cumulative(metric: Metric, distribution: Distribution) -> list[tuple[str, float]]:
-    stored = [*map(str, metric.buckets), "+Inf"]
+Bucket = tuple[str, float] | tuple[str, float, ExposedExemplar]
+
+
+def _cumulative(metric: Metric, distribution: Distribution) -> Sequence[Bucket]:
     printed = [*(str(float(bound)) for bound in metric.buckets), "+Inf"]  # as prometheus_client prints bounds
-    return list(zip(printed, accumulate(distribution.buckets.get(le, 0) for le in stored), strict=True))
+    return list(zip(printed, accumulate(distribution.buckets.get(le, 0) for le in _stored_bounds(metric)), strict=True))
+
+
+def _with_exemplars(metric: Metric, distribution: Distribution, buckets: Sequence[Bucket]) -> Sequence[Bucket]:
+    exposed = list(buckets)
+    for number, le in enumerate(_stored_bounds(metric)):
+        if le in distribution.exemplars:
+            at, key, value = distribution.exemplars[le]
+            if len(metric.exemplar_label) + len(key) <= EXEMPLAR_MAXIMUM:
+                labels, seconds = {metric.exemplar_label: key}, at / MICROSECONDS_PER_SECOND
+                exposed[number] = (*buckets[number][:2], ExposedExemplar(labels, value / metric.scale, seconds))
+    return exposed
+
+
+def _stored_bounds(metric: Metric) -> list[str]:
+    return [*map(str, metric.buckets), "+Inf"]

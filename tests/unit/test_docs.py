@@ -33,6 +33,7 @@ from mfg_notify.core.live_state import SHIP_MEMORY
 from mfg_notify.core.tuning import Tuning
 from mfg_notify.exporter.market_reader import MARKET_INTERVAL
 from mfg_notify.exporter.settings import Settings
+from mfg_notify.exposition import EXEMPLAR_MAXIMUM
 from mfg_notify.postgres import migrations
 from mfg_notify.web.board import INTERVAL, SHARE, VIEWERS_MAXIMUM
 from mfg_notify.web.server import GRACE
@@ -300,6 +301,8 @@ CLAIMS = {
         f"gives up after {TUNING.market_timeout:.0f} seconds",
         f"in the last {SHIP_MEMORY / MICROSECONDS_PER_SECOND / 3600:.0f} hours",
         f"about every {TUNING.confirming_fold_delay:g} s",
+        f"more than {EXEMPLAR_MAXIMUM - len('pipeline_id')} characters (`pipeline_id`) or "
+        f"{EXEMPLAR_MAXIMUM - len('task_id')} (`task_id`), because OpenMetrics allows {EXEMPLAR_MAXIMUM}",
     ),
     "operations.md": (
         f"up to {FILLED} events wait in the journal",

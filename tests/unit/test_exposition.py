@@ -20,8 +20,9 @@ from tests.unit.builders import NOW, SECOND, factory, pipeline, samples, task
 
 from mfg_notify.core import catalogue
 from mfg_notify.core.catalogue import Kind, Metric
+from mfg_notify.core.exemplars import Exemplars
 from mfg_notify.core.live_state import LiveRows, RecentActivity, compute_gauges
-from mfg_notify.core.rules import Completion
+from mfg_notify.core.rules import Completion, SampleKey
 from mfg_notify.core.series import Players, View
 from mfg_notify.exposition import OPENMETRICS, TEXT, Page, Telemetry, choose_format
 
@@ -343,3 +344,89 @@ def test_any_label_value_reads_back(value: str) -> None:
     view = View({("manufacturing_task_retry_total", ("1", value)): 4}, compute_gauges(LiveRows()), RecentActivity())
     for form in (TEXT, OPENMETRICS):
         assert read(view, form)[sample("task_retry_total", player_id="1", task_type=value)] == 4
+
+
+# ------------------------------------------------------------------------------------------------- exemplars --
+
+PROFIT_BUCKET = ("manufacturing_pipeline_profit_credits_bucket", ("1", "RIFLES", "500000"))
+
+
+def with_exemplars(**keys: str) -> View:
+    """Return the busy view with exemplars: the last pipeline of a profit, the last task of a duration."""
+    known: Exemplars = {}
+    if "pipeline" in keys:
+        known[PROFIT_BUCKET] = (NOW - SECOND, keys["pipeline"], 213_000)
+    if "task" in keys:
+        known["manufacturing_task_duration_seconds_bucket", ("1", "SELL", "30")] = (NOW, keys["task"], 20_500_001)
+    return replace(BUSY, exemplars=known)
+
+
+def exemplars(view: View) -> dict[Sample, tuple[dict[str, str], float, float]]:
+    """Return the exemplars of the page, as prometheus_client's parser reads them."""
+    found = {}
+    for family in READERS[OPENMETRICS](page(view, OPENMETRICS)):
+        for one in family.samples:
+            if one.exemplar is not None:
+                name = one.name.removeprefix("spacetraders_daemon_manufacturing_")
+                read_back = one.exemplar.labels, one.exemplar.value, float(str(one.exemplar.timestamp))
+                found[name, frozenset(one.labels.items())] = read_back
+    return found
+
+
+def test_a_bucket_carries_the_last_row_that_fell_into_it() -> None:
+    product = {"player_id": "1", "product_good": "RIFLES", "le": "500000.0"}
+    kind = {"player_id": "1", "task_type": "SELL", "le": "30.0"}
+    seconds = NOW / SECOND
+    assert exemplars(with_exemplars(pipeline="p-1", task="t-1")) == {
+        sample("pipeline_profit_credits_bucket", **product): ({"pipeline_id": "p-1"}, 213_000, seconds - 1),
+        sample("task_duration_seconds_bucket", **kind): ({"task_id": "t-1"}, 20.500001, seconds),
+    }
+    assert exemplars(BUSY) == {}
+
+
+def test_the_text_format_has_no_exemplars() -> None:
+    view = with_exemplars(pipeline="p-1", task="t-1")
+    assert page(view) == page(BUSY)
+    assert read(view, OPENMETRICS) == read(BUSY, OPENMETRICS)
+
+
+@pytest.mark.parametrize("key", [*HOSTILE[:-1], '} 1 # {a="b"} 2\n# EOF', "\r\t\x00\x7f", "", "'"])
+def test_an_id_of_an_exemplar_is_text(key: str) -> None:
+    [(labels, _, _)] = exemplars(with_exemplars(pipeline=key)).values()
+    assert labels == {"pipeline_id": key}
+
+
+@pytest.mark.parametrize("letter", ["x", "\U0001f680"])
+@pytest.mark.parametrize(("row", "label"), [("pipeline", "pipeline_id"), ("task", "task_id")])
+def test_an_id_that_is_too_long_is_left_out(row: str, label: str, letter: str) -> None:
+    fits = letter * (128 - len(label))
+    [(labels, _, _)] = exemplars(with_exemplars(**{row: fits})).values()
+    assert labels == {label: fits}
+    too_long = with_exemplars(**{row: fits + letter})
+    assert exemplars(too_long) == {}
+    assert page(too_long, OPENMETRICS) == page(BUSY, OPENMETRICS)
+
+
+def test_a_page_shows_a_new_exemplar_at_once() -> None:
+    now = {"view": with_exemplars(pipeline="old")}
+    rendered = Page(lambda: now["view"], lambda: NOW)
+    assert b'pipeline_id="old"' in rendered.render_game(OPENMETRICS)
+    now["view"] = with_exemplars(pipeline="new")
+    assert b'pipeline_id="new"' in rendered.render_game(OPENMETRICS)
+    now["view"] = BUSY
+    assert b"pipeline_id=" not in rendered.render_game(OPENMETRICS)
+
+
+@pytest.mark.parametrize("lowered", [{PROFIT_BUCKET: 1}, {}], ids=["less", "nothing"])
+def test_a_histogram_that_is_held_has_no_exemplar_of_before(lowered: dict[SampleKey, int]) -> None:
+    # The database was rewound: the counts stand still, but the pipelines may never have been.
+    now = {"view": with_exemplars(pipeline="undone")}
+    rendered = Page(lambda: now["view"], lambda: NOW)
+    assert b"undone" in rendered.render_game(OPENMETRICS)
+    totals = {key: n for key, n in BUSY.totals.items() if "RIFLES" not in key[1]} | lowered
+    now["view"] = replace(BUSY, totals=totals, gauges=compute_gauges(LiveRows()))
+    text = rendered.render_game(OPENMETRICS).decode()
+    assert "undone" not in text
+    counted = [one for family in READERS[OPENMETRICS](text + "# EOF\n") for one in family.samples]
+    name = "spacetraders_daemon_manufacturing_pipeline_profit_credits_count"
+    assert [one.value for one in counted if one.name == name and one.labels["product_good"] == "RIFLES"] == [4]

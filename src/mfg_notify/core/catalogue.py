@@ -53,6 +53,11 @@ class Metric:
         """The name as Prometheus sees it."""
         return PREFIX + self.name
 
+    @property
+    def exemplar_label(self) -> str:
+        """The label of a histogram's exemplars: which row's id it carries."""
+        return "task_id" if "task_type" in self.labels else "pipeline_id"
+
 
 def _seconds(name: str, labels: tuple[str, ...], buckets: tuple[int, ...], text: str, source: str) -> Metric:
     return Metric(name, Kind.HISTOGRAM, labels, text, source, buckets, MICROSECONDS_PER_SECOND)

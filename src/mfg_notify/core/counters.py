@@ -11,6 +11,7 @@ from enum import Enum, auto
 from mfg_notify.core.books import Balance
 from mfg_notify.core.capped_totals import CappedTotals, limited
 from mfg_notify.core.events import Event
+from mfg_notify.core.exemplars import INCREMENTS_MINIMUM, Exemplars, keep_last, note_exemplars
 from mfg_notify.core.rules import Completion, SampleKey, completion, increments, last_seen
 
 
@@ -24,13 +25,17 @@ class Settlement:
     last_seen: dict[tuple[str, int, str], int] = field(default_factory=dict)
     """Latest time (epoch microseconds) by kind, player and key."""
     balance: Balance = field(default_factory=Balance)
+    exemplars: Exemplars = field(default_factory=dict)
 
     def add(self, events: Iterable[Event]) -> None:
         """Add events; the ids of one row must rise."""
         summed, seen, balance = self.increments, self.last_seen, self.balance
         for event in events:
-            for key, n in increments(event):
+            found = increments(event)
+            for key, n in found:
                 summed[key] = summed.get(key, 0) + n
+            if len(found) >= INCREMENTS_MINIMUM:
+                note_exemplars(self.exemplars, event, found)
             done = completion(event)
             if done is not None:
                 self.completions[done.pipeline_id] = done
@@ -82,6 +87,8 @@ class Counters:
     def __init__(self, pending_maximum: int) -> None:
         self._pending_maximum = pending_maximum
         self._settled = CappedTotals()
+        self._exemplars: Exemplars = {}
+        """Of settled events, at most one for each bucket of `_settled`."""
         self._generation: int | None = None
         self._latest = -1
         self._pending: dict[int, _Announced] = {}
@@ -125,6 +132,8 @@ class Counters:
         journal.
         """
         self._settled = totals
+        # Another exporter may have counted since, or the database was rewound.
+        self._exemplars.clear()
         if not self.has_gap(generation):
             for event in folded:
                 self._pending.pop(event.id, None)
@@ -188,6 +197,8 @@ class Counters:
                     self._settled_before_announced[event.id] = number
         for key, n in settlement.increments.items():
             self._settled.add(key, n)
+        for key, exemplar in settlement.exemplars.items():
+            keep_last(self._exemplars, self._settled.place(key), exemplar)
         self._generation = self._latest = generation
         return news
 
@@ -219,3 +230,11 @@ class Counters:
                 place = self._settled.place(key)
                 totals[place] = limited(totals.get(place, 0) + n)
         return totals
+
+    def exemplars(self) -> Exemplars:
+        """Return the last exemplar of each bucket, settled or pending. A `resync` forgets the settled ones."""
+        exemplars = self._exemplars.copy()
+        for settlement in self.announced():
+            for key, exemplar in settlement.exemplars.items():
+                keep_last(exemplars, self._settled.place(key), exemplar)
+        return exemplars

@@ -377,6 +377,7 @@ class Ledger:
             activity,
             players=self._players,
             capped=self._counters.capped,
+            exemplars=self._counters.exemplars(),
             epoch=self._epoch,
         )
 

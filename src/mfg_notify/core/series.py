@@ -21,6 +21,7 @@ from mfg_notify.core.catalogue import (
     Kind,
     Metric,
 )
+from mfg_notify.core.exemplars import Exemplar
 from mfg_notify.core.live_state import HOUR, Gauges, Labels, RecentActivity, Samples, moving_gauges, ship_owners
 from mfg_notify.core.rules import SampleKey
 
@@ -59,6 +60,8 @@ class View:
     """Rises if all totals start again; only views of one epoch can be compared."""
     capped: bool = False
     """The cap on series is reached: some totals are summed under `other`, and nothing else has a place."""
+    exemplars: Mapping[SampleKey, Exemplar] = field(default_factory=dict)
+    """The last observation by bucket, as far as it is known."""
 
 
 @dataclass(slots=True)
@@ -67,6 +70,8 @@ class Distribution:
 
     buckets: dict[str, int] = field(default_factory=dict)
     total: int = 0
+    exemplars: dict[str, Exemplar] = field(default_factory=dict)
+    """The last observation of a bucket by `le`, as far as it is known."""
 
     @property
     def count(self) -> int:
@@ -212,6 +217,9 @@ def lay_out(view: View, now: int, maximum: int = SERIES_MAXIMUM) -> Series:
     histograms: dict[str, dict[Labels, Distribution]] = {metric.name: {} for metric in catalogue.HISTOGRAMS}
     silent = silent_players(view, now)
     _add_totals(view.totals, counters, histograms)
+    for key, exemplar in view.exemplars.items():
+        family, place = series_of(key)
+        histograms[family][place].exemplars[key[1][-1]] = exemplar
     budget = _Budget(0 if view.capped else maximum - Series(counters, histograms, {}).number)
     players = _add_zeros(view, silent, now, budget, counters, histograms)
     gauges = {**view.gauges.samples, **moving_gauges(view.gauges, view.activity, players, now)}
@@ -262,7 +270,7 @@ def never_fall(before: Series, series: Series, maximum: int = SERIES_MAXIMUM) ->
             if new is not None:
                 observed[labels] = _at_least(metric, old, new)
             elif old.buckets and budget.allows_or_drops(WEIGHT[metric.name]):
-                observed[labels] = old
+                observed[labels] = Distribution(old.buckets, old.total)
     return budget.dropped
 
 
@@ -275,9 +283,9 @@ def _at_least(metric: Metric, old: Distribution, new: Distribution) -> Distribut
     counts = list(map(max, cumulative(old), cumulative(new)))
     buckets = {le: n for le, n in zip(bounds, map(sub, counts, (0, *counts[:-1])), strict=True) if n}
     if old.count > new.count:
-        return Distribution(buckets, old.total)
+        return Distribution(buckets, old.total, new.exemplars)
     # The sum of durations rises; the sum of profits may fall with every loss.
-    return Distribution(buckets, max(old.total, new.total) if metric.scale != 1 else new.total)
+    return Distribution(buckets, max(old.total, new.total) if metric.scale != 1 else new.total, new.exemplars)
 
 
 def silent_players(view: View, now: int) -> frozenset[str]:
