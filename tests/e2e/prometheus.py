@@ -1,6 +1,7 @@
 """A real Prometheus with the shipped configuration and rules, and questions to it."""
 
 import copy
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -88,12 +89,12 @@ def undo_the_hurry(configuration: Json, rules: Mapping[str, Json]) -> tuple[Json
 class Prometheus:
     """A Prometheus process, with its data in the folder of its configuration."""
 
-    def __init__(self, configuration: Path) -> None:
-        """Start it."""
+    def __init__(self, configuration: Path, *options: str) -> None:
+        """Start it, with further options."""
         self._server = Process(
             [
                 *("prometheus", f"--config.file={configuration}", "--web.listen-address=127.0.0.1:0"),
-                f"--storage.tsdb.path={configuration.parent / 'data'}",
+                *(f"--storage.tsdb.path={configuration.parent / 'data'}", *options),
             ]
         )
         self.address = self._server.find(r'msg="Listening on" address=(\S+)').group(1)
@@ -141,6 +142,11 @@ class Prometheus:
             frozenset(series["metric"].items()): {float(at): float(value) for at, value in series["values"]}
             for series in data["result"]
         }
+
+    def exemplars(self, expr: str, start: float) -> dict[Labels, list[Json]]:
+        """Return the exemplars by series, in order of time, from `start` until now."""
+        data = self.ask("query_exemplars", query=expr, start=f"{start:.3f}", end=f"{time.time():.3f}")
+        return {frozenset(series["seriesLabels"].items()): series["exemplars"] for series in data}
 
     def wait_for(self, expr: str) -> dict[Labels, float]:
         """Wait until an expression returns data."""

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -239,12 +239,28 @@ def test_every_datasource_is_that_of_the_variable(document: Json) -> None:
     assert first["current"]["value"] == provisioned_uid()
 
 
-def provisioned_uid() -> str:
-    """Return the uid of the data source that compose.yaml provisions."""
+def provisioned_source() -> Json:
+    """Return the data source that compose.yaml provisions."""
     [source] = yaml.safe_load((FOLDER.parent / "provisioning" / "datasources" / "prometheus.yaml").read_text())[
         "datasources"
     ]
-    return str(source["uid"])
+    return cast(Json, source)
+
+
+def provisioned_uid() -> str:
+    """Return its uid."""
+    return str(provisioned_source()["uid"])
+
+
+def test_an_exemplar_leads_to_its_row_on_the_board() -> None:
+    links = {link["name"]: link["url"] for link in provisioned_source()["jsonData"]["exemplarTraceIdDestinations"]}
+    labels = {metric.exemplar_label for metric in CATALOGUE if metric.kind is Kind.HISTOGRAM}
+    base = "$MFG_NOTIFY_BOARD_URL/#"
+    assert links == {label: f"{base}/{label.removesuffix('_id')}/$${{__value.raw}}" for label in labels}
+    panels = (panel for document in DOCUMENTS.values() for panel in shipped.every_panel(document["panels"]))
+    asked = [each["expr"] for panel in panels for each in panel.get("targets", []) if each.get("exemplar")]
+    assert asked
+    assert all("_bucket{" in expr for expr in asked)
 
 
 def datasources(tree: object) -> Iterator[object]:

@@ -764,14 +764,17 @@ def _mean(histogram: game.Metric, by: str = "") -> str:
 
 
 def _percentiles(histogram: game.Metric) -> tuple[prometheus.Dataquery, ...]:
-    """Return queries for the median and the 95th percentile of the five task types with the most observations."""
+    """Return queries for the median and the 95th percentile of the five task types with the most observations.
+
+    One of the two asks for exemplars, because both would show the same ones.
+    """
     rates = f"sum by (le, task_type) (rate({IN.of(histogram, 'bucket')}{RATE}))"
     number = f"sum by (task_type) (increase({IN.of(histogram, 'count')}{RANGE} @ end()))"
     return tuple(
         query(
             panels.of_most(f"histogram_quantile({quantile}, {rates})", "task_type", number, 5),
             f"{{{{task_type}}}} {name}",
-        )
+        ).exemplar(name == "p95")
         for quantile, name in ((0.5, "p50"), (0.95, "p95"))
     )
 
