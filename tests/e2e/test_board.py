@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -296,6 +297,71 @@ def test_why_a_pipeline_is_stuck(browser: Browser, exporter: ExporterProcess, ga
         assert page.locator("[data-trend=profit] rect").evaluate_all("(bars) => bars.at(-1).height.baseVal.value") > 0
         link = page.get_by_role("link", name="Grafana")
         expect(link).to_have_attribute("href", "https://grafana.example/at/d/manufacturing-pipeline")
+        assert visit.complaints == []
+
+
+def test_one_pipeline_has_an_address(browser: Browser, exporter: ExporterProcess, game: psycopg.Connection) -> None:
+    key = "one / two?three#four%20<b>five</b>"
+    game_rows.add_pipeline(game, key, product_good="<i>SHIP_PLATING</i>", created_at=game_rows.ago("2 hours"))
+    for n, status in enumerate(("PENDING", "PENDING", "READY")):
+        game_rows.add_task(game, f"of-one-{n}", pipeline_id=key, status=status)
+    with Visit(browser, f"{exporter.address}/#/pipeline/{quote(key, safe='')}", reduced_motion="reduce") as visit:
+        page = visit.page
+        section = page.get_by_role("region", name=f"Pipeline {key}")
+
+        def fact(name: str) -> Locator:
+            return section.locator("div").filter(has=page.locator("dt", has_text=re.compile(f"^{name}$"))).locator("dd")
+
+        expect(fact("Product")).to_have_text("<i>SHIP_PLATING</i>")
+        expect(fact("Player")).to_contain_text("TORWIND (1)")
+        expect(fact("Status")).to_have_text("PLANNING")
+        expect(fact("Age")).to_have_text(re.compile("^2\u00a0h"))
+        expect(fact("Tasks pending")).to_have_text("2")
+        expect(fact("Tasks ready")).to_have_text("1")
+        # It goes on while one watches, and once it has ended as well.
+        game.execute(
+            "UPDATE manufacturing_pipelines SET status = 'EXECUTING', started_at = now() WHERE id = %s", (key,)
+        )
+        expect(fact("Status")).to_have_text("EXECUTING")
+        newest = section.get_by_role("row").nth(1)
+        expect(newest).to_contain_text("PLANNING →  to EXECUTING")
+        assert visit.violations() == []
+        complete(game, key, 1_500)
+        expect(fact("Status")).to_have_text("COMPLETED")
+        expect(fact("Revenue")).to_have_text("1,500")
+        expect(newest).to_contain_text("EXECUTING →  to COMPLETED")
+        # The links in the table lead to other ones, and back.
+        game_rows.add_pipeline(game, "another one", product_good="CLOTHING")
+        page.get_by_role("table", name="The oldest first").get_by_role("link", name="another one").click()
+        other = page.get_by_role("region", name="Pipeline another one")
+        expect(other).to_contain_text("CLOTHING")
+        expect(other).not_to_contain_text("SHIP_PLATING")
+        expect(other.get_by_role("heading")).to_be_focused()
+        page.go_back()
+        expect(fact("Status")).to_have_text("COMPLETED")
+        # The link that skips to the board leaves it as it is.
+        page.get_by_role("link", name="Skip to the board").focus()
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("main")).to_be_focused()
+        game.execute("UPDATE manufacturing_pipelines SET net_profit = 1500 WHERE id = %s", (key,))
+        expect(newest).to_contain_text("profit +1,500")
+        expect(section).to_be_visible()
+        section.get_by_role("link", name="Close").click()
+        expect(section).to_be_hidden()
+        for address, heading in (
+            ("#/pipeline/never-was", "Pipeline never-was"),
+            ("#/task/never-was", "Task never-was"),
+            ("#/pipeline/100%", "Pipeline 100%"),
+        ):
+            page.evaluate("(hash) => { location.hash = hash }", address)
+            unknown = page.get_by_role("region", name=heading)
+            expect(unknown).to_contain_text("Not known to this exporter")
+            expect(unknown).to_contain_text("or it ended before")
+            expect(unknown.get_by_role("table")).to_be_hidden()
+        page.evaluate("location.hash = '#/task/of-one-2'")
+        expect(page.get_by_role("region", name="Task of-one-2")).to_contain_text("READY")
+        assert page.evaluate("window.hacked ?? null") is None
+        assert visit.violations() == []
         assert visit.complaints == []
 
 

@@ -33,6 +33,8 @@ from tests.support import PATIENCE, eventually
 from tests.web_configuration import hashed
 
 from mfg_notify.core.board import BoardSnapshot
+from mfg_notify.core.ledger import Ledger
+from mfg_notify.core.tuning import Tuning
 from mfg_notify.exposition import Page
 from mfg_notify.web.access import Access, BasicAuthMiddleware
 from mfg_notify.web.application import make_application
@@ -69,7 +71,7 @@ class Client:
 _PATHS = st.sampled_from(
     [
         *("/metrics", "/metrics", f"/metrics?{MARK}=1", "/-/healthy", "/-/ready", "/", "/-/board/board.js"),
-        *("/-/board/stream", f"/{MARK}", f"/-/board/{MARK}"),
+        *("/-/board/stream", f"/-/board/row?kind=task&id={MARK}", f"/{MARK}", f"/-/board/{MARK}"),
     ]
 )
 _HEADERS = st.sampled_from(
@@ -166,7 +168,7 @@ class _Serving:
         self.page = Page(lambda: None, lambda: 0)
         # Each differs, so that a viewer that has gone is noticed when the next one is sent.
         snapshots = (BoardSnapshot("1", "live", True, f"{n}", None, None, [], []) for n in itertools.count())
-        self.board = Board(lambda: next(snapshots))
+        self.board = Board(lambda: next(snapshots), Ledger(lambda: 0.0, 0, Tuning()).row_details)
         (folder / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": {_USER: hashed(_PASSWORD)}}))
         self.access = Access(folder / "web.yml")
         self.servers: dict[Port, Server] = {}

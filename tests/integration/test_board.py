@@ -103,6 +103,29 @@ def test_changes_are_on_the_stream_as_they_happen(installed: Database) -> None:
             assert seen["game"]["summary"]["ships_assigned"] == 1
 
 
+def test_a_row_is_shown_by_its_id(installed: Database) -> None:
+    key = "a/b?c=d&id=e%2F#f 💥"
+    with installed.connect() as game, ExporterProcess(installed.dsn) as exporter:
+        exporter.wait_ready()
+        add_player(game)
+
+        def row(**asked: str) -> httpx.Response:
+            return httpx.get(f"{exporter.address}/-/board/row", params=asked, timeout=PATIENCE)
+
+        unknown: dict[str, object] = {"facts": [], "changes": [], "complete_since": None}
+        assert row(kind="pipeline", id=key).json() == unknown
+        game_rows.add_pipeline(game, key)
+        found = eventually(lambda: row(kind="pipeline", id=key).json(), lambda answer: answer["facts"])
+        assert ["Status", "PLANNING", "words"] in found["facts"]
+        assert [change["key"] for change in found["changes"]] == [key]
+        for other in ({"id": "e/"}, {"id": ""}, {}, {"id": "x" * 10_000}):
+            assert row(kind="pipeline", **other).json()["facts"] == []
+        assert row(kind="task", id=key).json()["facts"] == []
+        for kind in ("", "factory", "__class__"):
+            refused = row(kind=kind, id=key)
+            assert (refused.status_code, refused.text) == (400, "kind must be one of: pipeline, task\n")
+
+
 def test_construction_sites_are_on_the_stream(installed: Database) -> None:
     def materials(delivered: int) -> Jsonb:
         return Jsonb([{"tradeSymbol": "FAB_MATS", "targetQuantity": 1600, "deliveredQuantity": delivered}])

@@ -26,6 +26,8 @@ from tests.support import PATIENCE, ROOT
 from tests.web_configuration import TLS, Setting
 
 from mfg_notify.core.board import BoardSnapshot
+from mfg_notify.core.ledger import Ledger
+from mfg_notify.core.tuning import Tuning
 from mfg_notify.web.access import Access
 from mfg_notify.web.application import make_application
 from mfg_notify.web.board import Board
@@ -36,6 +38,7 @@ from mfg_notify.web.server import RESERVED_FILES, Server, bind
 pytestmark = pytest.mark.anyio
 HUGE = b"x" * 32 * 2**20
 """More than the kernel buffers for a client that does not read."""
+NOTHING = Ledger(lambda: 0.0, 0, Tuning())
 SOON = Limits(request_seconds=0.3, response_seconds=0.6)
 
 
@@ -178,10 +181,12 @@ def splits() -> int:
     return int(urlsplit.cache_info().misses)  # type: ignore[attr-defined]  # typeshed does not say that it is cached
 
 
-@pytest.mark.parametrize("path", ["/", "/metrics", "/-/healthy", "/-/board/board.js", "/nothing"])
+@pytest.mark.parametrize(
+    "path", ["/", "/metrics", "/-/healthy", "/-/board/board.js", "/-/board/row?kind=task&id=", "/nothing"]
+)
 async def test_no_url_is_cached(path: str) -> None:
     """Python keeps the last URLs that were split, and those of a request contain the Host header and the query."""
-    async with serving(pages(board=Board(ready_snapshot)), Limits()) as found:
+    async with serving(pages(board=Board(ready_snapshot, NOTHING.row_details)), Limits()) as found:
         before = splits()
         async with await anyio.connect_tcp("127.0.0.1", found.port) as stream:
             await stream.send(request("HEAD", f"{path}?{'x' * 1000}", host="x.localhost"))
@@ -248,7 +253,7 @@ async def test_a_viewer_that_does_not_read_is_disconnected() -> None:
     def snapshot() -> BoardSnapshot:
         return BoardSnapshot("1", "live", True, f"{next(count)} " + "x" * 2**20, None, None, [], [])
 
-    board = Board(snapshot)
+    board = Board(snapshot, NOTHING.row_details)
     # Long enough for a viewer that reads on a busy machine.
     limits = Limits(response_seconds=3.0)
     async with serving(pages(None, limits, board), limits) as found:

@@ -32,6 +32,9 @@ from mfg_notify.core.series import Players, View
 from mfg_notify.core.tuning import Tuning
 from mfg_notify.web.board import HEARTBEAT, INTERVAL, SHARE, TENURE, VIEWERS_MAXIMUM, Board, Viewer
 
+LEDGER = Ledger(lambda: 0.0, NOW, Tuning())
+"""Knows nothing."""
+
 
 def change(number: int, status: str = "READY") -> Event:
     return event(None, task(status), number=number)
@@ -424,7 +427,7 @@ class SnapshotSource:
 async def test_all_viewers_share_one_snapshot() -> None:
     clock = Clock()
     source = SnapshotSource(clock)
-    board = Board(source, clock)
+    board = Board(source, LEDGER.row_details, clock)
     viewers = [watch(board) for _ in range(9)]
     first = [await anext(viewer) for viewer in viewers]
     assert source.built == 1
@@ -441,7 +444,7 @@ async def test_all_viewers_share_one_snapshot() -> None:
 async def test_a_snapshot_that_takes_long_is_built_less_often() -> None:
     clock = Clock()
     source = SnapshotSource(clock, seconds=2.0)
-    board = Board(source, clock)
+    board = Board(source, LEDGER.row_details, clock)
     await anext(watch(board))
     clock.now += 2.0 / SHARE - 2.0 - 0.01
     await anext(watch(board))
@@ -455,7 +458,7 @@ async def test_a_snapshot_that_takes_long_is_built_less_often() -> None:
 async def test_a_viewer_gets_changes_then_heartbeats_then_the_end() -> None:
     clock = Clock()
     source = SnapshotSource(clock)
-    board = Board(source, clock)
+    board = Board(source, LEDGER.row_details, clock)
     viewer = watch(board)
     assert (await anext(viewer)).startswith(b"data: {")
     # A slow viewer gets the latest snapshot and misses the ones before it.
@@ -473,7 +476,7 @@ async def test_a_viewer_gets_changes_then_heartbeats_then_the_end() -> None:
 @pytest.mark.anyio
 async def test_a_new_viewer_evicts_the_oldest() -> None:
     clock = Clock()
-    board = Board(SnapshotSource(clock), clock)
+    board = Board(SnapshotSource(clock), LEDGER.row_details, clock)
     viewers = []
     for _ in range(VIEWERS_MAXIMUM):
         viewers.append(admit(board))

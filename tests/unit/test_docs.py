@@ -30,6 +30,7 @@ from mfg_notify.core.catalogue import (
 )
 from mfg_notify.core.events import Text
 from mfg_notify.core.live_state import SHIP_MEMORY
+from mfg_notify.core.row_details import ENDED_MAXIMUM
 from mfg_notify.core.tuning import Tuning
 from mfg_notify.exporter.market_reader import MARKET_INTERVAL
 from mfg_notify.exporter.settings import Settings
@@ -312,6 +313,7 @@ CLAIMS = {
         f"{FILLED} rows, about {JOURNAL_MAXIMUM * JOURNAL_ROW_BYTES / 1e9:.1f} GB",
         f"about {round(LOG['exporter later'] - LOG['bare later'], -2):.0f} bytes together",
         f"`--max-series` ({SERIES_MAXIMUM:,})",
+        f"remembers the last {ENDED_MAXIMUM:,} pipelines and {ENDED_MAXIMUM:,} tasks",
         f"{TRIGGERS} errors for the triggers",
         f"{TUNING.lease_duration:.0f} s after the last heartbeat",
         f"reads the live rows, every {RECONCILE_INTERVAL}",

@@ -33,6 +33,7 @@ from mfg_notify.core.counters import Arrival, Counters, Settlement
 from mfg_notify.core.events import Event
 from mfg_notify.core.live_state import LiveRows, LiveState, RecentActivity
 from mfg_notify.core.progress import Progress
+from mfg_notify.core.row_details import EndedRows, RowDetails, describe_row
 from mfg_notify.core.series import Players, View
 from mfg_notify.core.tuning import Tuning
 
@@ -112,6 +113,7 @@ class Ledger:
         self._live = LiveState()
         self._activity = RecentActivity()
         self._changes = LastChanges()
+        self._ended = EndedRows()
         self._players = Players()
         self._progress: Mapping[str, Progress] | None = None
         self._leading = self._drained = self._presentable = False
@@ -196,6 +198,7 @@ class Ledger:
         self._counters.forget_pending()
         self._live = LiveState()
         self._changes.clear()
+        self._ended = EndedRows()
         self._presentable = self._drained = False
 
     def _forget_work_under_way(self) -> None:
@@ -261,6 +264,7 @@ class Ledger:
     def _rewind(self) -> bool:
         """Forget what is no more. Return whether the triggers were installed anew, so that all totals start again."""
         self._changes.clear()
+        self._ended = EndedRows()
         # The live rows are of a state that is no more, and a snapshot that waits may be, too: take another one.
         self._snapshot = self._snapshot_barrier = None
         self._live.request_resync()
@@ -277,6 +281,7 @@ class Ledger:
             for event in fold.events:
                 self._live.apply(event)
         self._changes.settle(fold.events)
+        self._ended.settle(fold.events)
         unconfirmed = self._confirm_drained(fold) if fold.drained else 0
         return Outcome(
             news=news,
@@ -391,3 +396,18 @@ class Ledger:
     def last_changes(self) -> list[Event]:
         """Return the last change events, newest first."""
         return self._changes.newest()
+
+    def row_details(self, kind: str, key: str) -> RowDetails:
+        """Return what is known of one pipeline or task (one of `row_details.KINDS`)."""
+        changes = [event for event in self.last_changes() if event.table == kind and event.change.key == key]
+        ended = self._ended.find(kind, key)
+        if ended is not None and ended not in changes:
+            changes.append(ended)
+        rows = self._live.pipelines() if kind == "pipeline" else self._live.tasks()
+        return describe_row(
+            rows.get(key),
+            changes,
+            self._ended.complete_since(kind),
+            (self._progress or {}).get(key) if kind == "pipeline" else None,
+            self._players.names,
+        )

@@ -283,6 +283,10 @@ class LiveState:
         """Return the live pipelines by id."""
         return self._pipelines
 
+    def tasks(self) -> Mapping[str, TaskImage]:
+        """Return the live tasks by id."""
+        return self._tasks
+
     def gauges(self) -> Gauges:
         """Return the gauges of the rows as they are; the same object until a row changes."""
         if self._gauges is None:

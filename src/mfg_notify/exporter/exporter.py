@@ -117,7 +117,8 @@ class Exporter:
 
     async def run(self, sockets: Sequence[socket.socket] = (), *, handle_signals: bool = False) -> None:
         """Export until `stop` is called, serving HTTP on the given sockets. Reconnects for as long as it runs."""
-        board, access = Board(self.board_snapshot, self._clock, self._settings.grafana_url), self._settings.access
+        board = Board(self.board_snapshot, self.ledger.row_details, self._clock, self._settings.grafana_url)
+        access = self._settings.access
         application = make_application(
             self.page,
             self.readiness,

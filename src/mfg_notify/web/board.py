@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from mfg_notify import __version__
 from mfg_notify.core.board import BoardSnapshot
+from mfg_notify.core.row_details import KINDS, RowDetails
 from mfg_notify.web.rendering import accepts_gzip, compress
 
 INTERVAL = 0.5
@@ -43,15 +44,17 @@ _ASSETS = {"board.css": "text/css", "board.js": "text/javascript", "icon.svg": "
 
 
 class Board:
-    """The board of one exporter: `take_snapshot` returns what it shows now."""
+    """The board of one exporter: `take_snapshot` returns what it shows now, `find_row` what is known of one row."""
 
     def __init__(
         self,
         take_snapshot: Callable[[], BoardSnapshot],
+        find_row: Callable[[str, str], RowDetails],
         clock: Callable[[], float] = time.monotonic,
         grafana_url: str | None = None,
     ) -> None:
         self._take_snapshot = take_snapshot
+        self._find_row = find_row
         self._grafana_url = grafana_url
         self._clock = clock
         self._frame = b""
@@ -111,10 +114,18 @@ class Board:
                 return PlainTextResponse(busy, 503, {"retry-after": str(round(TENURE))})
             return _Stream(self, viewer)
 
+        async def row(request: Request) -> Response:
+            kind = request.query_params.get("kind", "")
+            if kind not in KINDS:
+                return PlainTextResponse(f"kind must be one of: {', '.join(KINDS)}\n", 400)
+            found = msgspec.json.encode(self._find_row(kind, request.query_params.get("id", "")))
+            return Response(found, media_type="application/json", headers={"cache-control": "no-store"} | _REFERRER)
+
         return [
             Route("/", board),
             *(Route(f"{_PATH}/{name}", asset) for name in assets),
             Route(f"{_PATH}/stream", stream),
+            Route(f"{_PATH}/row", row),
         ]
 
     def admit(self) -> "Viewer | None":

@@ -3,6 +3,7 @@
 
 const RETRY = 5000; // milliseconds before asking again for a stream that was refused
 const SILENCE = 15000; // milliseconds without any event after which the exporter counts as lost
+const ROW_INTERVAL = 1000; // milliseconds, at least, until the row that the address names is asked for again
 const FIRST_ROWS = 5; // of a table on a phone; board.css hides the others
 const SUPPLY = ["scarce", "limited", "moderate", "high", "abundant"];
 
@@ -21,6 +22,8 @@ let stream = null;
 let heard = null; // when the last event came
 let latest = null; // the last snapshot
 let lost = false;
+let address = ""; // the last fragment of the page's address, except that of the link that skips to the board
+let asked = 0; // when the row that it names was last asked for
 let rows = new Map(); // table → key → row
 
 // Invisible characters can reverse or hide the text around them, so their code points are shown instead.
@@ -78,6 +81,12 @@ const LOOKS = {
   age: (at) => [at === null ? "–" : span(at)],
   words: (text) => [label(text)],
   key: (text) => [label(text, "code")],
+  pipeline(key) {
+    const link = element("a");
+    link.href = `#/pipeline/${encodeURIComponent(key)}`;
+    link.append(label(key, "code"));
+    return [link];
+  },
   site: (text) => [text === "" ? "no name" : label(text)],
   supply(ordinal) {
     if (ordinal === null) return ["unknown"];
@@ -255,21 +264,72 @@ function showChanges(changes) {
   note(table, given.length ? "" : "none yet");
 }
 
-function showExporter(facts) {
-  const units = {
-    "": (n) => [number.format(n)],
-    s: (n) => [n < 1 ? `${fine.format(1000 * n)} ms` : `${fine.format(n)} s`],
-    at: (n) => [n > 0 ? moment(n * 1e6, calendar) : "never"],
-  };
-  byId("exporter").replaceChildren(
-    ...facts.map(([name, value, unit]) => {
+function showFacts(list, facts, looks) {
+  list.replaceChildren(
+    ...facts.map(([name, value, look]) => {
       const fact = element("div");
       const shown = element("dd");
-      shown.append(...(value === null ? ["not known"] : units[unit](value)));
+      shown.append(...(value === null ? ["not known"] : looks[look](value)));
       fact.append(element("dt", "", name), shown);
       return fact;
     })
   );
+}
+
+function showExporter(facts) {
+  showFacts(byId("exporter"), facts, {
+    "": (n) => [number.format(n)],
+    s: (n) => [n < 1 ? `${fine.format(1000 * n)} ms` : `${fine.format(n)} s`],
+    at: (n) => [n > 0 ? moment(n * 1e6, calendar) : "never"],
+  });
+}
+
+// The pipeline or task that the address names: #/pipeline/ID or #/task/ID.
+function readAddress() {
+  const [, kind, id] = /^#\/(pipeline|task)\/(.+)$/.exec(address) ?? [];
+  if (kind === undefined) return null;
+  try {
+    return { kind, id: decodeURIComponent(id) };
+  } catch (error) {
+    if (!(error instanceof URIError)) throw error;
+    return { kind, id }; // typed by hand, and not encoded
+  }
+}
+
+function openRow() {
+  address = location.hash;
+  const row = readAddress();
+  byId("row").hidden = row === null;
+  if (row === null) return;
+  byId("h-row").replaceChildren(row.kind === "task" ? "Task " : "Pipeline ", label(row.id, "code"));
+  showRow(row.kind, { facts: [], changes: [] });
+  askForRow();
+}
+
+async function askForRow() {
+  asked = Date.now();
+  const row = readAddress();
+  if (row === null) return;
+  const before = address;
+  const answer = await fetch(`./-/board/row?${new URLSearchParams(row)}`).catch(() => null);
+  const found = answer?.ok ? await answer.json() : null;
+  // Another row may have been opened meanwhile. If the exporter does not answer, its state is shown anyway.
+  if (found !== null && address === before) showRow(row.kind, found);
+}
+
+function showRow(kind, found) {
+  const table = document.querySelector('[data-table="row"]');
+  const text = JSON.stringify(found);
+  if (table.dataset.shown === text) return;
+  table.dataset.shown = text;
+  const { facts, changes, complete_since: since } = found;
+  showFacts(byId("row-facts"), facts, LOOKS);
+  const given = changes.map((line) => [line.at, [line.before, line.after, line.remark], line.ship, line.id]);
+  fill(table, given, (values) => values[3]);
+  byId("row-note").replaceChildren(...(facts.length || since === undefined ? [] : [
+    `Not known to this exporter: there is no such ${kind}, or it ended before `,
+    ...(since === null ? ["this exporter counted anything."] : [moment(since, calendar), "."]),
+  ]));
 }
 
 function showState() {
@@ -313,6 +373,7 @@ function receive(message) {
     document.querySelector(".version").textContent = latest.version;
     byId("rest").hidden = false;
   }
+  if (Date.now() - asked >= ROW_INTERVAL) askForRow();
   showState();
 }
 
@@ -356,10 +417,16 @@ function show() {
 }
 
 chosen.addEventListener("change", show);
+addEventListener("hashchange", () => {
+  if (location.hash === "#board") return;
+  openRow();
+  if (readAddress() !== null) byId("h-row").focus();
+});
 setInterval(() => {
   if (!document.hidden) document.querySelectorAll("[data-since]").forEach(age);
   if (stream && heard && Date.now() - heard > SILENCE) lose();
 }, 1000);
 pause.hidden = false;
 byId("scriptless").hidden = true;
+openRow();
 resume();
