@@ -44,7 +44,12 @@ async def test_promtool_objects_to_the_prescribed_names_only(installed: Database
 
 @pytest.mark.parametrize(
     "arguments",
-    [("check", "config", "prometheus.yml"), ("check", "rules", "rules/*.yml"), ("test", "rules", "tests/*.yml")],
+    [
+        ("check", "config", "prometheus.yml"),
+        ("check", "config", "two-games.yml"),
+        ("check", "rules", "rules/*.yml"),
+        ("test", "rules", "tests/*.yml"),
+    ],
     ids=" ".join,
 )
 def test_promtool_accepts_the_configuration_and_the_rules(promtool: str, arguments: tuple[str, str, str]) -> None:

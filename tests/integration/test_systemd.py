@@ -3,8 +3,11 @@
 import configparser
 import os
 import secrets
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -114,10 +117,11 @@ def test_a_missing_socket_is_logged_once(tmp_path: Path) -> None:
         assert exporter.read_log().count("cannot notify systemd") == 1
 
 
-def test_the_unit() -> None:
+@pytest.mark.parametrize("name", ["mfg-notify.service", "mfg-notify@.service"])
+def test_the_unit(name: str) -> None:
     unit = configparser.RawConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
-    unit.read(ROOT / "systemd" / "mfg-notify.service", encoding="utf-8")
+    unit.read(ROOT / "systemd" / name, encoding="utf-8")
     service = unit["Service"]
     assert service["Type"] == "notify"
     assert int(service["WatchdogSec"]) > 0
@@ -127,3 +131,30 @@ def test_the_unit() -> None:
     # Its options exist: with --help in addition, the command only prints its help.
     assert CliRunner().invoke(main, [*arguments, "--help"]).exit_code == 0
     assert CliRunner().invoke(main, [*arguments, "--no-such-option"]).exit_code == 2
+
+
+def test_the_template_is_the_unit_with_the_name_of_the_game() -> None:
+    def settings(name: str) -> list[str]:
+        text = (ROOT / "systemd" / name).read_text(encoding="utf-8")
+        return text[text.index("[Unit]") :].splitlines()
+
+    of_one, template = settings("mfg-notify.service"), settings("mfg-notify@.service")
+    other = {line: template[number] for number, line in enumerate(of_one) if line != template[number]}
+    assert len(of_one) == len(template)
+    assert {line.partition("=")[0]: line for line in other.values()} == {
+        "Description": "Description=mfg-notify for %i, Prometheus exporter of a SpaceTraders bot's manufacturing",
+        "EnvironmentFile": "EnvironmentFile=/etc/mfg-notify/%i.env",
+        "User": "User=mfg-notify-%i",
+    }
+
+
+@pytest.mark.parametrize("name", ["mfg-notify.service", "mfg-notify@.service"])
+def test_systemd_accepts_the_unit(name: str, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    text = (ROOT / "systemd" / name).read_text(encoding="utf-8")
+    unit = tmp_path / name
+    # The one thing that is not here is the command itself.
+    unit.write_text(text.replace("/opt/mfg-notify/bin/mfg-notify", sys.executable), encoding="utf-8")
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    assert (done.returncode, [line for line in done.stderr.splitlines() if "mfg-notify" in line]) == (0, [])

@@ -51,6 +51,8 @@ def test_a_rule_uses_declared_metrics_and_labels(rule: dict[str, Any]) -> None:
         known |= LABELS[name]
     for grouped in re.findall(r"\b(?:by|on|without|ignoring) \((.*?)\)", rule["expr"]):
         assert set(grouped.split(", ")) <= known
+    # Two games are two databases, and never one sum.
+    assert all("database" in labels.split(", ") for labels in re.findall(r"\bby \((.*?)\)", rule["expr"]))
     for text in rule["annotations"].values():
         assert set(re.findall(r"\$labels\.(\w+)", text)) <= known
 

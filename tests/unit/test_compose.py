@@ -10,6 +10,8 @@ from tests.support import ROOT
 from mfg_notify.cli import main
 
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+SECOND = yaml.safe_load((ROOT / "compose.two-games.yaml").read_text(encoding="utf-8"))["services"]
+"""Merged into `COMPOSE`: services of a second game, and what changes in those of the first one."""
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 SERVICES = COMPOSE["services"]
 every_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
@@ -112,3 +114,45 @@ def test_the_image_serves_where_its_health_is_asked_for() -> None:
     assert "'127.0.0.1', 9810" in DOCKERFILE
     assert "EXPOSE 9810" in DOCKERFILE
     assert [port.rpartition(":")[2] for port in published("exporter")] == ["9810"]
+
+
+@pytest.mark.parametrize("name", ["migrate", "exporter"])
+def test_the_second_game_differs_in_what_is_its_own(name: str) -> None:
+    def comparable(service: dict[str, Any]) -> dict[str, Any]:
+        dsn = {"MFG_NOTIFY_DSN", "MFG_NOTIFY_GAME_SCHEMA", "PGPASSWORD"}
+        assert dsn <= service["environment"].keys()
+        others = {variable: text for variable, text in service["environment"].items() if variable not in dsn}
+        return {**service, "environment": others, "ports": bool(service.get("ports")), "depends_on": None}
+
+    first, second = SERVICES[name], SECOND[f"{name}-second"]
+    assert comparable(second) == comparable(first)
+    for variable in ("MFG_NOTIFY_DSN", "MFG_NOTIFY_GAME_SCHEMA"):
+        assert re.match(r"\$\{MFG_NOTIFY_SECOND_", second["environment"][variable])
+
+
+def test_two_games_have_ports_and_labels_of_their_own() -> None:
+    [first], [second] = SERVICES["exporter"]["ports"], SECOND["exporter-second"]["ports"]
+    assert second == first.replace("MFG_NOTIFY_PORT:-9810", "MFG_NOTIFY_SECOND_PORT:-9811")
+    assert set(SECOND["exporter-second"]["depends_on"]) == {"migrate-second"}
+    exporters = {name for name in SERVICES | SECOND if name.startswith("exporter")}
+    targets = [
+        entry
+        for path in (ROOT / "prometheus" / "targets").glob("*.yml")
+        for entry in yaml.safe_load(path.read_text(encoding="utf-8"))
+    ]
+    assert {target for entry in targets for target in entry["targets"]} == {f"{name}:9810" for name in exporters}
+    assert len({entry["labels"]["database"] for entry in targets}) == len(exporters)
+
+
+def test_prometheus_of_two_games_is_the_same_but_for_its_targets() -> None:
+    [mount] = SECOND["prometheus"]["volumes"]
+    source, target, mode = mount.split(":")
+    assert (target, mode) == ("/etc/prometheus/prometheus.yml", "ro")
+    one, two = (
+        yaml.safe_load((ROOT / name).read_text(encoding="utf-8")) for name in ("prometheus/prometheus.yml", source)
+    )
+    [of_one], [of_two] = one.pop("scrape_configs"), two.pop("scrape_configs")
+    assert one == two
+    assert of_one["job_name"] == of_two["job_name"]
+    assert of_one["static_configs"][0]["labels"].keys() == {"database"}
+    assert of_two["file_sd_configs"] == [{"files": ["targets/*.yml"]}]
