@@ -10,7 +10,7 @@ LOCKED_DEV := $(LOCKED_DEMO) requirements/dev.txt
 LOCKED_BENCH := requirements/bench.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-fast test-matrix coverage soak fuzz bench instructions check format docs dashboards lock sbom
+.PHONY: help demo test test-all test-fast test-matrix coverage soak fuzz bench instructions check format docs dashboards rule lock sbom
 .PHONY: clean
 
 help: ## list the targets
@@ -53,6 +53,7 @@ check: $(VENV)/dev ## lint, format, types, import contracts, generated files
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python grafana/generate.py --check
+	$(BIN)/python deploy/generate.py --check
 
 format: $(VENV)/dev ## format the code
 	$(BIN)/ruff check --fix .
@@ -63,6 +64,9 @@ docs: $(VENV)/dev ## write the generated parts of the documentation
 
 dashboards: $(VENV)/dev ## write grafana/dashboards/*.json from their builders
 	$(BIN)/python grafana/generate.py
+
+rule: $(VENV)/dev ## write deploy/kubernetes/prometheusrule.yaml from prometheus/rules
+	$(BIN)/python deploy/generate.py
 
 lock: $(VENV)/dev ## write requirements/*.txt from pyproject.toml; LOCK="--upgrade" raises all versions
 	$(BIN)/python requirements/lock.py $(LOCK)

@@ -51,7 +51,9 @@ ELSEWHERE = {
     "MFG_NOTIFY_FUZZ_TARGETS",
 }  # fmt: skip
 """Variables that only the tests read."""
-COMPOSE_VARIABLES = set(re.findall(r"\$\{(\w+)", (ROOT / "compose.yaml").read_text(encoding="utf-8")))
+COMPOSE_VARIABLES = {
+    name for file in ROOT.glob("compose*.yaml") for name in re.findall(r"\$\{(\w+)", file.read_text(encoding="utf-8"))
+}
 EXAMPLE = "manufacturing_pipeline_starts_total"
 """The metric that contributing.md adds."""
 
@@ -142,6 +144,12 @@ def test_every_option_and_variable_exists(page: Path) -> None:
     options = {option for one in parameters for option in one.opts} | {"--help"}
     spans = (span.split()[0] for span in code(TEXTS[page]) if re.match("--[a-z]", span))
     assert {span.split("=")[0] for span in spans} <= options
+
+
+@every_page
+def test_every_target_has_the_label_of_its_database(page: Path) -> None:
+    for entry in re.findall(r'targets"?: *\[.*\n?.*', TEXTS[page]):
+        assert re.search(r'database"?: ', entry), entry
 
 
 @every_page
