@@ -1,5 +1,6 @@
 """Reads samples from a text page of metrics. Never imports the exporter, because `tests.truth` checks it with this."""
 
+import re
 from collections.abc import Iterator
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -54,3 +55,11 @@ def applied(page: str) -> float:
 def reconnects(page: str) -> float:
     """Return how many connections an exporter has given up since it started."""
     return total(page, "mfg_notify_reconnects_total")
+
+
+def gains_only(page: str) -> str:
+    """Return the page without the sign of negative sums of profits.
+
+    The parser of OpenMetrics refuses them, Prometheus takes them.
+    """
+    return re.sub(r"(?m)^(\w+_pipeline_profit_credits_sum\{.*\}) -", r"\1 ", page)

@@ -4,7 +4,6 @@ Each is an event or malformed and nothing else. What is an event can be counted,
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as read_text
 from tests.fuzz.mutation import mutated
 from tests.fuzz.target import Check, Target
+from tests.samples import gains_only
 
 from mfg_notify.core.board import build_game, describe_change
 from mfg_notify.core.capped_totals import CappedTotals, limited
@@ -199,15 +199,10 @@ def _pages(ledger: Ledger) -> tuple[str, str]:
     read = [
         sorted((sample.name, sorted(sample.labels.items()), sample.value) for family in families
                for sample in family.samples)
-        for families in (_READ_TEXT(_gains(text)), _READ_OPENMETRICS(_gains(openmetrics) + "# EOF\n"))
+        for families in (_READ_TEXT(gains_only(text)), _READ_OPENMETRICS(gains_only(openmetrics) + "# EOF\n"))
     ]  # fmt: skip
     assert read[0] == read[1]
     return text, openmetrics
-
-
-def _gains(page: str) -> str:
-    # The sum of profits is negative after losses, which the parser of OpenMetrics refuses and Prometheus takes.
-    return re.sub(r"(?m)^(\w+_pipeline_profit_credits_sum\{.*\}) -", r"\1 ", page)
 
 
 def _check_stored(settlement: Settlement) -> None:
