@@ -192,6 +192,7 @@ CREATE TABLE IF NOT EXISTS mfg_notify.total (
     metric  text NOT NULL,
     labels  jsonb NOT NULL,
     n       bigint NOT NULL,
+    seed    bigint NOT NULL DEFAULT 0,            -- what n began with, where that was not 0
     arrival bigint GENERATED ALWAYS AS IDENTITY,  -- order of first appearance; the cap on series goes by it
     PRIMARY KEY (metric, labels)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
@@ -242,6 +243,7 @@ CREATE TABLE IF NOT EXISTS mfg_notify.settings (
     channel  text NOT NULL,
     notify   boolean NOT NULL,
     seeded   boolean NOT NULL DEFAULT false,
+    installed_at timestamptz,              -- when the triggers were created for the first time
     applied  jsonb NOT NULL DEFAULT '{}',  -- number of each migration → its hash, by which a release is recognised
     objects  jsonb NOT NULL DEFAULT '{}'   -- what object_hashes() returned when the last one had been applied
 );
@@ -840,6 +842,8 @@ $$;
 -- Last, because it locks the game's tables: not for longer than it takes, and never in a queue behind a long
 -- transaction (everyone else would have to queue behind us).
 SET LOCAL lock_timeout = '50ms';
+-- What the game sends from now on waits for the lock, and then fires the triggers.
+UPDATE mfg_notify.settings SET installed_at = coalesce(installed_at, clock_timestamp());
 LOCK TABLE public.manufacturing_pipelines, public.manufacturing_tasks, public.manufacturing_factory_states
     IN SHARE ROW EXCLUSIVE MODE;
 
@@ -872,7 +876,7 @@ CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER TRUNCATE ON public.manufact
 
 -- The hash is that of this file without the hash itself. A released file never changes.
 UPDATE mfg_notify.settings SET
-    applied = applied || '{"1": "e7a3b3517711fbb2de63fd39a9d0ee37ec4b493983ec33959e7eb8d246182bad"}',
+    applied = applied || '{"1": "9c92a9a069ba108ac1e30a15d6fb05a5d20af9e46e9938430cb3fa59bb2e0653"}',
     objects = mfg_notify.object_hashes();
 
 COMMIT;

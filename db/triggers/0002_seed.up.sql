@@ -46,8 +46,9 @@ WITH completed AS (
       AND NOT EXISTS (SELECT FROM jsonb_array_elements_text(numbers) AS n
                       WHERE n::numeric NOT BETWEEN -9223372036854775808 AND 9223372036854775807)
 )
-INSERT INTO mfg_notify.total (metric, labels, n)
-SELECT metric, labels, greatest(least(n, 9223372036854775807), -9223372036854775808)::bigint FROM (
+INSERT INTO mfg_notify.total (metric, labels, n, seed)
+SELECT metric, labels, n, n
+FROM (SELECT metric, labels, greatest(least(n, 9223372036854775807), -9223372036854775808)::bigint AS n FROM (
     SELECT 'manufacturing_pipeline_revenue_credits_total' AS metric,
            jsonb_build_object('player_id', player_id::text, 'product_good', product_good) AS labels,
            sum(revenue) AS n
@@ -56,10 +57,10 @@ SELECT metric, labels, greatest(least(n, 9223372036854775807), -9223372036854775
     SELECT 'manufacturing_pipeline_cost_credits_total',
            jsonb_build_object('player_id', player_id::text, 'product_good', product_good), sum(cost)
     FROM completed GROUP BY player_id, product_good
-) seed
+) summed) seed
 WHERE NOT (SELECT seeded FROM mfg_notify.settings)
 ORDER BY labels, metric
-ON CONFLICT (metric, labels) DO UPDATE SET n = greatest(total.n, excluded.n);
+ON CONFLICT (metric, labels) DO UPDATE SET n = greatest(total.n, excluded.n), seed = excluded.seed;
 
 -- The game's clock may be ahead of this one, but a pipeline that is COMPLETED in a year would stay in the last hour for
 -- as long.
@@ -141,7 +142,7 @@ WHERE NOT (SELECT seeded FROM mfg_notify.settings);
 
 UPDATE mfg_notify.settings SET
     version = 2, seeded = true,
-    applied = applied || '{"2": "472b781afef64ecc2f102a70ca2a1664ee2c9f25341d75e4f277df5542daf7c2"}',
+    applied = applied || '{"2": "6e776393740b68413b3ba211763883e31b6e1e48aaa4b744bdd0524857e384f5"}',
     objects = mfg_notify.object_hashes();
 
 COMMIT;

@@ -13,8 +13,8 @@ from mfg_notify.postgres.connection import BlockingConnection, Connection, trans
 from mfg_notify.postgres.queries import QUERY
 
 MIGRATION_HASHES = {
-    "1": "e7a3b3517711fbb2de63fd39a9d0ee37ec4b493983ec33959e7eb8d246182bad",
-    "2": "472b781afef64ecc2f102a70ca2a1664ee2c9f25341d75e4f277df5542daf7c2",
+    "1": "9c92a9a069ba108ac1e30a15d6fb05a5d20af9e46e9938430cb3fa59bb2e0653",
+    "2": "6e776393740b68413b3ba211763883e31b6e1e48aaa4b744bdd0524857e384f5",
 }
 """The migrations in `db/triggers` by number, with the hash that each stores when it is applied.
 
