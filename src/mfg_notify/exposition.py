@@ -31,6 +31,7 @@ from mfg_notify.core import catalogue
 from mfg_notify.core.board import Fact
 from mfg_notify.core.capped_totals import SERIES_MAXIMUM
 from mfg_notify.core.catalogue import EXPORTER_METRICS, MICROSECONDS_PER_SECOND, SELF_PREFIX, Kind, Metric
+from mfg_notify.core.history import Points
 from mfg_notify.core.series import Distribution, Presentation, Series, Values, View
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -304,6 +305,35 @@ class Page:
                 before = self._rendered[place] = (values, family.removesuffix(b"# EOF\n"))
             families.append(before[1])
         return b"".join(families)
+
+
+def render_head(metric: Metric) -> str:
+    """Return what OpenMetrics says of a family before its samples."""
+    family = _ENCODERS[OPENMETRICS](_Only(_make_family(metric, {}, exemplars=False)))
+    return family.removesuffix(b"# EOF\n").decode()
+
+
+def render_points(points: Points, more: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield the samples of a series as OpenMetrics, those of one moment at a time; `more` are labels of all of them."""
+    metric = points.metric
+    pairs = [*zip(metric.labels, points.labels, strict=True), *more]
+    parts = [("", pairs)]
+    if metric.kind is Kind.HISTOGRAM:
+        bounds = [bucket[0] for bucket in _cumulative(metric, Distribution())]
+        parts = [("_bucket", [*pairs, ("le", bound)]) for bound in bounds] + [("_count", pairs), ("_sum", pairs)]
+    names = []
+    for part, labels in parts:
+        written = ",".join(f'{name}="{_escape(value)}"' for name, value in labels)
+        names.append(f"{metric.full_name}{part}{{{written}}}")
+    for at, values in points.samples:
+        time = f"{at // MICROSECONDS_PER_SECOND}.{at // 1000 % 1000:03d}"
+        if metric.scale != 1:
+            values = (*values[:-1], values[-1] / metric.scale)
+        yield "".join([f"{name} {value} {time}\n" for name, value in zip(names, values, strict=True)])
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 class _Only(CollectorRegistry):

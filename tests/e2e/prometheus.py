@@ -98,6 +98,8 @@ class Prometheus:
             ]
         )
         self.address = self._server.find(r'msg="Listening on" address=(\S+)').group(1)
+        # It listens before it has read what it has stored.
+        self._server.wait_for("Server is ready to receive web requests")
         self._client = httpx.Client(base_url=f"http://{self.address}/api/v1", timeout=30)
 
     def __enter__(self) -> Self:

@@ -24,7 +24,7 @@ def test_help_and_version() -> None:
     assert run_command("--version") == (0, f"mfg-notify, version {__version__}\n")
     for command in (
         "run", "migrate up", "migrate down", "migrate status", "migrate sql", "doctor", "tail", "demo", "simulate",
-        "dashboards write", "dashboards merge",
+        "dashboards write", "dashboards merge", "backfill", "verify",
     ):  # fmt: skip
         result = CliRunner().invoke(main, [*command.split(), "--help"])
         assert result.exit_code == 0

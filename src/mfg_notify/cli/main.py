@@ -9,6 +9,7 @@ from click.shell_completion import get_completion_class
 from mfg_notify import __version__
 from mfg_notify.cli.dashboards import dashboards
 from mfg_notify.cli.demo import demo, simulate
+from mfg_notify.cli.history import backfill
 from mfg_notify.cli.inspect import doctor, tail, verify_command
 from mfg_notify.cli.migrate import migrate
 from mfg_notify.cli.rules import rules
@@ -59,5 +60,5 @@ def completion(shell: str) -> None:
     click.echo(script(main, {}, "mfg-notify", "_MFG_NOTIFY_COMPLETE").source())
 
 
-for command in (dashboards, demo, doctor, migrate, rules, run, simulate, tail, verify_command):
+for command in (backfill, dashboards, demo, doctor, migrate, rules, run, simulate, tail, verify_command):
     main.add_command(command)

@@ -377,6 +377,8 @@ MARKET = (MARKET_SUPPLY, MARKET_ACTIVITY)
 """Exported only with `--collect-market`, because the daemon exports the same names."""
 
 CATALOGUE = SPECIFIED + EXTENSIONS + MARKET
+BY_NAME = {metric.name: metric for metric in CATALOGUE}
+"""Each metric by its name without the prefix."""
 
 COUNTERS = tuple(metric for metric in CATALOGUE if metric.kind is Kind.COUNTER)
 HISTOGRAMS = tuple(metric for metric in CATALOGUE if metric.kind is Kind.HISTOGRAM)

@@ -2,7 +2,7 @@
 
 Each `.sql` file beside this one holds the statements of one module of `postgres`, and its first line names that module.
 A statement begins with `-- name: …` and a comment that says what it is for. `{…}` stands for an identifier, `%(…)s` for
-a value. The cost of a statement must not grow with the game's history.
+a value. The cost of a statement must not grow with the game's history, except in history.sql and of `factory_accounts`.
 """
 
 import re
