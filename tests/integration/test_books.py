@@ -280,6 +280,35 @@ async def test_a_balance_changed_by_hand_is_found(installed: Database) -> None:
     assert missing(verify(installed.dsn, "public")) == {"task 1 READY": 2}
 
 
+@pytest.mark.anyio
+async def test_a_spoiled_entry_is_found_and_entered(installed: Database) -> None:
+    with installed.connect() as connection:
+        small_game(connection)
+        async with exporting(installed.dsn, reconcile_interval=0.1) as exporter:
+            await settled(exporter, connection)
+        connection.execute("UPDATE mfg_notify.entry SET body = '{'")
+        assert missing(verify(installed.dsn, "public"))["task 1 READY"] == 5
+        async with exporting(installed.dsn, reconcile_interval=0.1) as exporter:
+            await settled(exporter, connection)
+            assert number(page_of(exporter), "mfg_notify_unrecorded_changes_total", table=TASKS) == 5
+        balanced(installed)
+
+
+@pytest.mark.anyio
+async def test_totals_at_the_end_of_bigint_stop_nothing(installed: Database) -> None:
+    with installed.connect() as connection:
+        small_game(connection)
+        connection.execute("ALTER TABLE manufacturing_tasks ALTER total_revenue TYPE bigint")
+        async with exporting(installed.dsn, reconcile_interval=0.1) as exporter:
+            for _ in range(3):
+                connection.execute("UPDATE manufacturing_tasks SET total_revenue = 9223372036854775807")
+                connection.execute("UPDATE manufacturing_tasks SET total_revenue = 0")
+                await settled(exporter, connection)
+        report = verify(installed.dsn, "public")
+        assert not report.books.differences
+        assert not report.books.changed_totals
+
+
 def doctor(database: Database) -> tuple[str, str]:
     """Return what the doctor says of the books."""
     return next((f.verdict, f.message) for f in examine(database.dsn, "public", time.time) if f.check == "books")

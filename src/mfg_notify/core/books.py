@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from mfg_notify.core.capped_totals import limited
 from mfg_notify.core.catalogue import PIPELINE_LIVE, SUPPLY_LEVELS, TASK_LIVE
 from mfg_notify.core.events import BOTH, Change, FactoryChange, table_of
 
@@ -155,7 +156,7 @@ class Entry(Struct, frozen=True, omit_defaults=True):
     rows: tuple[tuple[str, int, str, int], ...] = ()
     """What is added to the accounts: source, player, status, and the number of rows."""
     sums: dict[str, int] = {}
-    """What has been added to the totals of each metric, summed over its labels, in stored units."""
+    """What has been added to the totals of each metric, in stored units. A sum stops at the ends of bigint."""
     unrecorded: dict[str, int] = {}
     """Rows by source that a check has found to be changed without an event; they are in `rows`."""
 
@@ -178,7 +179,8 @@ class Books:
 
     def carried_forward(self) -> Entry:
         """Return one entry in place of all."""
-        return Entry((), self.balance.rows(), dict(self.sums), dict(self.unrecorded))
+        sums = {metric: limited(n) for metric, n in self.sums.items()}
+        return Entry((), self.balance.rows(), sums, dict(self.unrecorded))
 
 
 @dataclass(frozen=True, slots=True)

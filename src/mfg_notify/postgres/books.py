@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
+import structlog
 from psycopg import errors, sql
 from psycopg.rows import TupleRow
 
 from mfg_notify.core.books import Account, Balance, Books, Difference, Entry, changed_rows, compare
+from mfg_notify.core.capped_totals import limited
 from mfg_notify.core.events import VERSION, decode_change
 from mfg_notify.errors import MalformedEvent, SchemaNotReady
 from mfg_notify.postgres.connection import Connection, read_only_snapshot, translated_errors
@@ -22,6 +24,9 @@ from mfg_notify.postgres.snapshot import game_tables
 
 ROWS_AT_A_TIME = 10_000
 """Events of the journal that are in memory at a time."""
+
+log = structlog.get_logger(__name__)
+
 _decoder = msgspec.json.Decoder(Entry)
 
 
@@ -79,8 +84,7 @@ async def check(
 
     Return None if the journal holds more than `journal_maximum` events, or if a statement takes longer than
     `statement_timeout` seconds (0: whatever it takes). Without `factories` their table is not read, without `totals`
-    neither are the totals.
-    `on_progress` is told how many events of the journal have been read.
+    neither are the totals. `on_progress` is told how many events of the journal have been read.
     """
     limit = sql.SQL("SET LOCAL statement_timeout = {}").format(sql.Literal(round(statement_timeout * 1000)))
     with translated_errors():
@@ -167,15 +171,23 @@ async def _read_books(
 
 
 def sum_up(rows: Sequence[TupleRow]) -> Books:
-    """Return the sum of entries as they are stored."""
+    """Return the sum of entries as they are stored.
+
+    One that somebody has spoiled is left out, so that what it entered is found as a difference.
+    """
     books = Books()
     for (body,) in rows:
-        books.add(_decoder.decode(body))
+        try:
+            entry = _decoder.decode(body)
+        except msgspec.DecodeError as error:
+            log.warning("an entry of the books cannot be read and is left out", error=str(error))
+        else:
+            books.add(entry)
     return books
 
 
 def _changed_totals(sums: Mapping[str, int], stored: Sequence[TupleRow]) -> tuple[ChangedTotal, ...]:
-    found = {metric: (int(n), at_limit) for metric, n, at_limit in stored}
+    found = {metric: (limited(int(n)), at_limit) for metric, n, at_limit in stored}
     compared = (
         ChangedTotal(metric, sums.get(metric, 0), *found.get(metric, (0, False)))
         for metric in sorted(sums.keys() | found.keys())

@@ -159,7 +159,9 @@ async def _save(connection: Connection, settlement: Settlement) -> None:
     for metric, n in zip(metrics, added, strict=True):
         sums[metric] += n
     balance = settlement.balance
-    entry = books.encode(Entry(tuple(sorted(balance.truncated)), balance.rows(), dict(sums)))
+    entry = books.encode(
+        Entry(tuple(sorted(balance.truncated)), balance.rows(), {metric: limited(n) for metric, n in sums.items()})
+    )
     if entry is not None:
         labels = [_to_json(key) for key in settlement.increments]
         await connection.execute(
