@@ -198,13 +198,13 @@ def test_every_rule_is_evaluated_and_finds_what_it_looks_for(story: Story) -> No
             if selector.startswith(ABSENT_HERE):
                 continue
             assert story.prometheus.over(selector, story.began, now, SCRAPE_INTERVAL), selector
-    # Two need not last: a real Prometheus has made them into alerts.
+    # Three need not last: a real Prometheus has made them into alerts.
     firing = {
         alert["labels"]["alertname"]: alert
         for alert in story.prometheus.ask("alerts")["alerts"]
         if alert["state"] == "firing"
     }
-    assert firing.keys() == {"MfgNotifyEventsLost", "MfgNotifyDatabaseSetBack"}
+    assert firing.keys() == {"MfgNotifyEventsLost", "MfgNotifyUnrecordedChanges", "MfgNotifyDatabaseSetBack"}
     assert "in the database game" in firing["MfgNotifyEventsLost"]["annotations"]["description"]
 
 
