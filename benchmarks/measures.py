@@ -4,7 +4,6 @@ import http.client
 import json
 import threading
 import time
-from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,6 +13,7 @@ from typing import Any
 
 from psycopg import sql
 
+from benchmarks import witness
 from benchmarks.stage import PATIENCE, Running, Stage
 
 Figures = dict[str, Any]
@@ -170,8 +170,7 @@ def delay(stage: Stage, say: Say, *, seconds: float) -> Figures:
         with stage.exporter("ours", program=("benchmarks.witness", str(file))) as exporter:
             writing = stage.write("ours", "change.sql", clients, max(seconds, 30 if rate == 1 else 0), rate)
             exporter.wait_for("/-/ready")
-        delays: array[float] = array("d")
-        delays.frombytes(file.read_bytes())
+        delays = [1000 * (counted - at) for at, counted in witness.read(file)]
         # The first tenth shows the start of exporter and writers rather than their steady state.
         steady = sorted(delays[len(delays) // 10 :])
         cuts = quantiles(steady, n=100)
@@ -398,15 +397,19 @@ def wal(stage: Stage, say: Say, *, changes: int = 5_000) -> Figures:
     for setup in ("bare", "ours", "exporter"):
         database = "bare" if setup == "bare" else "ours"
         stage.settle(database)
-        with stage.exporter(database) if setup == "exporter" else nullcontext(), stage.connect(database) as connection:
+        with stage.exporter(database) if setup == "exporter" else nullcontext():
             for name in ("after a checkpoint", "later"):
-                before = connection.execute("SELECT pg_current_wal_insert_lsn()").fetchall()[0][0]
-                written = len(stage.write(database, "change.sql", 2, 6, changes / 6).latencies)
-                [(size,)] = connection.execute(
-                    "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), %s)", (before,)
-                ).fetchall()
-                found[f"{setup} {name}"] = float(size) / written
+                found[f"{setup} {name}"] = log_a_change(stage, database, changes)
     return found
+
+
+def log_a_change(stage: Stage, database: str, changes: int) -> float:
+    """Make about that many changes; return the bytes of write-ahead log for each."""
+    with stage.connect(database) as connection:
+        before = connection.execute("SELECT pg_current_wal_insert_lsn()").fetchall()[0][0]
+        written = len(stage.write(database, "change.sql", 2, 6, changes / 6).latencies)
+        [(size,)] = connection.execute("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), %s)", (before,)).fetchall()
+    return float(size) / written
 
 
 def a_day(stage: Stage, say: Say, *, changes: int) -> Figures:

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import signal
 import sys
-from array import array
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,6 +19,7 @@ from statistics import quantiles
 
 from rich.console import Console
 
+from benchmarks import witness
 from benchmarks.stage import Running, Stage
 
 say = Console(highlight=False, soft_wrap=True).print
@@ -143,8 +143,7 @@ def measure(stage: Stage, load: Load, seconds: float) -> None:
         reconnects = exporter.number("mfg_notify_reconnects_total")
         answered = responses(exporter)
         peak = exporter.peak_mib
-    delays: array[float] = array("d")
-    delays.frombytes(file.read_bytes())
+    delays = [1000 * (counted - at) for at, counted in witness.read(file)]
     late = sorted(delays[len(delays) // 10 :])
     cuts = quantiles(late, n=100)
     say(

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,15 +64,19 @@ class Writing:
 class Stage:
     """The server and the programs that run beside it. A context manager.
 
-    `binaries` is a folder with initdb, pg_ctl and postgres, None for the embedded PostgreSQL.
+    `binaries` is a folder with initdb, pg_ctl and postgres, None for the embedded PostgreSQL. `settings` are added to
+    those of every measurement.
     """
 
     binaries: Path | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
     version: str = ""
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Self:
-        self.server = self._stack.enter_context(EmbeddedPostgres(settings=SETTINGS, binaries=self.binaries))
+        self.server = self._stack.enter_context(
+            EmbeddedPostgres(settings=SETTINGS | dict(self.settings), binaries=self.binaries)
+        )
         self.scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         self.scratch.chmod(0o755)
         with self.connect("postgres") as connection:
@@ -95,10 +99,11 @@ class Stage:
         with self.connect(database) as connection:
             return connection.execute(query).fetchall()[0][0]
 
-    def make_game(self, database: str, *, triggers: bool, more: str | None = None) -> None:
+    def make_game(self, database: str, *, triggers: bool, more: str | None = None, empty: bool = False) -> None:
         """Drop and create a database with the game's tables and 2,000 tasks, and our triggers if asked for.
 
-        `more` names a script of this folder that adds rows before the triggers are installed.
+        `more` names a script of this folder that adds rows before the triggers are installed. With `empty` there are
+        no rows but those.
         """
         with self.connect("postgres") as connection:
             for text in ("DROP DATABASE IF EXISTS {} WITH (FORCE)", "CREATE DATABASE {}"):
@@ -110,7 +115,8 @@ class Stage:
 
         anyio.run(make)
         with self.connect(database) as connection:
-            connection.execute((HERE / "game.sql").read_bytes().replace(b":tasks", str(TASKS).encode()))
+            if not empty:
+                connection.execute((HERE / "game.sql").read_bytes().replace(b":tasks", str(TASKS).encode()))
             if more is not None:
                 connection.execute((HERE / more).read_bytes())
             if triggers:
@@ -153,12 +159,16 @@ class Stage:
             raise BenchmarkError(done.stdout)
         return Writing(float(found[1]), latencies)
 
+    def start_exporter(self, database: str, *options: str, program: tuple[str, ...] = ("mfg_notify",)) -> "Running":
+        """Start an exporter as a process."""
+        port = free_port()
+        command = [sys.executable, "-m", *program, "run", "--dsn", self.dsn(database), "--log.level", "warning"]
+        return Running([*command, "--web.listen-address", f"127.0.0.1:{port}", *options], port)
+
     @contextmanager
     def exporter(self, database: str, *options: str, program: tuple[str, ...] = ("mfg_notify",)) -> Iterator["Running"]:
         """Run an exporter as a process, which is ready when the block begins."""
-        port = free_port()
-        command = [sys.executable, "-m", *program, "run", "--dsn", self.dsn(database), "--log.level", "warning"]
-        with Running([*command, "--web.listen-address", f"127.0.0.1:{port}", *options], port) as running:
+        with self.start_exporter(database, *options, program=program) as running:
             running.wait_for("/-/ready")
             yield running
 
