@@ -1,6 +1,7 @@
 """Makes tables and a chart of the results, for docs/performance.md."""
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ def parts() -> dict[str, str]:
         "figure table": _figures(results),
         "history table": _history(results["history"]),
         "delay table": _delay(results["delay"]),
+        "debezium run": _debezium_run(results["debezium"]),
+        "debezium table": _debezium(results["debezium"]),
     }
 
 
@@ -146,6 +149,49 @@ def _delay(found: Figures) -> str:
         *(
             (f"{int(rate):,}", f"{of['p50']:.1f} ms", f"{of['p99']:.1f} ms", f"{of['most']:.0f} ms")
             for rate, of in found.items()
+        ),
+    )
+
+
+def _debezium_run(found: Figures) -> str:
+    machine = found["machine"]
+    return textwrap.fill(
+        f"{found['changes']:,} changes in {found['seconds'] / 60:.0f} minutes, of which {found['truth']:,} finish a "
+        f"task or a pipeline; {found['kills']} kills; {found['log MiB/minute']:.0f} MiB of log a minute; "
+        f"{machine['processor']}, with other work, so that the load average was {found['load average']:.0f}; "
+        f"PostgreSQL {machine['PostgreSQL']}, revision {machine['revision']}, {machine['date']}.",
+        120,
+    )
+
+
+def _debezium(found: Figures) -> str:
+    consumers = list(found["consumers"].values())
+
+    def compared(label: str, name: str, digits: int, unit: str) -> tuple[str, ...]:
+        first, *others = (one[name] for one in consumers)
+        return (
+            label,
+            f"{first:,.{digits}f} {unit}",
+            *(f"{value:,.{digits}f} {unit} ({value / first:.1f})" for value in others),
+        )
+
+    log = found["log"]
+    return _table(
+        ("", "mfg-notify", "Debezium, default settings", "Debezium, tuned"),
+        *(
+            (label, *(f"{one[name]:,} ({one[name] / found['truth']:.1%})" for one in consumers))
+            for label, name in (("counted too often", "over"), ("not counted", "lost"))
+        ),
+        compared("delay from the change until it is counted, p50", "p50 ms", 0, "ms"),
+        compared("the same, p95", "p95 ms", 0, "ms"),
+        compared("from its start until it counts what happens, median", "back s", 1, "s"),
+        compared("peak memory", "MiB", 0, "MiB"),
+        compared(f"processor time, with {found['kills'] + 1} starts", "cpu s", 0, "s"),
+        compared("most that the database kept for it: journal; or log", "kept MiB", 1, "MiB"),
+        (
+            f"log a change: {log['nothing']:,.0f} bytes with neither",
+            f"{log['mfg-notify']:,.0f} bytes ({log['mfg-notify'] / log['nothing']:.2f})",
+            *[f"{log['full']:,.0f} bytes ({log['full'] / log['nothing']:.2f})"] * 2,
         ),
     )
 
