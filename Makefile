@@ -10,8 +10,8 @@ LOCKED_DEV := $(LOCKED_DEMO) requirements/dev.txt
 LOCKED_BENCH := requirements/bench.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-fast test-matrix coverage soak fuzz bench instructions check format docs dashboards rule lock sbom
-.PHONY: clean
+.PHONY: help demo test test-all test-fast test-matrix test-fleet coverage soak fuzz bench instructions check format docs
+.PHONY: dashboards rule lock sbom clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -30,6 +30,9 @@ test-fast: $(VENV)/dev ## unit and integration tests, in about a minute and a ha
 
 test-matrix: $(VENV)/dev ## what needs a database, on PostgreSQL 14 to 18 or on VERSIONS="14 16"
 	$(BIN)/python -m tests.matrix $(if $(VERSIONS),--versions "$(VERSIONS)") $(PYTEST)
+
+test-fleet: $(VENV)/dev ## twenty games, exporters, an agent and two stores, each of which dies once: a quarter of an hour
+	$(BIN)/python -m pytest -m soak tests/e2e/test_fleet.py
 
 coverage: $(VENV)/dev ## branches of the core that the unit tests take
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing tests/unit

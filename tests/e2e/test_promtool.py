@@ -47,12 +47,13 @@ async def test_promtool_objects_to_the_prescribed_names_only(installed: Database
     [
         ("check", "config", "prometheus.yml"),
         ("check", "config", "two-games.yml"),
+        ("check", "config", "--agent", "agent.yml"),
         ("check", "rules", "rules/*.yml"),
         ("test", "rules", "tests/*.yml"),
     ],
     ids=" ".join,
 )
-def test_promtool_accepts_the_configuration_and_the_rules(promtool: str, arguments: tuple[str, str, str]) -> None:
+def test_promtool_accepts_the_configuration_and_the_rules(promtool: str, arguments: tuple[str, ...]) -> None:
     *command, pattern = arguments
     files = sorted(map(str, (ROOT / "prometheus").glob(pattern)))
     assert files
