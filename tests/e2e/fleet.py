@@ -31,8 +31,9 @@ from mfg_notify.demo.game import play
 from mfg_notify.demo.world import GameOptions
 from mfg_notify.postgres import migrations
 
-SETTINGS = {"track_commit_timestamp": "on"}
-"""The audit relies on commit times. Everything else is PostgreSQL's default, so its memory is that of a fresh one."""
+SETTINGS = {"track_commit_timestamp": "on", "max_connections": "200"}
+"""The audit relies on commit times; twenty exporters and games with three players each need 100 connections. Everything
+else is PostgreSQL's default, so its memory is that of a fresh one."""
 COUNTED = f'{{job="{JOB}",__name__=~"{truth.PREFIX}.*"}}'
 TARGET_LABELS = {"job", "instance", "database"}
 FALLING = truth.PREFIX + "manufacturing_pipeline_profit_credits_sum"

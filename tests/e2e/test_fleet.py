@@ -38,6 +38,9 @@ needs_programs = pytest.mark.skipif(
     reason="prometheus or victoria-metrics is not installed",
 )
 
+REST_SECONDS, LOAD_SECONDS, AWAY_SECONDS = 60, 120, 60
+"""Of the whole form: how long it is measured at rest and under load, and how long a layer is away."""
+
 
 def away(members: Sequence[Member], noticed: Callable[[], object], seconds: float) -> None:
     """Kill these, wait until the others have noticed and the seconds are over, and start them again."""
@@ -173,30 +176,33 @@ def test_twenty_games(postgres: Postgres, tmp_path: Path, capsys: pytest.Capture
             "a store": [running.store_members[0].process.process.pid],
         }
         running.wait_scraped(time.time())
-        rest = measure(layers, 60)
+        rest = measure(layers, REST_SECONDS)
         with running.load(5):
             eventually(played_on(running))
             running.wait_scraped(time.time())
             before = running.changes()
-            load = measure(layers, 120)
-            rate = sum(running.changes().values()) - sum(before.values())
-            said = [
-                f"{rate / 120:.0f} changes/s in all, {running.connections()} connections of exporters",
-                *(
-                    f"{expr}: {running.stores[0].number(expr):.4g}"
-                    for expr in (
-                        f'avg(scrape_samples_scraped{{job="{JOB}"}})',
-                        f'avg(scrape_duration_seconds{{job="{JOB}"}})',
-                        f'max(scrape_duration_seconds{{job="{JOB}"}})',
-                    )
-                ),
-            ]
-            kill_each_layer(running, 5, 60)
+            load = measure(layers, LOAD_SECONDS)
+            rate = (sum(running.changes().values()) - sum(before.values())) / LOAD_SECONDS
+            with capsys.disabled():
+                print("", *table(rest, load), f"{rate:.0f} changes/s in all", *scrapes(running), sep="\n")  # noqa: T201
+            kill_each_layer(running, 5, AWAY_SECONDS)
         findings = running.examine()
         changes = sum(running.changes().values())
     with capsys.disabled():
-        print("", *table(rest, load), *said, f"{changes} changes; {summary(findings)}", sep="\n")  # noqa: T201
+        print(f"{changes} changes; {summary(findings)}")  # noqa: T201
     assert not findings.differences, "\n".join(findings.differences[:20])
+
+
+def scrapes(running: Fleet) -> list[str]:
+    """Say what the exporters hold, and what a scrape takes."""
+    found = {
+        expr: running.stores[0].number(f'{expr}{{job="{JOB}"}})')
+        for expr in ("avg(scrape_samples_scraped", "avg(scrape_duration_seconds", "max(scrape_duration_seconds")
+    }
+    return [
+        f"{running.connections()} connections of exporters",
+        *(f"{expr}): {value:.4g}" for expr, value in found.items()),
+    ]
 
 
 def table(rest: dict[str, Usage], load: dict[str, Usage]) -> list[str]:
