@@ -35,6 +35,8 @@ SETTINGS = {"track_commit_timestamp": "on", "max_connections": "200"}
 """The audit relies on commit times; twenty exporters and games with three players each need 100 connections. Everything
 else is PostgreSQL's default, so its memory is that of a fresh one."""
 COUNTED = f'{{job="{JOB}",__name__=~"{truth.PREFIX}.*"}}'
+LONG = 4 * PATIENCE
+"""Seconds that something may take that twenty processes do at once on two cores."""
 TARGET_LABELS = {"job", "instance", "database"}
 FALLING = truth.PREFIX + "manufacturing_pipeline_profit_credits_sum"
 """The sum of profits: a loss lowers it, so it has no increase."""
@@ -293,7 +295,7 @@ class Fleet:
             eventually(
                 lambda store=store: store.number(expr),  # type: ignore[misc]
                 lambda found: found == len(self.dsns),
-                patience=4 * PATIENCE,
+                patience=LONG,
             )
 
     def examine(self) -> Findings:
@@ -317,7 +319,7 @@ class Fleet:
 
         # The agent sends a scrape in several batches. What is there after the patience is the finding.
         deadline = time.monotonic() + PATIENCE
-        return eventually(compared, lambda found: not found.differences or time.monotonic() > deadline, 4 * PATIENCE)
+        return eventually(compared, lambda found: not found.differences or time.monotonic() > deadline, LONG)
 
 
 @contextmanager

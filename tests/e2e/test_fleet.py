@@ -17,6 +17,7 @@ import pytest
 from tests import truth
 from tests.conftest import Postgres
 from tests.e2e.fleet import (
+    LONG,
     Findings,
     Fleet,
     Member,
@@ -31,14 +32,14 @@ from tests.e2e.fleet import (
 )
 from tests.e2e.prometheus import JOB
 from tests.samples import Series
-from tests.support import PATIENCE, eventually, free_port
+from tests.support import eventually, free_port
 
 needs_programs = pytest.mark.skipif(
     not all(map(shutil.which, ("prometheus", "victoria-metrics"))),
     reason="prometheus or victoria-metrics is not installed",
 )
 
-REST_SECONDS, LOAD_SECONDS, AWAY_SECONDS = 60, 120, 60
+REST_SECONDS, LOAD_SECONDS, AWAY_SECONDS = 30, 60, 60
 """Of the whole form: how long it is measured at rest and under load, and how long a layer is away."""
 
 
@@ -47,7 +48,7 @@ def away(members: Sequence[Member], noticed: Callable[[], object], seconds: floa
     for member in members:
         member.close()
     until = time.monotonic() + seconds
-    eventually(lambda: noticed() and time.monotonic() >= until, patience=seconds + PATIENCE)
+    eventually(lambda: time.monotonic() >= until and noticed(), patience=seconds + LONG)
     for member in members:
         member.start()
 
@@ -88,9 +89,9 @@ def kill_each_layer(running: Fleet, exporters: int, seconds: float) -> None:
 
     running.server.stop("immediate")
     until = time.monotonic() + seconds
-    eventually(lambda: unready() and time.monotonic() >= until, patience=seconds + PATIENCE)
+    eventually(lambda: time.monotonic() >= until and unready(), patience=seconds + LONG)
     running.server.start()
-    eventually(played_on(running), patience=2 * PATIENCE)
+    eventually(played_on(running), patience=LONG)
     recovered()
 
 
@@ -128,7 +129,7 @@ def test_an_old_point_does_not_count() -> None:
 def test_each_layer_dies_and_no_count_is_lost(postgres: Postgres, tmp_path: Path) -> None:
     with fleet(postgres, 3, tmp_path, 0.5) as running:
         with running.load(20):
-            eventually(played_on(running))
+            eventually(played_on(running), patience=LONG)
             kill_each_layer(running, 1, 0)
         findings = running.examine()
     assert not findings.differences, "\n".join(findings.differences[:20])
@@ -142,7 +143,7 @@ def test_two_agents_share_the_games(tmp_path: Path) -> None:
         stores = [stack.enter_context(closing(Store(free_port()))) for _ in range(2)]
         for number, store in enumerate(stores):
             stack.enter_context(start_store(tmp_path / f"store-{number}", store.port))
-        shares = []
+        agents = []
         for number in range(2):
             # What is scraped does not matter here: a store has a page of metrics, too.
             targets = dict.fromkeys(games, f"127.0.0.1:{stores[0].port}")
@@ -150,17 +151,17 @@ def test_two_agents_share_the_games(tmp_path: Path) -> None:
             write_configuration(folder, targets, [store.port for store in stores], 0.5, modulus=2, number=number)
             port = free_port()
             stack.enter_context(start_agent(folder, port))
-            api = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1"))
-            shares.append(eventually(lambda api=api: active(api)))  # type: ignore[misc]
+            agents.append(stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1")))
+        shares = [eventually(lambda agent=agent: active(agent)) for agent in agents]  # type: ignore[misc]
         for store in stores:
             eventually(lambda store=store: store.number("count(up == 1)"), lambda found: found == len(games))  # type: ignore[misc]
     assert not shares[0] & shares[1]
     assert shares[0] | shares[1] == games
 
 
-def active(api: httpx.Client) -> set[str]:
+def active(agent: httpx.Client) -> set[str]:
     """Return the databases that an agent scrapes."""
-    targets = api.get("targets").raise_for_status().json()["data"]["activeTargets"]
+    targets = agent.get("targets").raise_for_status().json()["data"]["activeTargets"]
     return {target["labels"]["database"] for target in targets}
 
 
@@ -178,7 +179,7 @@ def test_twenty_games(postgres: Postgres, tmp_path: Path, capsys: pytest.Capture
         running.wait_scraped(time.time())
         rest = measure(layers, REST_SECONDS)
         with running.load(5):
-            eventually(played_on(running))
+            eventually(played_on(running), patience=LONG)
             running.wait_scraped(time.time())
             before = running.changes()
             load = measure(layers, LOAD_SECONDS)
