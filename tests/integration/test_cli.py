@@ -196,7 +196,8 @@ def test_simulate_refuses_a_game_that_it_did_not_create(installed: Database, dat
 
 @pytest.mark.slow
 def test_demo_shows_every_specified_metric_and_cleans_up() -> None:
-    command = [sys.executable, "-m", "mfg_notify", "demo", "--web.listen-address", "127.0.0.1:0", "--speed", "60"]
+    options = ("--web.listen-address", "127.0.0.1:0", "--speed", "60", "--players", "1")
+    command = [sys.executable, "-m", "mfg_notify", "demo", *options]
     with Process(command) as demo:
         try:
             printed = demo.wait_for("Ctrl-C ends it")
