@@ -125,7 +125,7 @@ def test_an_old_point_does_not_count() -> None:
 
 
 @needs_programs
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_each_layer_dies_and_no_count_is_lost(postgres: Postgres, tmp_path: Path) -> None:
     with fleet(postgres, 3, tmp_path, 0.5) as running:
         with running.load(20):
@@ -136,6 +136,7 @@ def test_each_layer_dies_and_no_count_is_lost(postgres: Postgres, tmp_path: Path
     assert findings.increases > 0
 
 
+@pytest.mark.thorough
 @needs_programs
 def test_two_agents_share_the_games(tmp_path: Path) -> None:
     games = {f"game{number:02}" for number in range(20)}

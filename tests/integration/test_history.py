@@ -183,6 +183,7 @@ def peak_memory(dsn: str, file: Path) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(database: Database, tmp_path: Path) -> None:
     spread: dict[str, Any] = {
