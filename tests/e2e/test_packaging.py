@@ -247,7 +247,7 @@ def test_the_demo_works_from_the_wheel(installed: Installed, wheel: Path) -> Non
     code, text = installed.run("mfg-notify", "demo")
     assert (code, "pip install 'mfg-notify[demo]'" in text) == (1, True), text
     installed.pip("install", "--quiet", f"{wheel}[demo]")
-    command = ["mfg-notify", "demo", "--web.listen-address", "127.0.0.1:0"]
+    command = ["mfg-notify", "demo", "--web.listen-address", "127.0.0.1:0", "--players", "1"]
     with Process(command, environment=installed.environment, folder=installed.folder) as demo:
         try:
             url = demo.find(r"(http://\S+)\n").group(1)
