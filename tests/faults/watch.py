@@ -85,20 +85,12 @@ class CounterHistory:
         return found
 
 
-class Watch:
-    """Scrapes one address in a thread until the block ends. Exporters there may come and go."""
+class _Watching:
+    """Does something again and again in a thread until the block ends, which raises what the thread has raised."""
 
-    def __init__(self, port: int) -> None:
-        self.counters = CounterHistory()
-        self.scrapes = 0
-        self.unanswered = 0
-        self.polling_scrapes = 0
-        """Scrapes at which the triggers did not notify and the exporter polled."""
-        self.slowest_seconds = 0.0
-        """Slowest answered scrape since this was last set to 0."""
-        self._port = port
+    def __init__(self) -> None:
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"watch {port}")
+        self._thread = threading.Thread(target=self._run, name=type(self).__name__)
         self._crash: BaseException | None = None
 
     def __enter__(self) -> Self:
@@ -114,6 +106,30 @@ class Watch:
             raise self._crash
 
     def _run(self) -> None:
+        try:
+            self._watch()
+        except BaseException as crash:  # noqa: BLE001 - raised when the block ends
+            self._crash = crash
+
+    def _watch(self) -> None:
+        raise NotImplementedError
+
+
+class Watch(_Watching):
+    """Scrapes one address in a thread until the block ends. Exporters there may come and go."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self.counters = CounterHistory()
+        self.scrapes = 0
+        self.unanswered = 0
+        self.polling_scrapes = 0
+        """Scrapes at which the triggers did not notify and the exporter polled."""
+        self.slowest_seconds = 0.0
+        """Slowest answered scrape since this was last set to 0."""
+        self._port = port
+
+    def _watch(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=TIMEOUT)
         try:
             while not self._done.wait(INTERVAL):
@@ -135,47 +151,28 @@ class Watch:
                 self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - started)
                 self.polling_scrapes += "\nmfg_notify_polling 1" in page
                 self.counters.record(page)
-        except BaseException as crash:  # noqa: BLE001 - raised when the block ends
-            self._crash = crash
         finally:
             with suppress(OSError):
                 connection.close()
 
 
-class BooksWatch:
+class BooksWatch(_Watching):
     """Checks the books in a thread until the block ends, as `mfg-notify verify` does."""
 
     def __init__(self, dsn: str) -> None:
+        super().__init__()
         self.checks = 0
         self.unanswered = 0
         self.differences: list[str] = []
         self._dsn = dsn
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="books")
-        self._crash: BaseException | None = None
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._done.set()
-        self._thread.join()
-        if self._crash is not None and error is None:
-            raise self._crash
-
-    def _run(self) -> None:
-        try:
-            while not self._done.wait(BOOKS_INTERVAL):
-                try:
-                    self.check()
-                except DatabaseError:
-                    # The fault keeps the server from answering, or has taken our schema away.
-                    self.unanswered += 1
-        except BaseException as crash:  # noqa: BLE001 - raised when the block ends
-            self._crash = crash
+    def _watch(self) -> None:
+        while not self._done.wait(BOOKS_INTERVAL):
+            try:
+                self.check()
+            except DatabaseError:
+                # The fault keeps the server from answering, or has taken our schema away.
+                self.unanswered += 1
 
     def check(self) -> None:
         """Check the books once. Raise `DatabaseError` if the database does not answer."""

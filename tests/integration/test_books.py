@@ -244,8 +244,7 @@ async def test_a_running_exporter_enters_unseen_changes_once(installed: Database
         assert balanced(installed).unrecorded == rows
 
 
-@pytest.mark.anyio
-async def test_a_journal_row_deleted_by_hand_is_found(installed: Database) -> None:
+def test_a_journal_row_deleted_by_hand_is_found(installed: Database) -> None:
     with installed.connect() as connection:
         small_game(connection)
         connection.execute("DELETE FROM mfg_notify.event WHERE body LIKE '[\"pipeline\"%'")
