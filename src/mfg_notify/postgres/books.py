@@ -1,6 +1,7 @@
 """The books in the database: how entries are stored, added up and checked.
 
-Each fold stores an entry, which costs it next to nothing; with each reconciliation one entry takes the place of all.
+Each fold stores one entry, and with each reconciliation one entry takes the place of all. A row for each account would
+make each fold a tenth dearer.
 
 A check reads one snapshot of the database and changes nothing. What the numbers mean is decided in `core.books`.
 """
