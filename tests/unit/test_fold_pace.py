@@ -16,7 +16,7 @@ TUNING = Tuning(
     fold_seconds_per_event=0.0001,
     fold_pause_maximum=60.0,
     fold_timeout_maximum=25.0,
-    pending_maximum=200_000,
+    pending_maximum=125_000,
 )
 SECONDS_APART = 10.0
 

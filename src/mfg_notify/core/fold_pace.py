@@ -16,6 +16,9 @@ WINDOW = 16
 PRIOR_SPREAD = 500
 """Events. If folds differ by less, what an event costs cannot be told from them, and the last estimate stays."""
 
+PENDING_SHARE = 0.8
+"""Of the events that may be pending: the next fold comes before there are more."""
+
 
 class _Sample(NamedTuple):
     """A fold that was answered: when, after how many seconds, and with how many events."""
@@ -54,7 +57,7 @@ class FoldPace:
             share = min(max(share - for_events, tuning.fold_share_minimum), tuning.fold_share_when_slow)
         self.pause = min(overhead * (1 / share - 1), tuning.fold_pause_maximum)
         if rate > 0:
-            self.pause = min(self.pause, tuning.pending_maximum / 2 / rate)
+            self.pause = min(self.pause, tuning.pending_maximum * PENDING_SHARE / rate)
         self.timeout = min(max(tuning.answer_timeout, 10 * duration), tuning.fold_timeout_maximum)
         self.chunk = min(2 * self.chunk, tuning.fold_chunk)
 

@@ -30,9 +30,9 @@ class Tuning:
     """Share of time that folding may take, beyond what the events explain; see `fold_pace`."""
     fold_slow: float = 0.02
     """What a fold may take beyond its events before the two limits below hold, which keep all of it below a tenth."""
-    fold_share_when_slow: float = 0.04
+    fold_share_when_slow: float = 0.03
     """Share of time beyond the events, at most."""
-    fold_share_minimum: float = 0.025
+    fold_share_minimum: float = 0.02
     """And at least, however much of `fold_share` the events take."""
     fold_seconds_per_event: float = 0.00005
     """What an event adds to the duration of a fold, at least; about 15 microseconds are usual."""
