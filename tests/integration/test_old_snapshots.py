@@ -9,10 +9,13 @@ from psycopg import sql
 from tests import truth
 from tests.conftest import Database
 from tests.game_rows import add_player, add_tasks
-from tests.support import PATIENCE, exporting, settled
+from tests.samples import reconnects, value
+from tests.support import PATIENCE, exporting, page_of, settled
 
 from mfg_notify.core.tuning import Tuning
 from mfg_notify.diagnosis.doctor import Limits, examine
+
+SELL = {"player_id": "1", "task_type": "SELL"}
 
 
 def hold_snapshot(connection: psycopg.Connection) -> str:
@@ -62,3 +65,24 @@ async def test_a_fold_that_times_out_is_repeated_with_a_smaller_chunk(installed:
             assert truth.compare(page, game) == []
             with anyio.fail_after(PATIENCE):
                 await exporter.wait_until(lambda _: pace.chunk == tuning.fold_chunk)
+
+
+@pytest.mark.anyio
+@pytest.mark.slow
+async def test_a_slow_reconciliation_keeps_connection_and_lead(installed: Database) -> None:
+    """Reading players and ships takes longer than the answer to a ping may, together longer than the lease lasts."""
+    tuning = Tuning(answer_timeout=1.0, lease_duration=2.0, retry_maximum=0.1)
+    with installed.connect() as game:
+        add_player(game)
+        add_tasks(game, 3)
+        for table in ("players", "ships"):
+            renamed, slow = sql.Identifier(f"all_{table}"), sql.SQL("SELECT a.* FROM {} a, pg_sleep(1.5)")
+            game.execute(sql.SQL("ALTER TABLE {} RENAME TO {}").format(sql.Identifier(table), renamed))
+            game.execute(sql.SQL("CREATE VIEW {} AS ").format(sql.Identifier(table)) + slow.format(renamed))
+        async with exporting(installed.dsn, reconcile_interval=0.1, tuning=tuning) as exporter:
+            shown, reconciles = set(), exporter.state.reconciles
+            with anyio.fail_after(PATIENCE):
+                while exporter.state.reconciles < reconciles + 2:
+                    shown.add(value(page_of(exporter), "manufacturing_tasks_pending_total", **SELL))
+                    await anyio.sleep(0.02)
+            assert (shown, reconnects(page_of(exporter))) == ({3}, 0)

@@ -23,7 +23,7 @@ from mfg_notify.exporter.status import Status
 from mfg_notify.exposition import Telemetry
 from mfg_notify.postgres import lease
 from mfg_notify.postgres.connection import Connection
-from mfg_notify.postgres.listener import PING
+from mfg_notify.postgres.listener import PING, Listener
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +34,7 @@ class Leadership:
     def __init__(
         self,
         connection: Connection,
+        listener: Listener,
         channel: str,
         instance_id: str,
         ledger: Ledger,
@@ -44,6 +45,7 @@ class Leadership:
         tuning: Tuning,
     ) -> None:
         self._connection = connection
+        self._listener = listener
         self._channel = channel
         self._instance_id = instance_id
         self._ledger = ledger
@@ -120,7 +122,10 @@ class Leadership:
         TCP keepalives notice neither a proxy that stalls nor a pooler that sends LISTEN and NOTIFY to different
         servers.
         """
-        if self._ping_sent_at is not None and self._clock() - self._ping_sent_at > self._tuning.answer_timeout:
+        if self._ping_sent_at is None or self._clock() - self._ping_sent_at <= self._tuning.answer_timeout:
+            return
+        # During a long step it has come back and waits to be taken.
+        if not self._listener.holds(f"{PING}{self._ping_number}"):
             raise ListenerSilent(
                 f"an own notification did not come back within {self._tuning.answer_timeout:.0f} s: the network "
                 "stalls, or a pooler in transaction mode (PgBouncer) is in the way; connect to PostgreSQL itself"

@@ -4,7 +4,7 @@ Owns how long a snapshot may take and how the game's ships are read. When the sn
 decided in `core.ledger`.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from mfg_notify.core.ledger import Ledger
 from mfg_notify.core.tuning import Tuning
@@ -29,6 +29,7 @@ class Reconciling:
         health: HealthReporter,
         telemetry: Telemetry,
         instance_id: str,
+        keep_lead: Callable[[], Awaitable[None]],
         clock: Callable[[], float],
         tuning: Tuning,
         *,
@@ -42,6 +43,7 @@ class Reconciling:
         self._health = health
         self._telemetry = telemetry
         self._instance_id = instance_id
+        self._keep_lead = keep_lead
         self._factories_due = clock()
         self._clock = clock
         self._tuning = tuning
@@ -75,18 +77,23 @@ class Reconciling:
         self._ships_query = reading.ships_query
         self._ledger.reconcile(reading.snapshot)
         self._health.report_unreadable(reading.unreadable)
+        # While somebody holds a snapshot open, each of these may take seconds.
+        await self._keep_lead()
         found = await in_time(timeout, players.read_players(self._connection, self._schema))
         self._ledger.set_players(found.players)
         errors = dict(found.errors)
         if reading.ships_error is not None:
             errors["ships"] = reading.ships_error
         if self._board:
+            await self._keep_lead()
             progressing = await in_time(timeout, progress.read_progress(self._connection, self._schema))
             self._ledger.set_progress(progressing.progress)
             if progressing.error is not None:
                 errors["progress of pipelines, for the board"] = progressing.error
         self._health.report_optional_tables(errors)
+        await self._keep_lead()
         await self._check_books(folded_up_to)
+        await self._keep_lead()
         await in_time(self._tuning.answer_timeout, journal.prune(self._connection))
         health = await in_time(timeout, snapshot.read_health(self._connection, self._schema))
         self.problem = self._health.report(health)

@@ -82,6 +82,7 @@ class Session:
         meter = EventMeter(ledger, self._notify_mode, telemetry, clock)
         self._leadership = Leadership(
             working,
+            listener,
             installation.channel,
             services.instance_id,
             ledger,
@@ -126,6 +127,7 @@ class Session:
             services.health,
             telemetry,
             services.instance_id,
+            self._keep_lead,
             clock,
             tuning,
             board=services.settings.board,
@@ -215,6 +217,12 @@ class Session:
         await self._leadership.heartbeat()
         if self._services.status.state.standby:
             self._report_working()
+
+    async def _keep_lead(self) -> None:
+        """Send the heartbeat that has become due in the middle of a step: it proves that this exporter leads."""
+        self._intake.drain()
+        if self._schedule.next_step(self._clock(), self._situation()) is Step.HEARTBEAT:
+            await self._heartbeat()
 
     async def _fold(self) -> bool:
         """Fold one chunk. Return whether that was the last for now."""

@@ -93,6 +93,10 @@ class Listener:
         self._waiting.clear()
         return notifications
 
+    def holds(self, payload: str) -> bool:
+        """Tell whether an own notification with this payload is queued."""
+        return any(one.pid == self._own and one.payload == payload for one in self._waiting)
+
     def take_skipped(self) -> int:
         """Return how many notifications were not queued since the last call."""
         skipped, self._skipped = self._skipped, 0
