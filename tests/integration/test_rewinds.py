@@ -16,6 +16,7 @@ from tests.samples import Series, number, samples
 from tests.support import PATIENCE, assert_exact, exporting, page_of, settled
 
 from mfg_notify.core.catalogue import CATALOGUE, Kind
+from mfg_notify.core.rules import SampleKey
 from mfg_notify.core.tuning import Tuning
 from mfg_notify.demo.game import play
 from mfg_notify.demo.world import GameOptions
@@ -37,6 +38,11 @@ def counters(page: str) -> dict[Series, float]:
         for key, n in samples(page).items()
         if key[0].startswith(COUNTED) and not key[0].endswith("credits_sum") and n
     }
+
+
+def known(exporter: Exporter) -> dict[SampleKey, int]:
+    """Return the totals that an exporter knows of, whether it shows them or not."""
+    return exporter.ledger._counters.exposed()
 
 
 async def until(exporter: Exporter, metric: str, n: float) -> None:
@@ -135,6 +141,38 @@ async def test_an_older_copy_under_the_same_name_is_found_whatever_its_generatio
     events = [line["event"] for line in logs]
     assert "this is another database of the same name: restored, copied or renamed" in events
     assert any(event.startswith("the database was set back") for event in events)
+
+
+@pytest.mark.parametrize("later", [0, 1_000_000], ids=["the generation is lower", "only totals are lower"])
+async def test_a_standby_that_takes_over_an_older_copy_notices(installed: Database, server: Server, later: int) -> None:
+    await play(installed.dsn, GameOptions(seed=1, rate=0), statements=300)
+    cloned = contextmanager(server.clone)(installed.name)
+    with cloned as copy, server.connect() as maintenance, capture_logs() as logs:
+        with copy.connect() as connection:
+            connection.execute("UPDATE mfg_notify.lease SET generation = generation + %s", (later,))
+        async with (
+            exporting(installed.dsn, reconcile_interval=0.1, tuning=QUICK) as active,
+            exporting(installed.dsn, reconcile_interval=0.1, tuning=QUICK) as standby,
+        ):
+            await play(installed.dsn, GameOptions(seed=2, rate=0), statements=1500)
+            with installed.connect() as connection:
+                shown = counters(await settled(active, connection))
+            with anyio.fail_after(PATIENCE):
+                await active.wait_until(lambda _: known(standby) == known(active))
+            aside = f"{installed.name}_aside"
+            rename(maintenance, [(installed.name, aside), (copy.name, installed.name)])
+            try:
+                active.stop()
+                with anyio.fail_after(PATIENCE):
+                    await standby.wait_until(lambda state: state.leader and state.ready)
+                await play(installed.dsn, GameOptions(seed=3, rate=0), statements=200)
+                with installed.connect() as connection:
+                    now = counters(await settled(standby, connection))
+                assert number(page_of(standby), "mfg_notify_rewinds_total") == 1
+            finally:
+                rename(maintenance, [(installed.name, copy.name), (aside, installed.name)])
+    assert {key: now.get(key) for key, n in shown.items() if now.get(key, 0) < n} == {}
+    assert [line["log_level"] for line in logs if line["event"].startswith("the database was set back")] == ["error"]
 
 
 def test_another_server_or_timeline_is_reported_once() -> None:

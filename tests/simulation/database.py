@@ -180,6 +180,8 @@ class Database:
         self.fold: FoldTransaction | None = None
         self.queue_full = False
         self.up = True
+        self.timeline = 1
+        """Rises with each promotion."""
         self.contested_until = 0.0
         """Until then a holder may not know yet that its lease was taken from it before it expired."""
 
@@ -268,8 +270,11 @@ class Database:
 
     # ------------------------------------------------------------------------------------ statements: the lease --
 
-    def acquire(self, backend: Backend, from_the_dead: bool) -> bool:
-        """Take the lease if it is free, mine or expired, and from the dead also if its holder's backend is gone."""
+    def acquire(self, backend: Backend, from_the_dead: bool) -> tuple[bool, int]:
+        """Take the lease if it is free, mine or expired, and from the dead also if its holder's backend is gone.
+
+        Return whether it was taken, and the generation.
+        """
         state = self.state
         silent = abs(self._agenda.now - state.renewed_at) > LEASE_TIMEOUT
         available = state.holder in (None, backend.name) or silent
@@ -280,11 +285,11 @@ class Database:
         if available and self.fold is None:
             state.holder, state.holder_pid, state.renewed_at = backend.name, backend.pid, self._agenda.now
             self.end(self.assign_xid(backend))
-            return True
+            return True, state.generation
         if silent and self.fold is not None and self.fold.backend is not backend:
             self._agenda.note(f"the server ends {self.fold.backend}, a silent holder")
             self.disconnect(self.fold.backend)
-        return False
+        return False, state.generation
 
     def heartbeat(self, backend: Backend, ping: int) -> tuple[bool, int, bool]:
         """Renew the lease and send a ping. Return whether the backend holds it, the clock, whether NOTIFY is off."""
@@ -350,11 +355,13 @@ class Database:
         drained = len(fold.events) < chunk
         return Fold(number, state.generation, fold.events, settlement, 0, drained, fold.xid, fold.xmin, fold.last_id)
 
-    def read_totals(self) -> tuple[Totals, frozenset[int]]:
+    def read_totals(self, asked: frozenset[int] = frozenset()) -> tuple[Totals, frozenset[int]]:
         """Read the totals whole. Also return the ids in the journal, for the invariants."""
         state = self.state
         activity = RecentActivity(dict(state.recent), dict(state.latest))
-        return Totals(state.generation, CappedTotals(totals=state.totals), activity), frozenset(state.journal)
+        journal = frozenset(state.journal)
+        totals = CappedTotals(totals=state.totals)
+        return Totals(state.generation, totals, activity, asked, asked & journal, state.last_id), journal
 
     def read_snapshot(self) -> Snapshot:
         """Read the live rows in one snapshot."""

@@ -61,6 +61,15 @@ class Watcher:
     def looped(self, session: "Session", step: Step | None, delay: float) -> None:
         """React to one round of a session's loop."""
 
+    def observed(self, exporter: "Exporter", rewound: bool) -> None:
+        """React to a generation that was read without folding."""
+
+    def followed(self, exporter: "Exporter", rewound: bool) -> None:
+        """React to totals that were read by a standby."""
+
+    def leads(self, exporter: "Exporter") -> None:
+        """React to an exporter that begins to lead."""
+
     def folded(self, exporter: "Exporter", fold: Fold, outcome: Outcome) -> None:
         """React to a settled fold."""
 
@@ -157,6 +166,8 @@ class Session:
                 schedule.snapshot_ends(agenda.now, duration)
             elif step is Step.FOLD:
                 yield from self._fold()
+            elif step is Step.FOLLOW:
+                yield from self._follow()
             else:
                 self.counting_on_arrival = True
                 yield delay
@@ -173,8 +184,13 @@ class Session:
         self.heartbeat_at = agenda.now
         self.schedule.heartbeat_begins(agenda.now)
         starting = not self.exporter.has_stood_by
-        if not ledger.leading and (yield database.acquire, (self.backend, starting)):
+        acquired = False
+        if not ledger.leading:
+            acquired, generation = yield database.acquire, (self.backend, starting)
+            self.exporter.watcher.observed(self.exporter, ledger.observe(generation))
+        if acquired:
             ledger.lead()
+            self.exporter.watcher.leads(self.exporter)
             self.standby = self.reconciled = self.drained = False
             self.schedule.lead(agenda.now)
             self.horizon.reset()
@@ -240,6 +256,14 @@ class Session:
         delay = self.exporter.reconcile_interval if mode.may_sleep else mode.poll_delay(duration)
         self.schedule.fold_ends(agenda.now, settled=outcome.settled, empty=not fold.events, poll_delay=delay)
         return outcome.settled
+
+    def _follow(self) -> Steps:
+        started = self.exporter.agenda.now
+        self.counting_on_arrival = True
+        totals, _ = yield self.exporter.database.read_totals, (self.ledger.heard(),)
+        self.counting_on_arrival = False
+        self.exporter.watcher.followed(self.exporter, self.ledger.follow(totals))
+        self.schedule.followed(self.exporter.agenda.now, self.exporter.agenda.now - started)
 
     def _settle(self, fold: Fold) -> Steps:
         outcome = self.ledger.settle(fold)
@@ -310,6 +334,8 @@ class Session:
             if isinstance(said, Event):
                 if ledger.leading:
                     self._announce(said, counted)
+                elif ledger.hear(said):
+                    self.exporter.watcher.announced(self.exporter, said)
             elif own and said.startswith("barrier "):
                 ledger.receive_barrier(int(said[8:]))
             elif own and said.startswith("ping "):
@@ -489,6 +515,7 @@ class Exporter:
             if life == self._life:
                 self._connect_after(0.2)
             return
+        self.ledger.attach("installed", self.database.timeline)
         session = self.session = Session(self, backend)
         self.agenda.after(self.tuning.heartbeat_interval / 2, self._watch, session)
         session.resume(None)

@@ -136,6 +136,29 @@ MUTATIONS = (
         Counters, "is_rewind", "generation <= self._latest", "False", IN_PLACE,
     ),
     Mutation(
+        "a standby adds only events that the totals cannot have",
+        Counters, "hear", "event.id <= heard_after", "False", ("stall", "disconnect", "hand over"),
+    ),
+    Mutation(
+        "a standby forgets what it has heard and others have folded",
+        Counters, "follow", "(number in in_journal if number in asked else number > last_id)", "True", TAKEOVERS,
+    ),
+    Mutation(
+        "a standby adds an event once",
+        Counters, "hear", " or event.id in self._pending", "", FORGERY,
+        why_not_found="an event that is heard again replaces itself",
+    ),
+    Mutation(
+        "what a standby has heard is not counted again when it leads",
+        Ledger, "_expect", "self._counters.forget_pending()", "pass", TAKEOVERS,
+        why_not_found="the resync after a takeover forgets it, too",
+    ),
+    Mutation(
+        "generations of another server or timeline continue none",
+        Counters, "distrust", "self._continuous = False", "pass", ("fail over", "hand over"),
+        why_not_found="takes a promotion that loses exactly as many folds as others make; test_ledger.py has it",
+    ),
+    Mutation(
         "unconfirmed events are discarded",
         Counters, "discard_unconfirmed", "del self._pending[number]", "pass", FORGERY,
     ),

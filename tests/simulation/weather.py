@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from random import Random
 
 ONE_SESSION = ("crash", "disconnect", "pause", "stall", "stop", "hand over")
-SERVER = ("restart", "lose commits", "restore", "restore in place")
-"""Faults of the database: all connections break, except when it is restored in place."""
+SERVER = ("restart", "fail over", "lose commits", "restore", "restore in place")
+"""Faults of the database: all connections break, except when it is restored in place. To fail over loses nothing."""
 FORGERY = ("forge", "repeat")
 FLOOD = ("flood",)
 FAULTS = (*ONE_SESSION, *SERVER, *FORGERY, *FLOOD)

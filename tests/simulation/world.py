@@ -71,6 +71,10 @@ class Watch:
     """When it last read the totals, less the time that the answer may have been on its way."""
     reads: bool = False
     """It is reading the totals."""
+    followed_at: float = -math.inf
+    """When it last compared the totals as a standby, less the time that the answer may have been on its way."""
+    floor_doubtful: bool = False
+    """What it holds may have been forged or lost."""
     overlooked: bool = False
     """The database went back to a state that has all folds this exporter knows of. Nothing but the next periodic
     reconciliation can notice that a snapshot shows rows which are no more."""
@@ -284,8 +288,10 @@ class World(Watcher):
                 database.disconnect(backend)
             database.up = False
             self.agenda.after(self._chance.random() * 1.5, self._start_server)
-        if fault == "restart":
-            # The log of a sequence is written ahead, so a crash may skip ids.
+        if fault in ("fail over", "lose commits"):
+            database.timeline += 1
+        if fault in ("restart", "fail over"):
+            # The log of a sequence is written ahead, so a crash or a promotion may skip ids.
             database.state.last_id += self._chance.choice((0, 0, 32))
             return
         saves = self._saves[-2:] if fault == "lose commits" else self._saves
@@ -333,7 +339,7 @@ class World(Watcher):
 
     def _doubt(self, watch: Watch) -> None:
         """Do not judge numbers and rows until two folds and a reconciliation have set them right."""
-        watch.doubtful_folds = 2
+        watch.doubtful_folds, watch.floor_doubtful = 2, True
         watch.rows_doubtful_since = self.agenda.now
         watch.newest = 0
 
@@ -341,7 +347,9 @@ class World(Watcher):
 
     def started(self, exporter: Exporter) -> None:
         """Forget what has been settled."""
-        self._watches[exporter.name].newest = 0
+        watch, ledger = self._watches[exporter.name], exporter.ledger
+        watch.newest = 0
+        watch.floor_doubtful = watch.floor_doubtful and (ledger._floor is not None or ledger._counters._seen >= 0)
 
     def changed(self, exporter: Exporter) -> None:
         """Check I2 and I3, and the live rows."""
@@ -383,14 +391,16 @@ class World(Watcher):
         """Allow numbers to fall if another exporter has folded only a part of what was announced."""
         counters = exporter.ledger._counters
         self._watches[exporter.name].reads = True
-        if totals.generation != counters._latest + 1 and counters.pending() & journal:
+        if counters.has_gap(totals.generation) and counters.pending() & journal:
             self._watches[exporter.name].least = {}
 
     def folded(self, exporter: Exporter, fold: Fold, outcome: Outcome) -> None:
         """Check what a fold has found."""
         watch = self._watches[exporter.name]
         watch.busy += len(outcome.news)
-        if outcome.rewound and watch.reads and watch.restored_at >= watch.read_at:
+        if outcome.rewound and (
+            (watch.reads and watch.restored_at >= watch.read_at) or watch.restored_at >= max(watch.followed_at, 0)
+        ):
             self._doubt(watch)
         if watch.reads:
             watch.reads, watch.read_at = False, self.agenda.now - ANSWER
@@ -409,6 +419,26 @@ class World(Watcher):
             watch.empty += 1
             if watch.empty > EMPTY_FOLDS:
                 raise InvariantError(f"{exporter} folded nothing {watch.empty} times within a second")
+
+    def observed(self, exporter: Exporter, rewound: bool) -> None:
+        """Check that a rewind has happened."""
+        watch = self._watches[exporter.name]
+        if rewound and watch.restored_at < max(watch.followed_at, 0):
+            raise InvariantError(f"{exporter} observed a rewind that never was")
+
+    def followed(self, exporter: Exporter, rewound: bool) -> None:
+        """Check that a rewind has happened, and that nothing is known but what was committed."""
+        self.observed(exporter, rewound)
+        self._watches[exporter.name].followed_at = self.agenda.now - ANSWER
+
+    def leads(self, exporter: Exporter) -> None:
+        """Check that what it holds was true."""
+        watch, floor, truth = self._watches[exporter.name], exporter.ledger._floor or {}, self.database.state.truth
+        if watch.floor_doubtful:
+            return
+        for key, n in floor.items():
+            if n > truth.get(key, 0) and not key[0].endswith("_sum"):
+                raise InvariantError(f"{exporter} holds what was never true: {differences(floor, truth)}")
 
     def reconciled(self, exporter: Exporter, corrections: int) -> None:
         """Check that a reconciliation has found nothing wrong."""

@@ -1202,6 +1202,176 @@ def test_an_ordinary_fold_shows_no_rewind(script: _Script) -> None:
     assert not script.one.ledger.settle(script.one.reply).rewound
 
 
+# ------------------------------------------------------------------------------ following, takeovers, failovers --
+
+
+def follow(script: _Script, asked: frozenset[int] | None = None) -> bool:
+    """Let the second exporter read the totals, as a standby does; return whether they show a rewind."""
+    database, ledger = script.database, script.two.ledger
+    asked = ledger.heard() if asked is None else asked
+    in_journal = asked & database.journal.keys()
+    totals = CappedTotals(totals=database.totals)
+    return ledger.follow(
+        Totals(database.generation, totals, RecentActivity(), asked, frozenset(in_journal), database.last_id)
+    )
+
+
+def take_over(script: _Script) -> list[bool]:
+    """Let the second exporter lead and drain the journal; return which of its folds have shown a rewind."""
+    ledger = script.two.ledger
+    rewinds = [ledger.observe(script.database.generation)]
+    script.two.step_in()
+    for _ in range(2):
+        script.two.begin_fold()
+        assert script.two.reply is not None
+        outcome = ledger.settle(script.two.reply)
+        if outcome.needs_totals:
+            rewinds.append(outcome.rewound)
+            totals = Totals(script.database.generation, CappedTotals(totals=script.database.totals), RecentActivity())
+            outcome = ledger.resync(totals)
+        rewinds.append(outcome.rewound)
+        script.two.reply = None
+    return rewinds
+
+
+def known(script: _Script) -> int:
+    """Return the revenue that the second exporter knows of."""
+    return script.two.ledger._counters.exposed().get(REVENUE, 0)
+
+
+def floor(script: _Script) -> int:
+    """Return below which revenue the second exporter does not fall."""
+    return (script.two.ledger._floor or {}).get(REVENUE, 0)
+
+
+def test_a_standby_knows_what_the_leader_shows(script: _Script) -> None:
+    script.earn(1)
+    script.one.fold()
+    script.earn(2)
+    script.two.connect()
+    assert not follow(script)
+    assert script.two.ledger.hear(script.earn(4))
+    # The 2 were in the journal when the totals were read, and nobody has told this standby of them.
+    assert known(script) == 5
+    assert take_over(script) == [False] * 4
+    assert (floor(script), known(script)) == (5, 7)
+
+
+def test_what_a_standby_has_heard_is_not_counted_again_with_the_totals(script: _Script) -> None:
+    follow(script)
+    folded, waiting = script.earn(1), script.earn(2)
+    for heard in (folded, waiting):
+        assert script.two.ledger.hear(heard)
+        assert not script.two.ledger.hear(heard)
+    script.database.journal.pop(waiting.id)
+    script.one.fold()
+    script.database.journal[waiting.id] = waiting
+    asked = script.two.ledger.heard()
+    late = script.earn(4)
+    assert script.two.ledger.hear(late)
+    del script.database.journal[late.id]  # committed after the reading, so it is not known whether the totals have it
+    follow(script, asked)
+    assert known(script) == 3
+    # Nor is one whose id was handed out before the totals were read.
+    assert not script.two.ledger.hear(late)
+    assert not script.two.ledger.hear(event(None, task(total_revenue=9), number=script.database.last_id))
+
+
+def test_a_forged_payload_is_forgotten_with_the_next_totals(script: _Script) -> None:
+    follow(script)
+    script.two.ledger.hear(event(None, task(total_revenue=99), number=1000))
+    follow(script)
+    assert known(script) == 0
+
+
+def test_a_standby_hears_no_more_than_may_be_pending() -> None:
+    script = _Script(pending_maximum=1)
+    follow(script)
+    assert [script.two.ledger.hear(script.earn(1)) for _ in range(2)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("later", "revenue", "rewinds"),
+    [
+        (-1, 1, [True, False, False, False]),
+        (0, 2, [False, False, True, False]),
+        (0, 3, [False, False, True, False]),
+        (0, 7, [False, False, False, False]),
+    ],
+    ids=["a fold is lost", "totals are lower", "events that were not folded are lost", "nothing is lost"],
+)
+def test_a_takeover_after_lost_commits_finds_the_rewind_once(
+    script: _Script, later: int, revenue: int, rewinds: list[bool]
+) -> None:
+    script.earn(3)
+    script.one.fold()
+    follow(script)
+    assert script.two.ledger.hear(script.earn(4))
+    script.database.journal.clear()
+    script.database.generation += later
+    script.database.totals = {REVENUE: revenue}
+    assert take_over(script) == rewinds
+    assert (floor(script), known(script)) == (7, revenue)
+
+
+def test_a_standby_that_reads_lower_totals_says_so_once_and_holds_what_was_shown(script: _Script) -> None:
+    script.earn(5)
+    script.one.fold()
+    follow(script)
+    script.database.totals = {REVENUE: 3}
+    assert [follow(script), follow(script)] == [True, False]
+    script.database.generation = 0
+    assert [follow(script), follow(script)] == [True, False]
+    assert take_over(script) == [False] * 4
+    assert (floor(script), known(script)) == (5, 3)
+
+
+def test_a_leader_that_reconnects_compares_the_generation(script: _Script) -> None:
+    script.one.fold()
+    script.one.disconnect()
+    ledger, known = script.one.ledger, script.database.generation
+    assert [ledger.observe(known), ledger.observe(known + 3), ledger.observe(known), ledger.observe(known)] == [
+        False, False, True, False,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("revenue", "rewinds"), [(0, [True, False]), (7, [False, False])])
+def test_what_was_not_folded_before_a_promotion_is_compared(script: _Script, revenue: int, rewinds: list[bool]) -> None:
+    ledger, database = script.one.ledger, script.database
+    ledger.attach("a", (1, 1))
+    script.earn(5)
+    script.one.deliver_all()
+    script.one.disconnect()
+    ledger.attach("a", (1, 2))
+    # Perhaps another exporter has folded there already: the generation goes on as if there were no gap.
+    database.journal.clear()
+    database.totals = {REVENUE: revenue} if revenue else {}
+    script.one.step_in()
+    found = []
+    for _ in rewinds:
+        fold = database.fold("one", script.one.backend or 0, 100, ledger.begin_fold())
+        assert fold is not None
+        outcome = ledger.settle(fold)
+        if outcome.needs_totals:
+            outcome = ledger.resync(Totals(fold.generation, CappedTotals(totals=database.totals), RecentActivity()))
+        found.append(outcome.rewound)
+        assert (script.revenue(), outcome.unconfirmed) == (revenue, 0)
+    assert found == rewinds
+    assert ledger._floor == {REVENUE: 5}
+
+
+def test_a_new_installation_has_no_floor(script: _Script) -> None:
+    script.two.ledger.attach("a", (1, 1))
+    script.earn(5)
+    script.one.fold()
+    follow(script)
+    script.two.ledger.attach("b", (1, 2))
+    script.database.generation, script.database.totals = 0, {}
+    assert not follow(script)
+    assert take_over(script) == [False] * 4
+    assert (floor(script), script.two.ledger._epoch) == (0, 1)
+
+
 # ----------------------------------------------------------------------------------------- the counters alone --
 
 DONE = event(None, task("COMPLETED"), number=7)

@@ -33,6 +33,7 @@ def rested() -> Schedule:
     found = schedule()
     found.heartbeat_begins(NOW)
     found.snapshot_ends(NOW, 0.0)
+    found.followed(NOW, 0.0)
     found.fold_begins()
     found.fold_ends(NOW, settled=True, empty=False, poll_delay=INTERVAL)
     return found
@@ -45,7 +46,7 @@ def rested() -> Schedule:
     ("situation", "steps"),
     [
         (LEADER, [Step.HEARTBEAT, Step.SNAPSHOT, Step.FOLD, None]),
-        (STANDBY, [Step.HEARTBEAT, None]),
+        (STANDBY, [Step.HEARTBEAT, Step.FOLLOW, None]),
         (replace(LEADER, drained=False), [Step.HEARTBEAT, Step.FOLD, None]),
         (replace(LEADER, reconciling=True), [Step.HEARTBEAT, Step.FOLD, None]),
         (replace(ASKED, drained=False), [Step.HEARTBEAT, Step.FOLD, None]),
@@ -67,6 +68,8 @@ def test_the_first_steps_of_a_session(situation: Situation, steps: list[Step | N
             case Step.FOLD:
                 due.fold_begins()
                 due.fold_ends(NOW, settled=True, empty=True, poll_delay=INTERVAL)
+            case Step.FOLLOW:
+                due.followed(NOW, 0.0)
     assert found == steps
 
 
@@ -226,6 +229,17 @@ def test_after_an_empty_fold_requests_wait(
     if after is not None:
         due.request_fold(NOW, after)
     assert due.fold_due == pytest.approx(NOW + at)
+
+
+@pytest.mark.parametrize(("took", "at"), [(0.0, INTERVAL), (0.1, INTERVAL), (1.0, 1.0 / TUNING.follow_share)])
+def test_a_standby_reads_the_totals_every_interval_and_more_rarely_if_that_takes_long(took: float, at: float) -> None:
+    due = rested()
+    due.followed(NOW, took)
+    due.heartbeat_begins(NOW + 1000)
+    assert due.next_step(NOW + at - 0.01, STANDBY) is None
+    assert due.next_step(NOW + at, STANDBY) is Step.FOLLOW
+    due.lead(NOW)
+    assert due.next_step(NOW, STANDBY) is Step.FOLLOW
 
 
 def test_a_fold_that_found_something_ends_the_pause() -> None:

@@ -730,3 +730,31 @@ def test_views_of_another_epoch_start_again() -> None:
     later = replace(view_of(None, "revenue_total 1 5"), epoch=1)
     assert page.present(later, NOW).counters[catalogue.REVENUE.name] == {("1",): 5}
     assert page.present(view_of(None, "revenue_total 1 4"), NOW).counters[catalogue.REVENUE.name] == {("1",): 4}
+
+
+def test_what_another_exporter_may_have_shown_is_a_floor_until_the_truth_has_caught_up() -> None:
+    page = Presentation()
+    floor = samples("""
+        revenue_total 1 50
+        task_duration_seconds_bucket 1 SELL 30 2
+        task_duration_seconds_sum 1 SELL 40
+    """)
+    lower = replace(view_of(None, "revenue_total 1 20"), floor=floor)
+    held = page.present(lower, NOW)
+    assert held.counters[catalogue.REVENUE.name] == {("1",): 50}
+    assert histograms_of(held)["manufacturing_task_duration_seconds_bucket", ("1", "SELL", "30")] == 2
+    higher = replace(view_of(None, "revenue_total 1 60"), floor=floor)
+    assert page.present(higher, NOW).counters[catalogue.REVENUE.name] == {("1",): 60}
+    # What was shown stays, whatever another exporter may have shown.
+    again = replace(lower, floor=samples("revenue_total 1 30"))
+    assert page.present(again, NOW).counters[catalogue.REVENUE.name] == {("1",): 60}
+    anew = replace(lower, epoch=1, floor=None)
+    assert page.present(anew, NOW).counters[catalogue.REVENUE.name] == {("1",): 20}
+
+
+def test_a_floor_brings_back_no_player_who_is_silent() -> None:
+    page = Presentation()
+    long_ago = RecentActivity(latest={("player", 1, ""): NOW - 25 * HOUR})
+    silent = replace(view_of(None, "revenue_total 1 20", long_ago), floor=samples("revenue_total 1 50"))
+    for _ in range(2):
+        assert not page.present(silent, NOW).counters["manufacturing_revenue_total"]

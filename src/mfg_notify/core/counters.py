@@ -4,7 +4,7 @@ Owns addition and the order in which payloads, folds and barriers may arrive. Wh
 how totals are stored in `postgres.journal`, and when to read them again in `ledger`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -82,6 +82,10 @@ class Counters:
 
     A barrier carries the fold's number. The exporter counts its folds itself, because generations come again after a
     rewind.
+
+    A standby follows the leader: it reads the totals now and then (`follow`) and adds the payloads that it hears
+    (`hear`). What it knows is never more than what was committed, so it can tell after a takeover whether commits were
+    lost.
     """
 
     def __init__(self, pending_maximum: int) -> None:
@@ -91,6 +95,12 @@ class Counters:
         """Of settled events, at most one for each bucket of `_settled`."""
         self._generation: int | None = None
         self._latest = -1
+        self._seen = -1
+        """The highest generation that was read, by this exporter as the leader or not, since the last rewind."""
+        self._continuous = True
+        """`_latest` is a fold that is known here, on this timeline: the next generation follows it without a gap."""
+        self._heard_after: int | None = None
+        """The last id that was handed out when a standby read the totals: they hold none with a higher one."""
         self._pending: dict[int, _Announced] = {}
         self._mismatched = 0
         self._settled_before_announced: dict[int, int] = {}
@@ -117,6 +127,53 @@ class Counters:
         """Drop what is pending: nothing of it is shown any more, and another exporter folds it."""
         self._pending.clear()
         self._mismatched = 0
+        self._heard_after = None
+
+    def distrust(self) -> None:
+        """Trust no generation to continue those that are known: another server may have handed them out."""
+        self._continuous = False
+
+    # ---------------------------------------------------------------------------------------------- standing by --
+
+    @property
+    def following(self) -> bool:
+        """Tell whether these are the totals of another exporter, which leads."""
+        return self._heard_after is not None
+
+    def observe(self, generation: int) -> bool:
+        """Compare a generation that was read without folding. Return whether it shows that the database was rewound."""
+        if generation >= max(self._latest, self._seen):
+            self._seen = generation
+            return False
+        self._latest = self._seen = generation
+        self._continuous, self._heard_after = False, None
+        return True
+
+    def follow(self, totals: CappedTotals, asked: frozenset[int], in_journal: frozenset[int], last_id: int) -> None:
+        """Take over the totals that another exporter has settled.
+
+        As of the same moment, `in_journal` are those of the pending events `asked` for that no fold had taken, and
+        `last_id` is the last id that was handed out.
+        """
+        self._settled, self._heard_after = totals, last_id
+        self._continuous = False
+        self._pending = {
+            number: announced
+            for number, announced in self._pending.items()
+            if (number in in_journal if number in asked else number > last_id)
+            and totals.announce(announced.settlement.increments)
+        }
+
+    def hear(self, event: Event) -> bool:
+        """Add an event that another exporter shows, if the totals cannot have it. Return whether it was added."""
+        heard_after = self._heard_after
+        if heard_after is None or event.id <= heard_after or event.id in self._pending:
+            return False
+        settlement = settle((event,))
+        if len(self._pending) >= self._pending_maximum or not self._settled.announce(settlement.increments):
+            return False
+        self._pending[event.id] = _Announced(event, settlement)
+        return True
 
     @property
     def capped(self) -> bool:
@@ -139,7 +196,8 @@ class Counters:
                 self._pending.pop(event.id, None)
         else:
             self._pending.clear()
-        self._generation = self._latest = generation
+        self._generation = self._latest = self._seen = generation
+        self._continuous = True
         self._resynced_at = barrier
         self._settled_before_announced.clear()
 
@@ -147,16 +205,19 @@ class Counters:
         """Tell whether a counter has fallen in totals that were read just now: the database was rewound or replaced."""
         if self._settled.full or totals.full:
             return False  # which label sets are summed up may differ
-        read = totals.copy()
-        return any(n > read.get(key, 0) for key, n in self._settled.copy().items() if not key[0].endswith("_sum"))
+        return _any_higher(self._settled.copy(), totals.copy())
+
+    def lack(self, exposed: Mapping[SampleKey, int]) -> bool:
+        """Tell whether a counter that was exposed before is higher than what is settled now."""
+        return not self._settled.full and _any_higher(exposed, self._settled.copy())
 
     def is_rewind(self, generation: int) -> bool:
         """Tell whether a fold of this generation shows that the database was rewound: generations only rise."""
-        return generation <= self._latest
+        return generation <= max(self._latest, self._seen)
 
     def has_gap(self, generation: int) -> bool:
         """Tell whether there may be folds between the last known one and this one."""
-        return generation != self._latest + 1
+        return not self._continuous or generation != self._latest + 1
 
     def follows(self, generation: int) -> bool:
         """Tell whether a fold of this generation can be confirmed in memory; otherwise the totals must be read."""
@@ -199,7 +260,7 @@ class Counters:
             self._settled.add(key, n)
         for key, exemplar in settlement.exemplars.items():
             keep_last(self._exemplars, self._settled.place(key), exemplar)
-        self._generation = self._latest = generation
+        self._generation = self._latest = self._seen = generation
         return news
 
     def pending(self) -> frozenset[int]:
@@ -238,3 +299,8 @@ class Counters:
             for key, exemplar in settlement.exemplars.items():
                 keep_last(exemplars, self._settled.place(key), exemplar)
         return exemplars
+
+
+def _any_higher(before: Mapping[SampleKey, int], now: Mapping[SampleKey, int]) -> bool:
+    # Sums may fall: some profits are losses.
+    return any(n > now.get(key, 0) for key, n in before.items() if not key[0].endswith("_sum"))

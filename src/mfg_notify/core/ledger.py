@@ -4,7 +4,9 @@ A `Ledger` owns everything that an exporter knows about the game: counters, live
 changes, and the offset of the database's clock. It is pure: its caller talks to the database and passes in what
 came back. In the order in which the exporter calls it:
 
-    attach(installation)    a session has been opened
+    attach(installation, …) a session has been opened
+    observe(generation)     the lease has been read, and perhaps taken
+    follow(totals)          another exporter leads, and its totals have been read
     lead()                  this exporter holds the lease
     announce(event)         a payload has arrived
     begin_fold()            a fold is about to be sent
@@ -19,6 +21,9 @@ came back. In the order in which the exporter calls it:
 Two rules make the numbers exact. A fold moves events from the journal into the totals in one transaction, so the totals
 hold each event exactly once. And a payload is counted before its fold only while the ledger is in step with the
 journal, which the barrier proves (see `counters`).
+
+Generations, event ids and transaction ids are comparable on one timeline of one server only. A promotion ends all
+connections to the old primary, so a session never sees two timelines; between two sessions `attach` compares them.
 """
 
 import math
@@ -34,6 +39,7 @@ from mfg_notify.core.events import Event
 from mfg_notify.core.live_state import LiveRows, LiveState, RecentActivity
 from mfg_notify.core.progress import Progress
 from mfg_notify.core.row_details import EndedRows, RowDetails, describe_row
+from mfg_notify.core.rules import SampleKey
 from mfg_notify.core.series import Players, View
 from mfg_notify.core.tuning import Tuning
 
@@ -64,6 +70,12 @@ class Totals:
     generation: int
     counters: CappedTotals
     activity: RecentActivity
+    asked: frozenset[int] = frozenset()
+    """Events of which a standby asked whether they are folded …"""
+    in_journal: frozenset[int] = frozenset()
+    """… and those that are not."""
+    last_id: int = 0
+    """The last event id that was handed out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +135,13 @@ class Ledger:
         """What was pending when the last fold began. If it drains the journal, it confirms all of it."""
         self._awaiting_totals: Fold | None = None
         self._rewind_known = False
-        """The fold that waits for totals has shown a rewind already."""
+        """The totals that are read next are known to be those of a rewound database."""
+        self._expected: Mapping[SampleKey, int] | None = None
+        """What was exposed before this exporter began to lead: a drained journal must confirm all of it."""
+        self._floor: Mapping[SampleKey, int] | None = None
+        """What another exporter may have shown, or this one before the server changed."""
         self._installation: str | None = None
+        self._place: object = None
         self._reinstalled = False
         """The installation has changed. Whether the totals have started again, the next fold shows."""
         self._epoch = 0
@@ -155,16 +172,72 @@ class Ledger:
         """Tell whether the journal has been drained at least once since this exporter began to lead."""
         return self._drained
 
-    def attach(self, installation: str) -> None:
-        """Record the installation of the triggers that a session works with, by something that each has for itself."""
+    def attach(self, installation: str, place: object = None) -> None:
+        """Record which installation of the triggers a session works with, by something that each has for itself.
+
+        `place` is the server, its timeline and the database. On another one, the database may lack what was exposed.
+        """
         self._reinstalled = self._reinstalled or self._installation not in (None, installation)
         self._installation = installation
+        if self._place not in (None, place):
+            self._counters.distrust()
+            self._expect()
+        self._place = place
+
+    def observe(self, generation: int) -> bool:
+        """Compare the generation of the lease while not leading. Return whether it shows a rewind of the database."""
+        if self._reinstalled or not self._counters.observe(generation):
+            return False  # if it was installed anew, the next fold says that all totals have started again
+        self._lose()
+        self._rewind_known = True
+        return True
+
+    def follow(self, totals: Totals) -> bool:
+        """Take over totals that were read while another exporter leads. Return whether they show a rewind."""
+        if self._leading or self._reinstalled:
+            return False
+        rewound = self.observe(totals.generation)
+        if not self._rewind_known and self._counters.exceed(totals.counters):
+            self._lose()
+            rewound = True
+        self._rewind_known, self._expected = False, None
+        self._counters.follow(totals.counters, totals.asked, totals.in_journal, totals.last_id)
+        return rewound
+
+    def heard(self) -> frozenset[int]:
+        """Return the ids of events that no totals have confirmed yet."""
+        return self._counters.pending()
+
+    def hear(self, event: Event) -> bool:
+        """Record an event that a payload has brought while another exporter leads. Return whether it was news."""
+        return self._counters.hear(event)
+
+    def _expect(self) -> None:
+        """Hold what was exposed, here or by the exporter that was followed, until it is known whether it was lost."""
+        self._expected = self._counters.exposed()
+        self._raise_floor(self._expected)
+        if self._counters.following:
+            self._counters.forget_pending()
+
+    def _lose(self) -> None:
+        """Hold what was exposed, here or by the exporter that was followed, and expect nothing of it any more."""
+        self._raise_floor(self._counters.exposed())
+        self._counters.forget_pending()
+        self._rewind()
+
+    def _raise_floor(self, known: Mapping[SampleKey, int]) -> None:
+        before = self._floor or {}
+        self._floor = {key: max(n, known.get(key, n)) for key, n in before.items()} | {
+            key: n for key, n in known.items() if key not in before
+        }
 
     def lead(self) -> None:
         """Begin to lead: nothing is known of what another exporter has folded meanwhile.
 
         If another may have led meanwhile, it has shown more than is known here, so show nothing until all is known.
         """
+        if self._counters.following and not self._reinstalled:
+            self._expect()
         self._live.ignore_next_difference()
         self._leading, self._drained = True, False
         self._presentable = self._presentable and self.proves_lead
@@ -235,7 +308,7 @@ class Ledger:
             restarted = self._rewind()
             fold = replace(fold, drained=False)
         if not self._counters.follows(fold.generation):
-            self._awaiting_totals, self._rewind_known = fold, rewound
+            self._awaiting_totals, self._rewind_known = fold, rewound or self._rewind_known
             return Outcome(needs_totals=True, rewound=rewound and not restarted, restarted=restarted)
         news = self._counters.confirm(fold.events, fold.settlement, fold.generation, fold.number)
         self._activity.add(fold.settlement)
@@ -248,6 +321,7 @@ class Ledger:
             raise ValueError("no fold is waiting for totals")
         self._awaiting_totals = None
         rewound, restarted = not self._rewind_known and self._counters.exceed(totals.counters), False
+        self._rewind_known = False
         if rewound:
             restarted = self._rewind()
             fold = replace(fold, drained=False)
@@ -259,10 +333,11 @@ class Ledger:
         self._counters.resync(totals.counters, totals.generation, barrier, fold.events)
         self._activity = totals.activity
         outcome = self._complete(fold, fold.events, followed=False)
-        return replace(outcome, rewound=rewound and not restarted, restarted=restarted)
+        return replace(outcome, rewound=outcome.rewound or (rewound and not restarted), restarted=restarted)
 
     def _rewind(self) -> bool:
         """Forget what is no more. Return whether the triggers were installed anew, so that all totals start again."""
+        self._expected = None
         self._changes.clear()
         self._ended = EndedRows()
         # The live rows are of a state that is no more, and a snapshot that waits may be, too: take another one.
@@ -271,6 +346,7 @@ class Ledger:
         if not self._reinstalled:
             return False
         self._counters = Counters(self._tuning.pending_maximum)
+        self._floor = None
         self._presentable = self._drained = False
         self._epoch += 1
         return True
@@ -283,10 +359,16 @@ class Ledger:
         self._changes.settle(fold.events)
         self._ended.settle(fold.events)
         unconfirmed = self._confirm_drained(fold) if fold.drained else 0
+        rewound = False
+        if fold.drained and self._expected is not None:
+            if rewound := self._counters.lack(self._expected):
+                self._rewind()
+            self._expected = None
         return Outcome(
             news=news,
             replayed=len(news) if followed else 0,
             unconfirmed=unconfirmed,
+            rewound=rewound,
             drained=fold.drained,
             settled=fold.drained and followed,
         )
@@ -384,6 +466,7 @@ class Ledger:
             capped=self._counters.capped,
             exemplars=self._counters.exemplars(),
             epoch=self._epoch,
+            floor=self._floor,
         )
 
     def runs(self) -> list[Run]:

@@ -1,4 +1,4 @@
-"""What is due when: heartbeats, snapshots and folds of one session. Pure: the time is passed in.
+"""What is due when: heartbeats, snapshots, folds and a standby's readings. Pure: the time is passed in.
 
 A fold becomes due when a notification asks for one, when many payloads wait for confirmation, and when the poll
 interval ends. A snapshot becomes due when the reconciliation interval ends, or earlier if events ask for one.
@@ -17,6 +17,8 @@ class Step(Enum):
     HEARTBEAT = auto()
     SNAPSHOT = auto()
     FOLD = auto()
+    FOLLOW = auto()
+    """Read the totals as a standby."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Schedule:
     def __init__(self, reconcile_interval: float, now: float, tuning: Tuning) -> None:
         self._tuning = tuning
         self._reconcile_interval = reconcile_interval
-        self._heartbeat_due = self._fold_due = self._reconcile_due = now
+        self._heartbeat_due = self._fold_due = self._reconcile_due = self._follow_due = now
         self._fold_not_before = self._pause_ends = 0.0
         self._snapshot_not_before = 0.0
         self._announced = 0
@@ -53,17 +55,15 @@ class Schedule:
         if now >= self._heartbeat_due:
             return Step.HEARTBEAT
         if not situation.leading:
-            return None
+            return Step.FOLLOW if now >= self._follow_due else None
         if now >= self._snapshot_due(situation):
             return Step.SNAPSHOT
         return Step.FOLD if now >= self._fold_due else None
 
     def delay(self, now: float, situation: Situation) -> float:
         """Return the seconds until something is due; 0 if something is already."""
-        due = self._heartbeat_due
-        if situation.leading:
-            due = min(due, self._fold_due, self._snapshot_due(situation))
-        return max(0.0, due - now)
+        due = min(self._fold_due, self._snapshot_due(situation)) if situation.leading else self._follow_due
+        return max(0.0, min(due, self._heartbeat_due) - now)
 
     def _snapshot_due(self, situation: Situation) -> float:
         # Not before the backlog is folded: every event that arrives during a reconciliation is held in memory.
@@ -83,7 +83,11 @@ class Schedule:
 
     def lead(self, now: float) -> None:
         """Record that this exporter has begun to lead: everything is due."""
-        self._fold_due = self._reconcile_due = now
+        self._fold_due = self._reconcile_due = self._follow_due = now
+
+    def followed(self, now: float, duration: float) -> None:
+        """Record that a standby has read the totals in so many seconds."""
+        self._follow_due = now + max(self._reconcile_interval, duration / self._tuning.follow_share)
 
     def request_fold(self, now: float, delay: float) -> None:
         """Make a fold due after so many seconds; later if the last fold found nothing."""

@@ -62,6 +62,8 @@ class View:
     """The cap on series is reached: some totals are summed under `other`, and nothing else has a place."""
     exemplars: Mapping[SampleKey, Exemplar] = field(default_factory=dict)
     """The last observation by bucket, as far as it is known."""
+    floor: Mapping[SampleKey, int] | None = None
+    """Totals that count as shown: another exporter may have shown them."""
 
 
 @dataclass(slots=True)
@@ -146,6 +148,7 @@ class Presentation:
         """Show at most `maximum` series, beside those labelled `other`."""
         self._maximum = maximum
         self._before: Series | None = None
+        self._floor: Mapping[SampleKey, int] | None = None
         self._epoch = 0
         self._returning: dict[str, _Returning] = {}
 
@@ -153,6 +156,9 @@ class Presentation:
         """Return the series to show; `now` is the database's clock in epoch microseconds."""
         if view.epoch != self._epoch:
             self._before, self._epoch, self._returning = None, view.epoch, {}
+        if view.floor is not None and view.floor is not self._floor:
+            self._before = self._hold(view.floor)
+        self._floor = view.floor
         before, series = self._before, lay_out(view, now, self._maximum)
         if before is not None:
             left_out = never_fall(before, series, self._maximum)
@@ -177,6 +183,14 @@ class Presentation:
                 }
         return replace(series, counters=counters, histograms=histograms)
 
+    def _hold(self, floor: Mapping[SampleKey, int]) -> Series:
+        """Return what counts as shown before, with these totals."""
+        before = self._before or _empty(frozenset())
+        held = _empty(before.silent)
+        _add_totals(floor, held.counters, held.histograms)
+        never_fall(before, held, self._maximum)
+        return held
+
 
 @dataclass(frozen=True, slots=True)
 class _Returning:
@@ -189,6 +203,12 @@ class _Returning:
     def holds(self, now: int) -> bool:
         # The database's clock may have been set back.
         return self.since <= now < self.since + RETURN_HOLD
+
+
+def _empty(silent: frozenset[str]) -> Series:
+    counters: dict[str, dict[Labels, int]] = {metric.name: {} for metric in catalogue.COUNTERS}
+    histograms: dict[str, dict[Labels, Distribution]] = {metric.name: {} for metric in catalogue.HISTOGRAMS}
+    return Series(counters, histograms, {}, silent=silent)
 
 
 def _of_player(

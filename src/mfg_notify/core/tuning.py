@@ -58,6 +58,8 @@ class Tuning:
     """For a statement of a check of the books."""
     factory_count_share: float = 0.01
     """Share of time that counting all rows of factories may take."""
+    follow_share: float = 0.02
+    """Share of time in which a standby may read all totals."""
     old_snapshot_age: float = 60.0
     """Age from which a snapshot that somebody holds is exported: those of ordinary transactions come and go."""
     old_snapshot_warning: float = 600.0

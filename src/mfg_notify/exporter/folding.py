@@ -105,7 +105,8 @@ class Folding:
             reading = journal.read_totals(self._connection, self._series_maximum)
             outcome = self._ledger.resync(await in_time(self._tuning.snapshot_timeout, reading))
         if rewound or outcome.rewound:
-            self._handle_rewind()
+            self._health.report_rewind()
+            self._horizon.reset()
         elif restarted or outcome.restarted:
             log.warning("the triggers were installed anew: all totals start again")
             self._horizon.reset()
@@ -118,6 +119,12 @@ class Folding:
         if outcome.drained:
             self._telemetry.fold_last_success.set_to_current_time()
         return outcome
+
+    async def follow(self) -> None:
+        """Read the totals of the exporter that leads: what it shows must not be lost if this one takes over."""
+        reading = journal.read_totals(self._connection, self._series_maximum, self._ledger.heard())
+        if self._ledger.follow(await in_time(self._tuning.snapshot_timeout, reading)):
+            self._health.report_rewind()
 
     async def _fold_and_set_notify_mode(self, number: int, after: int) -> Fold | None:
         mode = self._notify_mode
@@ -139,11 +146,3 @@ class Folding:
             mode.record_applied(polling=True)
         self._telemetry.polling.set(mode.polling)
         return fold
-
-    def _handle_rewind(self) -> None:
-        log.error(
-            "the database was set back: an older copy was restored or has taken its place, or a failover lost commits; "
-            "counters stand still until the truth has caught up"
-        )
-        self._telemetry.rewinds.inc()
-        self._horizon.reset()

@@ -53,6 +53,14 @@ class HealthReporter:
         else:
             log.warning("this is another database of the same name: restored, copied or renamed")
 
+    def report_rewind(self) -> None:
+        """Count a rewind of the database."""
+        log.error(
+            "the database was set back: an older copy was restored or has taken its place, or a failover lost commits; "
+            "counters stand still until the truth has caught up"
+        )
+        self._telemetry.rewinds.inc()
+
     def report(self, health: Health) -> str | None:
         """Export the health of the database. Return what keeps the exporter from being ready, if anything does."""
         self._telemetry.journal_rows.set(health.journal_rows)

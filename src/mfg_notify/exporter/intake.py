@@ -81,9 +81,13 @@ class Intake:
                 self._ledger.receive_barrier(int(payload.removeprefix(BARRIER)))
             elif own and payload.startswith(PING):
                 self._leadership.receive_ping(int(payload.removeprefix(PING)))
-            elif self._ledger.leading and not payload.startswith((PING, BARRIER)):
+            elif payload.startswith((PING, BARRIER)):
+                continue  # of another session
+            elif self._ledger.leading:
                 self._telemetry.notifications_received.inc()
                 self._take_payload(payload, events)
+            elif payload != FOLD:
+                self._hear(payload)
         now = self._clock()
         if events:
             self._meter.record(events)
@@ -94,6 +98,14 @@ class Intake:
         self._notify_mode.count_silence(now)
         if self._notify_mode.needs_update:
             self._schedule.fold_at_once(now)
+
+    def _hear(self, payload: str) -> None:
+        """Remember the event of a payload that another exporter counts."""
+        try:
+            event = decode_payload(payload)
+        except MalformedEvent:
+            return  # counted by the exporter that leads
+        self._ledger.hear(event)
 
     def _take_payload(self, payload: str, counted: list[Event]) -> None:
         """Count the event of a payload, or ask for the fold that does."""

@@ -19,6 +19,7 @@ from mfg_notify.core.notify_mode import NotifyMode
 from mfg_notify.core.tuning import Tuning
 from mfg_notify.errors import ListenerSilent
 from mfg_notify.exporter.deadline import in_time
+from mfg_notify.exporter.health import HealthReporter
 from mfg_notify.exporter.status import Status
 from mfg_notify.exposition import Telemetry
 from mfg_notify.postgres import lease
@@ -40,6 +41,7 @@ class Leadership:
         ledger: Ledger,
         notify_mode: NotifyMode,
         status: Status,
+        health: HealthReporter,
         telemetry: Telemetry,
         clock: Callable[[], float],
         tuning: Tuning,
@@ -51,6 +53,7 @@ class Leadership:
         self._ledger = ledger
         self._notify_mode = notify_mode
         self._status = status
+        self._health = health
         self._telemetry = telemetry
         self._clock = clock
         self._tuning = tuning
@@ -65,7 +68,10 @@ class Leadership:
         # An exporter that has just been started need not wait until the lease of one that was killed expires.
         starting = not self._status.state.stood_by
         trying = lease.acquire(self._connection, self._instance_id, self._tuning.lease_duration, from_the_dead=starting)
-        if not await in_time(self._tuning.answer_timeout, trying):
+        acquired, generation = await in_time(self._tuning.answer_timeout, trying)
+        if generation is not None and self._ledger.observe(generation):
+            self._health.report_rewind()
+        if not acquired:
             return False
         # Not again at each attempt of a session that never gets to work.
         (log.debug if self._status.has_reported_error else log.info)("became the active exporter")

@@ -88,6 +88,7 @@ class Session:
             ledger,
             self._notify_mode,
             status,
+            services.health,
             telemetry,
             clock,
             tuning,
@@ -144,8 +145,9 @@ class Session:
             raise
         try:
             installation = await check_installation(working, services.settings.schema)
-            services.health.report_whereabouts(await read_whereabouts(working))
-            services.ledger.attach(installation.channel)
+            whereabouts = await read_whereabouts(working)
+            services.health.report_whereabouts(whereabouts)
+            services.ledger.attach(installation.channel, whereabouts)
             listener = Listener(listening, installation.backend_pid, services.tuning.waiting_maximum)
             await listener.listen(installation.channel)
         except BaseException:
@@ -199,6 +201,11 @@ class Session:
                     self._schedule.snapshot_ends(self._clock(), duration)
                 case Step.FOLD:
                     await self._fold()
+                case Step.FOLLOW:
+                    started = self._clock()
+                    with self._intake.count_on_arrival():
+                        await self._folding.follow()
+                    self._schedule.followed(self._clock(), self._clock() - started)
                 case None:
                     delay = self._schedule.delay(self._clock(), self._situation())
                     with self._intake.count_on_arrival(), anyio.move_on_after(delay):

@@ -209,10 +209,13 @@ async def prune(connection: Connection) -> None:
         await connection.execute(QUERY["forget_dead_letters"], {"kept": DEAD_LETTERS_KEPT})
 
 
-async def read_totals(connection: Connection, series_maximum: int = SERIES_MAXIMUM) -> Totals:
+async def read_totals(
+    connection: Connection, series_maximum: int = SERIES_MAXIMUM, asked: frozenset[int] = frozenset()
+) -> Totals:
     """Read totals, `recent` and `latest` whole, as of one generation. Raise `SchemaNotReady` if the lease is gone.
 
-    However many totals there are, at most about `series_maximum` of them are in memory at a time.
+    Also find out which of the events `asked` for are in the journal. However many totals there are, at most about
+    `series_maximum` of them are in memory at a time.
     """
     with translated_errors():
         async with read_only_snapshot(connection):
@@ -228,7 +231,12 @@ async def read_totals(connection: Connection, series_maximum: int = SERIES_MAXIM
                         # A metric that only a newer version knows stays in the table, untouched.
                         if metric in SETTLED_LABELS:
                             counters.add(_from_json(metric, labels), n)
-            return Totals(lease[0], counters, await _read_activity(connection))
+            unfolded = await connection.execute(QUERY["unfolded"], {"ids": sorted(asked)})
+            in_journal = frozenset(number for (number,) in await unfolded.fetchall())
+            # A sequence has no snapshot: what the totals hold was handed out before.
+            [(last_id,)] = await (await connection.execute(QUERY["last_id"])).fetchall()
+            activity = await _read_activity(connection)
+            return Totals(lease[0], counters, activity, asked, in_journal, last_id)
 
 
 async def _read_activity(connection: Connection) -> RecentActivity:

@@ -27,18 +27,25 @@ class Reply:
     """Seconds that the COMMIT took; it notifies, so this shows how long notifying commits take now."""
 
 
-async def acquire(connection: Connection, holder: str, duration: float, *, from_the_dead: bool) -> bool:
-    """Try to take the lease, which expires `duration` seconds after a heartbeat. Return whether `holder` holds it now.
+async def acquire(
+    connection: Connection, holder: str, duration: float, *, from_the_dead: bool
+) -> tuple[bool, int | None]:
+    """Try to take the lease, which expires `duration` seconds after a heartbeat.
+
+    Return whether `holder` holds it now, and the generation of the last fold, None if the lease has lost its row.
 
     With `from_the_dead` also take one that has not expired from a holder whose backend is gone. In any case disconnect
     a holder that is silent and keeps the row locked, so that the next attempt can succeed.
     """
     with translated_errors():
         parameters = {"holder": holder, "duration": duration, "from_the_dead": from_the_dead}
-        if await (await connection.execute(QUERY["acquire_lease"], parameters)).fetchone() is not None:
-            return True
-        await connection.execute(QUERY["terminate_silent_holder"], {"duration": duration})
-        return False
+        acquired, generation = await (await connection.execute(QUERY["acquire_lease"], parameters)).fetchone() or (
+            False,
+            None,
+        )
+        if not acquired:
+            await connection.execute(QUERY["terminate_silent_holder"], {"duration": duration})
+        return acquired, generation
 
 
 async def heartbeat(connection: Connection, holder: str, channel: str, ping: str, clock: Callable[[], float]) -> Reply:

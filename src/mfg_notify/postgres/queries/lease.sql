@@ -13,16 +13,20 @@ SELECT pg_notify(%(channel)s, %(ping)s), EXISTS (SELECT FROM heartbeat),
 -- name: acquire_lease
 -- Take the lease if it is free, already mine, or expired, and from the dead also if the holder's backend is gone. The
 -- clock is the database's; after that was set back, a heartbeat from the future does not count as a sign of life.
-UPDATE mfg_notify.lease SET holder = %(holder)s, backend_pid = pg_backend_pid(), renewed_at = clock_timestamp()
-WHERE only_row IN (
-    SELECT l.only_row FROM mfg_notify.lease l
-    WHERE holder IS NULL OR holder = %(holder)s
-       OR renewed_at NOT BETWEEN clock_timestamp() - make_interval(secs => %(duration)s)
-                             AND clock_timestamp() + make_interval(secs => %(duration)s)
-       OR %(from_the_dead)s
-          AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = l.backend_pid AND a.datname = current_database())
-    FOR UPDATE SKIP LOCKED)
-RETURNING generation
+-- Returns whether it was taken, and the generation of the last fold.
+WITH taken AS (
+    UPDATE mfg_notify.lease SET holder = %(holder)s, backend_pid = pg_backend_pid(), renewed_at = clock_timestamp()
+    WHERE only_row IN (
+        SELECT l.only_row FROM mfg_notify.lease l
+        WHERE holder IS NULL OR holder = %(holder)s
+           OR renewed_at NOT BETWEEN clock_timestamp() - make_interval(secs => %(duration)s)
+                                 AND clock_timestamp() + make_interval(secs => %(duration)s)
+           OR %(from_the_dead)s
+              AND NOT EXISTS (SELECT FROM pg_stat_activity a
+                              WHERE a.pid = l.backend_pid AND a.datname = current_database())
+        FOR UPDATE SKIP LOCKED)
+    RETURNING generation)
+SELECT EXISTS (SELECT FROM taken), coalesce((SELECT generation FROM taken), l.generation) FROM mfg_notify.lease l
 
 -- name: terminate_silent_holder
 -- Disconnect a holder that sends no heartbeat and still locks the lease: its process was stopped in the middle of a

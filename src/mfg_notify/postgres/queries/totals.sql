@@ -55,3 +55,11 @@ SELECT kind, player_id, key, (date_part('epoch', at) * 1000000)::bigint FROM mfg
 -- name: generation
 -- The generation of the last fold, which the totals belong to. No row: the lease has lost its row.
 SELECT generation FROM mfg_notify.lease
+
+-- name: unfolded
+-- Those of some events that are in the journal.
+SELECT id FROM mfg_notify.event WHERE id = ANY (%(ids)s::bigint[])
+
+-- name: last_id
+-- The last event id that was handed out.
+SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM mfg_notify.event_id_seq
