@@ -144,6 +144,14 @@ def create_game_tables(dsn: str) -> None:
     anyio.run(create)
 
 
+def install(dsn: str) -> None:
+    """Make the game's tables, the audit and the triggers in an empty database."""
+    create_game_tables(dsn)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        truth.install(connection)
+        migrations.up(connection, "public", print)
+
+
 def _make_templates(dsn: str) -> Iterator[Server]:
     run = secrets.token_hex(4)
     server = Server(dsn, f"mfg_game_{run}", f"mfg_installed_{run}")

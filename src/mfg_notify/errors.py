@@ -6,6 +6,7 @@
     ├── MalformedEvent              a journal row or a payload is not an event of this version
     └── DatabaseError
         ├── DatabaseUnavailable     no connection, or it broke: retry
+        │   └── NoAnswer            not in time: retry, with another server first
         ├── AccessDenied            a wrong password or a missing right: retry, because someone may fix it
         ├── ListenerSilent          the own ping did not come back: a stalled network or a pooler
         ├── SchemaNotReady          tables or columns of the game are missing, or the migration was not applied
@@ -41,6 +42,10 @@ class DatabaseUnavailable(DatabaseError):  # noqa: N818
     """There is no connection, or it broke."""
 
     reason = "unavailable"
+
+
+class NoAnswer(DatabaseUnavailable):
+    """The server did not answer in time."""
 
 
 class AccessDenied(DatabaseError):  # noqa: N818

@@ -56,13 +56,16 @@ class Proxy:
             client = self._listening.accept()[0]
             server = socket.socket(socket.AF_UNIX)
             try:
-                server.connect(self._upstream)
+                server.connect(self._next_upstream())
             except OSError:
                 client.close()
                 continue
             relay = threading.Thread(target=self._relay, args=(client, server))
             self._threads.append(relay)
             relay.start()
+
+    def _next_upstream(self) -> str:
+        return self._upstream
 
     def _relay(self, client: socket.socket, server: socket.socket) -> None:
         awaited, seen, answered = self.cut_after, 0, 0

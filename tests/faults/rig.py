@@ -20,7 +20,7 @@ from typing import Any, LiteralString
 import httpx
 import psycopg
 from tests import truth
-from tests.conftest import Postgres, Server, create_game_tables
+from tests.conftest import Postgres, Server, install
 from tests.faults.watch import BooksWatch, Watch
 from tests.samples import applied, number
 from tests.support import PATIENCE, ROOT, ExporterProcess, eventually, free_port, settled_page
@@ -28,7 +28,6 @@ from tests.support import PATIENCE, ROOT, ExporterProcess, eventually, free_port
 from mfg_notify.core.tuning import Tuning
 from mfg_notify.demo.embedded import EmbeddedPostgres
 from mfg_notify.diagnosis.verify import verify
-from mfg_notify.postgres import migrations
 
 SERVER = {"track_commit_timestamp": "on", "max_connections": "100"}
 """Settings of every server of a fault. The check of I3 needs commit times."""
@@ -354,7 +353,7 @@ class Fault:
             else:
                 port = {"port": str(free_port())}
                 own = stack.enter_context(postgres.make({**SERVER, **port, **self.settings}))
-                _install(own.dsn())
+                install(own.dsn())
                 rig = Rig(own.dsn(), own, report, long=long)
             stack.callback(rig.close)
             try:
@@ -384,10 +383,3 @@ def fault(
 
 def _has(program: str) -> bool:
     return shutil.which(program) is not None or shutil.which(program, path="/usr/sbin:/sbin") is not None
-
-
-def _install(dsn: str) -> None:
-    create_game_tables(dsn)
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        truth.install(connection)
-        migrations.up(connection, "public", print)

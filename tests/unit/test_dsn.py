@@ -11,7 +11,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from mfg_notify.cli.main import main
 from mfg_notify.errors import UsageError
-from mfg_notify.postgres.connection import complete_conninfo, describe, target_of
+from mfg_notify.postgres.connection import complete_conninfo, describe, split_servers, target_of
+from mfg_notify.postgres.servers import Servers
 
 PASSWORDS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=6, max_size=24)
 """What people type and forget to escape."""
@@ -114,3 +115,41 @@ def test_the_file_decides_where_to_connect(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["migrate", "status"], env={"MFG_NOTIFY_DSN_FILE": str(file)})
     assert "/nowhere/at/all" in result.output
     assert "Hunter2secret" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("dsn", "environment", "servers"),
+    [
+        ("", {}, [{}]),
+        ("host=a", {}, [{"host": "a"}]),
+        ("host=a,b", {}, [{"host": "a"}, {"host": "b"}]),
+        ("host=a,b port=1", {}, [{"host": "a", "port": "1"}, {"host": "b", "port": "1"}]),
+        ("postgresql://a:1,b:2/x", {}, [{"host": "a", "port": "1"}, {"host": "b", "port": "2"}]),
+        ("host=a,b hostaddr=::1,::2", {}, [{"host": "a", "hostaddr": "::1"}, {"host": "b", "hostaddr": "::2"}]),
+        ("hostaddr=::1,::2 port=1,", {}, [{"hostaddr": "::1", "port": "1"}, {"hostaddr": "::2", "port": ""}]),
+        ("host=a,b port=1,2,3", {}, [{"host": "a,b", "port": "1,2,3"}]),
+        ("", {"PGHOST": "a,b", "PGPORT": "1,2"}, [{"host": "a", "port": "1"}, {"host": "b", "port": "2"}]),
+        ("host=c", {"PGHOST": "a,b"}, [{"host": "c"}]),
+    ],
+)
+def test_each_server_of_a_dsn_has_a_conninfo_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, dsn: str, environment: dict[str, str], servers: list[dict[str, str]]
+) -> None:
+    for name in ("PGHOST", "PGHOSTADDR", "PGPORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, text in environment.items():
+        monkeypatch.setenv(name, text)
+    found = [conninfo_to_dict(each) for each in split_servers(complete_conninfo(dsn))]
+    places = [{name: each[name] for name in ("host", "hostaddr", "port") if name in each} for each in found]
+    assert places == servers
+    patience = "2" if len(servers) > 1 or "," in dsn else "5"
+    assert {each["connect_timeout"] for each in found} == {patience}
+
+
+def test_a_server_that_works_comes_first_and_a_silent_one_last() -> None:
+    servers = Servers("host=a,b,c")
+    a, b, c = servers.in_order()
+    servers.prefer(b)
+    assert servers.in_order() == [b, a, c]
+    servers.avoid(b)
+    assert (servers.in_order(), servers.first) == ([a, c, b], a)

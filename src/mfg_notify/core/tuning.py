@@ -76,7 +76,7 @@ class Tuning:
     answer_timeout: float = 5.0
     """For an answer to a ping or to a short statement; after that the connection counts as broken."""
     open_timeout: float = 15.0
-    """For connecting and checking the installation."""
+    """For each connection to a server, `connect_timeout` permitting, and for checking the installation."""
     final_fold_timeout: float = 3.0
     """For the last fold and the release of the lease when the exporter stops."""
     retry_maximum: float = 2.0

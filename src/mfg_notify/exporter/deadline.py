@@ -5,13 +5,13 @@ from typing import TypeVar
 
 import anyio
 
-from mfg_notify.errors import DatabaseUnavailable
+from mfg_notify.errors import NoAnswer
 
 Result = TypeVar("Result")
 
 
 async def in_time(seconds: float, answer: Awaitable[Result]) -> Result:
-    """Wait for an answer of the database. Raise `DatabaseUnavailable` if it takes too long.
+    """Wait for an answer of the database. Raise `NoAnswer` if it takes too long.
 
     The connection is lost then: psycopg closes it when a statement is cancelled.
     """
@@ -19,4 +19,4 @@ async def in_time(seconds: float, answer: Awaitable[Result]) -> Result:
         with anyio.fail_after(seconds):
             return await answer
     except TimeoutError as error:
-        raise DatabaseUnavailable(f"the database did not answer within {seconds:.0f} s") from error
+        raise NoAnswer(f"the database did not answer within {seconds:.0f} s") from error

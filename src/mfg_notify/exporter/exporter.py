@@ -21,8 +21,7 @@ from mfg_notify.core.fold_pace import FoldPace
 from mfg_notify.core.ledger import Ledger
 from mfg_notify.core.series import View
 from mfg_notify.core.tuning import Tuning
-from mfg_notify.errors import DatabaseError
-from mfg_notify.exporter.deadline import in_time
+from mfg_notify.errors import DatabaseError, ListenerSilent, NoAnswer
 from mfg_notify.exporter.health import HealthReporter
 from mfg_notify.exporter.market_reader import MarketReader
 from mfg_notify.exporter.session import Services, Session
@@ -30,6 +29,7 @@ from mfg_notify.exporter.settings import Settings
 from mfg_notify.exporter.status import State, Status
 from mfg_notify.exposition import Page, facts
 from mfg_notify.postgres.connection import complete_conninfo
+from mfg_notify.postgres.servers import Servers
 from mfg_notify.web import server
 from mfg_notify.web.access import BasicAuthMiddleware
 from mfg_notify.web.application import make_application
@@ -45,7 +45,7 @@ class Exporter:
         self, settings: Settings, clock: Callable[[], float] = time.monotonic, tuning: Tuning | None = None
     ) -> None:
         tuning = tuning or Tuning()
-        conninfo = complete_conninfo(settings.dsn)
+        servers = Servers(complete_conninfo(settings.dsn))
         # Until the database's clock is known, this machine's stands in for it.
         clock_offset = time.time_ns() // 1000 - round(clock() * MICROSECONDS_PER_SECOND)
         self._settings = settings
@@ -54,10 +54,10 @@ class Exporter:
         self.page = Page(self.exposed_view, self.ledger.now, settings.series_maximum)
         self.telemetry = self.page.telemetry
         self._status = Status(self.telemetry)
-        self._market_reader = MarketReader(conninfo, settings.schema, self._status, tuning.market_timeout)
+        self._market_reader = MarketReader(servers, settings.schema, self._status, tuning.market_timeout)
         self._services = Services(
             settings=settings,
-            conninfo=conninfo,
+            servers=servers,
             instance_id=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}",
             clock=clock,
             tuning=tuning,
@@ -195,12 +195,15 @@ class Exporter:
 
     async def _run_session(self) -> None:
         """Open a session and run it. Raise `DatabaseError` if it did not get to work."""
-        session = self._session = await in_time(self._services.tuning.open_timeout, Session.open(self._services))
+        session = self._session = await Session.open(self._services)
         error: DatabaseError | None = None
         try:
             await session.run()
         except* DatabaseError as group:
             error = _first(group)
+            if group.subgroup((NoAnswer, ListenerSilent)) is not None:
+                # It may be a primary that nobody follows any more: it accepts sessions, and no COMMIT.
+                self._services.servers.avoid(session.server)
         finally:
             self._session = None
             await session.close()

@@ -8,6 +8,7 @@ from mfg_notify.errors import DatabaseError
 from mfg_notify.exporter.deadline import in_time
 from mfg_notify.exporter.status import Status
 from mfg_notify.postgres import market
+from mfg_notify.postgres.servers import Servers
 
 MARKET_INTERVAL = 60.0
 """Seconds between two readings, if the user asks for them."""
@@ -18,8 +19,8 @@ log = structlog.get_logger(__name__)
 class MarketReader:
     """The last reading of the markets; `market` is None if they cannot be read, or before the first reading."""
 
-    def __init__(self, conninfo: str, schema: str, status: Status, timeout: float) -> None:
-        self._conninfo = conninfo
+    def __init__(self, servers: Servers, schema: str, status: Status, timeout: float) -> None:
+        self._servers = servers
         self._schema = schema
         self._status = status
         self._timeout = timeout
@@ -31,7 +32,7 @@ class MarketReader:
         while True:
             await self._status.wait_until(lambda state: state.leader)
             try:
-                self.market = await in_time(self._timeout, market.read_market(self._conninfo, self._schema))
+                self.market = await in_time(self._timeout, market.read_market(self._servers.first, self._schema))
                 if self._reported_reason is not None:
                     log.info("metrics of the markets again")
                 self._reported_reason = None

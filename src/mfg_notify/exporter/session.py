@@ -19,7 +19,8 @@ from mfg_notify.core.ledger import Ledger
 from mfg_notify.core.notify_mode import NotifyMode, Policy
 from mfg_notify.core.schedule import Schedule, Situation, Step
 from mfg_notify.core.tuning import Tuning
-from mfg_notify.errors import DatabaseError
+from mfg_notify.errors import DatabaseError, DatabaseUnavailable, NoAnswer
+from mfg_notify.exporter.deadline import in_time
 from mfg_notify.exporter.folding import Folding
 from mfg_notify.exporter.health import HealthReporter
 from mfg_notify.exporter.intake import Intake
@@ -30,9 +31,10 @@ from mfg_notify.exporter.reconciling import Reconciling
 from mfg_notify.exporter.settings import Settings
 from mfg_notify.exporter.status import Status
 from mfg_notify.exposition import Telemetry
-from mfg_notify.postgres.connection import Connection, connect, describe
-from mfg_notify.postgres.installation import Installation, check_installation, read_whereabouts
+from mfg_notify.postgres.connection import Connection, connect, describe, of_same_server
+from mfg_notify.postgres.installation import Installation, check_installation, check_same_server, read_whereabouts
 from mfg_notify.postgres.listener import Listener
+from mfg_notify.postgres.servers import Servers
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +44,7 @@ class Services:
     """What outlives a session: the exporter's own parts, which every session is given."""
 
     settings: Settings
-    conninfo: str
+    servers: Servers
     instance_id: str
     clock: Callable[[], float]
     tuning: Tuning
@@ -60,6 +62,7 @@ class Session:
     def __init__(
         self,
         services: Services,
+        server: str,
         listening: Connection,
         working: Connection,
         listener: Listener,
@@ -68,6 +71,8 @@ class Session:
         clock, tuning = services.clock, services.tuning
         ledger, status, telemetry = services.ledger, services.status, services.telemetry
         policy = services.settings.notify if installation.notify else Policy.NEVER
+        self.server = server
+        """The one of the servers that it is connected to."""
         self._connections = (listening, working)
         self._clock = clock
         self._services = services
@@ -136,25 +141,52 @@ class Session:
 
     @classmethod
     async def open(cls, services: Services) -> Self:
-        """Connect twice, check the installation, and listen. Raise `DatabaseError`."""
-        listening = await connect(services.conninfo)
+        """Connect twice to the first server that works, check the installation, and listen. Raise `DatabaseError`."""
+        failures: dict[str, DatabaseError] = {}
+        for server in services.servers.in_order():
+            try:
+                session = await cls._open(services, server)
+            except DatabaseError as error:
+                failures[describe(server)] = error
+                if isinstance(error, NoAnswer):
+                    services.servers.avoid(server)
+            else:
+                services.servers.prefer(server)
+                return session
+        errors = list(failures.values())
+        # That a server is no primary says less than that one misses something.
+        worst = next((error for error in errors if not isinstance(error, DatabaseUnavailable)), errors[0])
+        if len(errors) == 1:
+            raise worst
+        raise type(worst)("; ".join(f"{server}: {error}" for server, error in failures.items())) from worst
+
+    @classmethod
+    async def _open(cls, services: Services, server: str) -> Self:
+        timeout = services.tuning.open_timeout
+        listening = await in_time(timeout, connect(server))
         try:
-            working = await connect(services.conninfo)
+            working = await in_time(timeout, connect(of_same_server(server, listening)))
+            try:
+                return await in_time(timeout, cls._check_and_listen(services, server, listening, working))
+            except BaseException:
+                await working.close()
+                raise
         except BaseException:
             await listening.close()
             raise
-        try:
-            installation = await check_installation(working, services.settings.schema)
-            whereabouts = await read_whereabouts(working)
-            services.health.report_whereabouts(whereabouts)
-            services.ledger.attach(installation.channel, whereabouts)
-            listener = Listener(listening, installation.backend_pid, services.tuning.waiting_maximum)
-            await listener.listen(installation.channel)
-        except BaseException:
-            await listening.close()
-            await working.close()
-            raise
-        return cls(services, listening, working, listener, installation)
+
+    @classmethod
+    async def _check_and_listen(
+        cls, services: Services, server: str, listening: Connection, working: Connection
+    ) -> Self:
+        await check_same_server(listening, working)
+        installation = await check_installation(working, services.settings.schema)
+        whereabouts = await read_whereabouts(working)
+        services.health.report_whereabouts(whereabouts)
+        services.ledger.attach(installation.channel, whereabouts)
+        listener = Listener(listening, installation.backend_pid, services.tuning.waiting_maximum)
+        await listener.listen(installation.channel)
+        return cls(services, server, listening, working, listener, installation)
 
     async def close(self) -> None:
         """Close both connections."""
@@ -265,7 +297,7 @@ class Session:
     def _report_working(self) -> None:
         if not self.has_worked:
             self.has_worked = True
-            log.info("connected", database=describe(self._services.conninfo), notify=self._may_notify)
+            log.info("connected", database=describe(self.server), notify=self._may_notify)
 
     async def _finish(self) -> None:
         """Fold what is there and hand over the lease, if the database answers soon."""

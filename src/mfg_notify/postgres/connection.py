@@ -20,6 +20,7 @@ from mfg_notify.errors import (
     AccessDenied,
     DatabaseError,
     DatabaseUnavailable,
+    NoAnswer,
     OptionError,
     SchemaNotReady,
 )
@@ -35,6 +36,8 @@ _DEFAULTS: Mapping[str, str] = {
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
+_PATIENCE_WITH_ONE_OF_SEVERAL = "2"
+"""Seconds of `connect_timeout` if several servers are named: each one that does not answer costs so much."""
 _ENVIRONMENT = {"application_name": "PGAPPNAME", "connect_timeout": "PGCONNECT_TIMEOUT"}
 
 
@@ -79,11 +82,40 @@ def complete_conninfo(dsn: str, application_name: str = "mfg-notify") -> str:
             "postgresql://user:password@/database"
         )
     settings = {"application_name": application_name, **_DEFAULTS}
+    if any("," in _setting(given, *names) for names in (("host", "PGHOST"), ("hostaddr", "PGHOSTADDR"))):
+        settings["connect_timeout"] = _PATIENCE_WITH_ONE_OF_SEVERAL
     for name, variable in _ENVIRONMENT.items():
         if variable in os.environ:
             del settings[name]
     # The client encoding is not the user's choice: the journal and the labels are UTF-8.
     return make_conninfo("", **{**settings, **given, "client_encoding": "utf8"})
+
+
+def _setting(given: Mapping[str, object], name: str, variable: str) -> str:
+    return str(given[name] if name in given else os.environ.get(variable, ""))
+
+
+def split_servers(conninfo: str) -> list[str]:
+    """Return one conninfo for each server that a conninfo or the environment names, in that order."""
+    given = conninfo_to_dict(conninfo)
+    named = {
+        name: _setting(given, name, variable).split(",")
+        for name, variable in (("host", "PGHOST"), ("hostaddr", "PGHOSTADDR"), ("port", "PGPORT"))
+    }
+    number = max(len(named["host"]), len(named["hostaddr"]))
+    if number == 1 or any(len(values) not in (1, number) for values in named.values()):
+        return [conninfo]  # libpq explains what does not match
+    each = {name: values if len(values) == number else values * number for name, values in named.items()}
+    return [
+        make_conninfo(conninfo, **{name: values[place] for name, values in each.items() if any(values)})
+        for place in range(number)
+    ]
+
+
+def of_same_server(conninfo: str, connection: Connection) -> str:
+    """Return a conninfo that leads to the address of a connection, whatever the name of the host resolves to next."""
+    address = connection.info.hostaddr
+    return make_conninfo(conninfo, hostaddr=address, port=connection.info.port) if address else conninfo
 
 
 def _is_port(text: str) -> bool:
@@ -198,6 +230,8 @@ def translate(error: psycopg.Error) -> DatabaseError:
     # libpq repeats the value of an option that it cannot read, which may be a misplaced password.
     text = re.sub(r'(invalid [\w ]+:?) ".*"', r'\1 "…"', " ".join(str(error).split()))
     match error:
+        case errors.ConnectionTimeout():
+            return NoAnswer(text)
         case errors.InsufficientPrivilege() if "row-level security" in text:
             # No grant helps. The server's own hint is for the owner of the table.
             return AccessDenied(f"{text.partition(' HINT: ')[0]}; `mfg-notify doctor` says what to do")

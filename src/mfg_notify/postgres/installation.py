@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mfg_notify.errors import SchemaNotReady, SchemaTooNew
+from mfg_notify.errors import DatabaseUnavailable, SchemaNotReady, SchemaTooNew
 from mfg_notify.postgres.connection import BlockingConnection, Connection, translated_errors
 from mfg_notify.postgres.queries import QUERY
 
@@ -101,6 +101,17 @@ async def read_whereabouts(connection: Connection) -> Whereabouts:
     with translated_errors():
         [row] = await (await connection.execute(QUERY["whereabouts"])).fetchall()
     return Whereabouts(*row)
+
+
+async def check_same_server(one: Connection, other: Connection) -> None:
+    """Raise `DatabaseUnavailable` unless both connections lead to the same server process.
+
+    A proxy or a name with several addresses may lead each elsewhere, and during a failover two servers accept writes.
+    """
+    with translated_errors():
+        started = [await (await each.execute(QUERY["server_process"])).fetchone() for each in (one, other)]
+    if started[0] != started[1]:
+        raise DatabaseUnavailable("two connections have led to two servers: a failover, or a proxy that balances load")
 
 
 async def check_installation(connection: Connection, schema: str) -> Installation:

@@ -19,6 +19,10 @@ SELECT (SELECT system_identifier FROM pg_control_system()),
        CASE WHEN NOT pg_is_in_recovery() THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer END,
        (SELECT oid::bigint FROM pg_database WHERE datname = current_database())
 
+-- name: server_process
+-- What no other server process has.
+SELECT (SELECT system_identifier FROM pg_control_system()), pg_postmaster_start_time()
+
 -- name: can_compare
 -- Whether the function exists that hashes the installed objects.
 SELECT to_regprocedure('mfg_notify.object_hashes()') IS NOT NULL
