@@ -105,6 +105,8 @@ class Telemetry:
         self.events_applied = counter("events_applied_total")
         self.notifications_received = counter("notifications_received_total")
         self.events_rejected = counter("events_rejected_total")
+        for reason in ("malformed", "unconfirmed"):
+            self.events_rejected.labels(reason)  # at 0, so that increase() sees the first one
         self.events_replayed = counter("events_replayed_total")
         self.events_duplicate = counter("events_duplicate_total")
         self.event_delay = _Delays(registry)

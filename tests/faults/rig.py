@@ -36,9 +36,10 @@ RATE = float(os.environ.get("MFG_NOTIFY_SOAK_RATE") or 150)
 """Statements a second of one writer: a busy game that leaves the machine enough time to scrape every 50 ms."""
 RECONCILE = "500ms"
 REPAIRS = re.compile(
-    r"^mfg_notify_(?:events_rejected|reconcile_corrections)_total(?!.*ships_idle|.*utilization)\S+ \S+$", re.MULTILINE
+    r"^mfg_notify_(?:events_rejected|reconcile_corrections)_total(?!.*ships_idle|.*utilization)\S+ (?!0\.0$)\S+$",
+    re.MULTILINE,
 )
-"""Samples that count rejected events and corrected gauges. The gauges of idle ships change without events."""
+"""Samples above 0 that count rejected events and corrected gauges. The gauges of idle ships change without events."""
 LOST = "SELECT CASE WHEN is_called THEN last_value + 1 ELSE 0 END FROM mfg_notify.lost"
 
 
