@@ -10,8 +10,8 @@ LOCKED_DEV := $(LOCKED_DEMO) requirements/dev.txt
 LOCKED_BENCH := requirements/bench.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-fast test-matrix test-fleet coverage soak fuzz bench instructions check format docs
-.PHONY: dashboards rule lock sbom clean
+.PHONY: help demo test test-all test-fast test-matrix test-failover test-fleet coverage soak fuzz bench instructions
+.PHONY: check format docs dashboards rule lock sbom clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -37,7 +37,10 @@ test-fleet: $(VENV)/dev ## twenty games, exporters, an agent and two stores, eac
 coverage: $(VENV)/dev ## branches of the core that the unit tests take
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing tests/unit
 
-soak: $(VENV)/dev ## run the simulation for 5 minutes, then all faults in random order for MFG_NOTIFY_SOAK_MINUTES (30)
+test-failover: $(VENV)/dev ## failovers under Patroni: MFG_NOTIFY_FAILOVER_ROUNDS (20) synchronous, as many asynchronous
+	$(BIN)/python -m pytest -m soak tests/faults/test_failover.py
+
+soak: $(VENV)/dev ## simulation for 5 minutes, failovers, then all faults in random order for MFG_NOTIFY_SOAK_MINUTES (30)
 	$(BIN)/python -m pytest -m soak tests/simulation tests/faults
 
 fuzz: $(VENV)/dev ## generated input against all that reads what others write, for MFG_NOTIFY_FUZZ_MINUTES (60)

@@ -14,7 +14,7 @@ IDLE = 0.1
 
 
 class Proxy:
-    """Relays TCP connections on 127.0.0.1 to a Unix socket, each in its own thread.
+    """Relays TCP connections on 127.0.0.1, each in its own thread, to a Unix socket or another port there.
 
     While `stalled` is set, nothing is relayed and every connection stays open. `cut_after` is a sequence of byte
     strings that a client sends on one connection. The proxy relays the last one, waits for the server's answer,
@@ -22,7 +22,7 @@ class Proxy:
     connection the proxy sets `stalled` itself.
     """
 
-    def __init__(self, upstream: str, host: str = "127.0.0.1") -> None:
+    def __init__(self, upstream: str | int, host: str = "127.0.0.1") -> None:
         self.stalled = threading.Event()
         self.cut_after: tuple[bytes, ...] = ()
         self.cuts = 0
@@ -54,9 +54,10 @@ class Proxy:
             if not select.select([self._listening], [], [], IDLE)[0]:
                 continue
             client = self._listening.accept()[0]
-            server = socket.socket(socket.AF_UNIX)
+            upstream = self._next_upstream()
+            server = socket.socket(socket.AF_UNIX if isinstance(upstream, str) else socket.AF_INET)
             try:
-                server.connect(self._next_upstream())
+                server.connect(upstream if isinstance(upstream, str) else ("127.0.0.1", upstream))
             except OSError:
                 client.close()
                 continue
@@ -64,7 +65,7 @@ class Proxy:
             self._threads.append(relay)
             relay.start()
 
-    def _next_upstream(self) -> str:
+    def _next_upstream(self) -> str | int:
         return self._upstream
 
     def _relay(self, client: socket.socket, server: socket.socket) -> None:

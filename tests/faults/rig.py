@@ -21,7 +21,7 @@ import httpx
 import psycopg
 from tests import truth
 from tests.conftest import Postgres, Server, install
-from tests.faults.watch import BooksWatch, Watch
+from tests.faults.watch import BooksWatch, Watch, falls_between
 from tests.samples import applied, number
 from tests.support import PATIENCE, ROOT, ExporterProcess, eventually, free_port, settled_page
 
@@ -290,6 +290,7 @@ class Rig:
             history = truth.read_history(connection)
             [(changes,)] = connection.execute("SELECT count(*) FROM audit.change").fetchall()
             self.report.counts["changes"] += changes
+        self._violations("I2", falls_between([watch.counters for watch in self._watches.values()]))
         for watch in self._watches.values():
             self._violations("I2", watch.counters.falls)
             if ahead:

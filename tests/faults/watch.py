@@ -8,8 +8,8 @@ import re
 import threading
 import time
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -37,12 +37,14 @@ class CounterHistory:
         self.highest: dict[str, float] = {}
         self.rises: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
         """Series as it is written on the page → (epoch microseconds at which the page had arrived, value)."""
+        self.shown: defaultdict[str, list[tuple[int, int, float]]] = defaultdict(list)
+        """The same whenever a value has changed or come back: epoch microseconds of the request and of the answer."""
         self.falls: list[str] = []
         self._lines: set[str] = set()
         self._rising: frozenset[str] = frozenset()
 
-    def record(self, page: str) -> str:
-        """Record a text page, and return it."""
+    def record(self, page: str, asked_at: int | None = None) -> str:
+        """Record a text page that was asked for at this time (epoch microseconds), and return it."""
         at = time.time_ns() // 1000
         lines = set(page.split("\n"))
         new_lines = lines - self._lines
@@ -56,6 +58,7 @@ class CounterHistory:
             if name not in self._rising:
                 continue
             value, before = float(text), self.highest.get(series, 0.0)
+            self.shown[series].append((at if asked_at is None else asked_at, at, value))
             if value < before:
                 self.falls.append(f"{series} fell from {before} to {value}")
             elif value > before:
@@ -68,7 +71,7 @@ class CounterHistory:
         """Return the values that were shown before their commit; `history` comes from `truth.read_history`."""
         found = []
         for written, shown in self.rises.items():
-            series = _series(written)
+            series = series_of(written)
             # Waiting times are measured by two clocks, so only their count is known exactly.
             if series[0].startswith(PREFIX + WAIT) and not series[0].endswith("_count"):
                 continue
@@ -83,6 +86,23 @@ class CounterHistory:
                     found.append(f"{written} was shown as {value} when {truth} was committed")
                     break
         return found
+
+
+def falls_between(histories: Sequence[CounterHistory]) -> list[str]:
+    """Return where one exporter has shown less than another before it: what falls under `max without (instance)`."""
+    found = []
+    for series in dict.fromkeys(series for history in histories for series in history.shown):
+        shown = [one for history in histories for one in history.shown[series]]
+        answers = deque(sorted((answered, value) for _, answered, value in shown))
+        highest = 0.0
+        for asked, _, value in sorted(shown):
+            # Only answers that had arrived before this was asked for.
+            while answers and answers[0][0] < asked:
+                highest = max(highest, answers.popleft()[1])
+            if value < highest:
+                found.append(f"{series} fell from {highest} to {value} from one exporter to another")
+                break
+    return found
 
 
 class _Watching:
@@ -133,7 +153,7 @@ class Watch(_Watching):
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=TIMEOUT)
         try:
             while not self._done.wait(INTERVAL):
-                started = time.monotonic()
+                started, asked_at = time.monotonic(), time.time_ns() // 1000
                 try:
                     connection.request("GET", "/metrics", headers={"Accept-Encoding": "identity"})
                     response = connection.getresponse()
@@ -150,7 +170,7 @@ class Watch(_Watching):
                 self.scrapes += 1
                 self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - started)
                 self.polling_scrapes += "\nmfg_notify_polling 1" in page
-                self.counters.record(page)
+                self.counters.record(page, asked_at)
         finally:
             with suppress(OSError):
                 connection.close()
@@ -193,6 +213,7 @@ def names_that_rise(lines: Iterable[str]) -> frozenset[str]:
     return frozenset(names - {MAY_FALL})
 
 
-def _series(written: str) -> Series:
+def series_of(written: str) -> Series:
+    """Return a series as it is written on the page by its name and labels."""
     [(series, _)] = read(written + " 0\n")
     return series
