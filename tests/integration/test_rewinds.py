@@ -144,15 +144,17 @@ async def test_an_older_copy_under_the_same_name_is_found_whatever_its_generatio
 
 
 @pytest.mark.parametrize("later", [0, 1_000_000], ids=["the generation is lower", "only totals are lower"])
-async def test_a_standby_that_takes_over_an_older_copy_notices(installed: Database, server: Server, later: int) -> None:
+async def test_a_standby_that_takes_over_an_older_copy_notices(
+    exporter_dsn: str, installed: Database, server: Server, later: int
+) -> None:
     await play(installed.dsn, GameOptions(seed=1, rate=0), statements=300)
     cloned = contextmanager(server.clone)(installed.name)
     with cloned as copy, server.connect() as maintenance, capture_logs() as logs:
         with copy.connect() as connection:
             connection.execute("UPDATE mfg_notify.lease SET generation = generation + %s", (later,))
         async with (
-            exporting(installed.dsn, reconcile_interval=0.1, tuning=QUICK) as active,
-            exporting(installed.dsn, reconcile_interval=0.1, tuning=QUICK) as standby,
+            exporting(exporter_dsn, reconcile_interval=0.1, tuning=QUICK) as active,
+            exporting(exporter_dsn, reconcile_interval=0.1, tuning=QUICK) as standby,
         ):
             await play(installed.dsn, GameOptions(seed=2, rate=0), statements=1500)
             with installed.connect() as connection:

@@ -71,6 +71,8 @@ class Watch:
     """When it last read the totals, less the time that the answer may have been on its way."""
     reads: bool = False
     """It is reading the totals."""
+    expects: bool = False
+    """A drained journal must confirm what it has known before it began to lead."""
     followed_at: float = -math.inf
     """When it last compared the totals as a standby, less the time that the answer may have been on its way."""
     floor_doubtful: bool = False
@@ -390,18 +392,21 @@ class World(Watcher):
     def resyncs(self, exporter: Exporter, totals: Totals, journal: frozenset[int]) -> None:
         """Allow numbers to fall if another exporter has folded only a part of what was announced."""
         counters = exporter.ledger._counters
-        self._watches[exporter.name].reads = True
+        watch = self._watches[exporter.name]
+        watch.reads, watch.expects = True, exporter.ledger._expected is not None
         if counters.has_gap(totals.generation) and counters.pending() & journal:
-            self._watches[exporter.name].least = {}
+            watch.least = {}
 
     def folded(self, exporter: Exporter, fold: Fold, outcome: Outcome) -> None:
         """Check what a fold has found."""
         watch = self._watches[exporter.name]
         watch.busy += len(outcome.news)
         if outcome.rewound and (
-            (watch.reads and watch.restored_at >= watch.read_at) or watch.restored_at >= max(watch.followed_at, 0)
+            (watch.reads and watch.restored_at >= watch.read_at)
+            or (watch.expects and watch.restored_at >= max(watch.followed_at, 0))
         ):
             self._doubt(watch)
+        watch.expects = watch.expects and not outcome.drained
         if watch.reads:
             watch.reads, watch.read_at = False, self.agenda.now - ANSWER
         if watch.doubtful_folds:
