@@ -22,8 +22,8 @@ Two rules make the numbers exact. A fold moves events from the journal into the 
 hold each event exactly once. And a payload is counted before its fold only while the ledger is in step with the
 journal, which the barrier proves (see `counters`).
 
-Generations, event ids and transaction ids are comparable on one timeline of one server only. A promotion ends all
-connections to the old primary, so a session never sees two timelines; between two sessions `attach` compares them.
+Generations, event ids and transaction ids are comparable on one timeline of one server only. A session is connected to
+one server process, so it never sees two timelines; between two sessions `attach` compares them.
 """
 
 import math
