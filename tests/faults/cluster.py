@@ -9,6 +9,7 @@ import os
 import pwd
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ import httpx
 import psycopg
 from psycopg.conninfo import make_conninfo
 from tests.faults.proxy import Proxy
-from tests.support import Process, eventually, free_port
+from tests.support import clean_environment, eventually, free_port
 
 PROGRAMS = ("etcd", "patroni")
 BINARIES = Path("/usr/lib/postgresql/15/bin")
@@ -95,7 +96,7 @@ class Member:
             json.dumps({
                 "scope": "mfg", "name": name,
                 "restapi": {"listen": f"127.0.0.1:{self.rest}", "connect_address": f"127.0.0.1:{self.rest}"},
-                "etcd3": {"hosts": [f"127.0.0.1:{etcd.port}"], "use_proxies": True},
+                "etcd": {"hosts": [f"127.0.0.1:{etcd.port}"], "use_proxies": True},
                 "bootstrap": {"dcs": DYNAMIC, "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, "no-sync"]},
                 "postgresql": {
                     "listen": address, "connect_address": address,
@@ -111,7 +112,8 @@ class Member:
         )  # fmt: skip
         if user is not None:
             shutil.chown(self._configuration.parent, user)
-        self.patroni: Process | None = None
+        self.log = self._configuration.with_name("log")
+        self.patroni: subprocess.Popen[bytes] | None = None
         self.frozen = False
 
     def __str__(self) -> str:
@@ -119,9 +121,7 @@ class Member:
 
     def start(self) -> None:
         """Start Patroni, which starts the server."""
-        self.patroni = Process(
-            ["patroni", str(self._configuration)], folder=self._configuration.parent, user=self._user
-        )
+        self.patroni = run(["patroni", str(self._configuration)], self.log, self._user)
 
     def ask(self, query: LiteralString, database: str = "postgres") -> list[tuple[Any, ...]] | None:
         """Execute a statement on this very server; None if it does not answer."""
@@ -159,6 +159,12 @@ class Member:
             return []
         return [postmaster, *_children(postmaster)]
 
+    def holds_lock(self) -> bool:
+        """Tell whether it is the leader by what etcd says."""
+        with suppress(httpx.HTTPError):
+            return httpx.get(f"http://127.0.0.1:{self.rest}/leader").is_success
+        return False
+
     def walsenders(self) -> list[int]:
         """Return the process ids of what sends WAL to the standbys."""
         return [pid for (pid,) in self.ask("SELECT pid FROM pg_stat_replication") or []]
@@ -178,13 +184,19 @@ class Member:
     def signal_patroni(self, number: signal.Signals) -> None:
         """Send a signal to Patroni."""
         assert self.patroni is not None
-        self.patroni.process.send_signal(number)
+        self.patroni.send_signal(number)
 
     def close(self) -> None:
         """Kill everything."""
         if self.patroni is not None:
-            self.patroni.close()
+            _end(self.patroni)
         send(signal.SIGKILL, self.processes())
+
+
+def run(command: Sequence[str], log: Path, user: str | None = None) -> subprocess.Popen[bytes]:
+    """Start a program whose output goes to a file: for hours, with nobody who reads a pipe."""
+    with log.open("ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, cwd=log.parent, env=clean_environment(), user=user)
 
 
 def send(number: signal.Signals, processes: Sequence[int]) -> None:
@@ -213,14 +225,16 @@ class Cluster:
         self._synchronous = False
         user = SERVER_USER if os.geteuid() == 0 else None
         client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
-        self.etcd = stack.enter_context(
-            Process([
-                *("etcd", "--name", "etcd", "--data-dir", str(folder / "etcd"), "--unsafe-no-fsync"),
-                *("--listen-client-urls", client, "--advertise-client-urls", client),
-                *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
-                *("--initial-cluster", f"etcd={peer}"),
-            ])
-        )  # fmt: skip
+        self._folder = folder
+        command = [
+            *("etcd", "--name", "etcd", "--data-dir", str(folder / "etcd"), "--unsafe-no-fsync"),
+            *("--listen-client-urls", client, "--advertise-client-urls", client),
+            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+            # The watch of the newer API, which Debian's Patroni keeps a cache with, does not survive a pause.
+            *("--initial-cluster", f"etcd={peer}", "--enable-v2"),
+        ]
+        self.etcd = run(command, folder / "etcd.log")
+        stack.callback(_end, self.etcd)
         port = int(client.rpartition(":")[2])
         eventually(lambda: _answers(f"{client}/health"))
         self.members = []
@@ -332,13 +346,20 @@ class Cluster:
             "default-server inter 1s fall 2 rise 1 on-marked-down shutdown-sessions",
             *servers,
         ]
-        with tempfile.NamedTemporaryFile("w", suffix=".cfg") as file:
-            file.write("".join(f"{line}\n" for line in lines))
-            file.flush()
-            program = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
-            assert program is not None
-            with Process([program, "-db", "-f", file.name]):
-                yield make_conninfo("", host="127.0.0.1", port=port, user="postgres", connect_timeout=2)
+        file = self._folder / "haproxy.cfg"
+        file.write_text("".join(f"{line}\n" for line in lines))
+        program = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
+        assert program is not None
+        balancer = run([program, "-db", "-f", str(file)], file.with_suffix(".log"))
+        try:
+            yield make_conninfo("", host="127.0.0.1", port=port, user="postgres", connect_timeout=2)
+        finally:
+            _end(balancer)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def _answers(address: str) -> bool:

@@ -81,6 +81,8 @@ class Trial:
             if slot not in self.exporters:
                 self.start(slot)
                 self.exporters[slot].wait_ready()
+        for exporter in self.exporters.values():
+            exporter.read_log()  # for hours nobody else does, and it must not wait for that
 
 
 def switch_over(trial: Trial) -> None:
@@ -98,9 +100,9 @@ def stop_patroni(trial: Trial) -> Callable[[], None]:
 
 def pause_etcd(trial: Trial) -> None:
     """Long enough for the leader to demote itself."""
-    trial.cluster.etcd.process.send_signal(signal.SIGSTOP)
+    trial.cluster.etcd.send_signal(signal.SIGSTOP)
     lasting(8)
-    trial.cluster.etcd.process.send_signal(signal.SIGCONT)
+    trial.cluster.etcd.send_signal(signal.SIGCONT)
 
 
 def freeze_leader(trial: Trial) -> Callable[[], None]:
@@ -164,6 +166,7 @@ def strike(trial: Trial, name: str, *, synchronous: bool) -> None:
     leader = cluster.wait_promoted(timeline)
     promoted = time.monotonic()
     rig.harm("failovers")
+    eventually(leader.holds_lock, patience=PATIENCE)
     if heal is not None and not synchronous:
         # Who is connected to a server that nobody has stopped cannot know that another was promoted.
         heal()
