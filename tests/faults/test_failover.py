@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from random import Random
+from types import TracebackType
+from typing import Self
 
 import psycopg
 import pytest
@@ -54,10 +56,15 @@ class Trial:
         self._stacks[slot] = ExitStack()
         self.exporters[slot] = self._stacks[slot].enter_context(self.rig.exporter(slot=slot, dsn=self._dsn))
 
-    def close(self) -> None:
-        """Stop the exporters."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Each is told of an error, and puts its log into the report.
         for stack in self._stacks.values():
-            stack.close()
+            stack.__exit__(kind, error, trace)
 
     def active(self) -> ExporterProcess:
         """Return the active exporter, once there is one."""
@@ -193,7 +200,7 @@ def has_active(leader: Member, dsn: str) -> bool:
 
 def fail_over_without_loss(cluster: Cluster, rig: Rig, exporter_dsn: str, names: Sequence[str]) -> None:
     """Fail over again and again under the same exporters; everything must be exact, and no counter may fall."""
-    with closing(Trial(cluster, rig, exporter_dsn)) as trial:
+    with Trial(cluster, rig, exporter_dsn) as trial:
         for name in names:
             trial.leader = cluster.wait_healthy()
             with rig.game():
@@ -209,7 +216,7 @@ def fail_over_without_loss(cluster: Cluster, rig: Rig, exporter_dsn: str, names:
 
 def fail_over_with_loss(cluster: Cluster, rig: Rig, name: str) -> None:
     """Fail over once; what was lost must be noticed, and what was shown must stand still."""
-    with closing(Trial(cluster, rig, rig.dsn)) as trial:
+    with Trial(cluster, rig, rig.dsn) as trial:
         with rig.game(once=True):
             rig.wait_for_events(trial.active(), 50)
             strike(trial, name, synchronous=False)

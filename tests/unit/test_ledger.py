@@ -1314,6 +1314,23 @@ def test_a_takeover_after_lost_commits_finds_the_rewind_once(
     assert (floor(script), known(script)) == (7, revenue)
 
 
+@pytest.mark.parametrize(("revenue", "rewound"), [(3, True), (7, False)])
+def test_a_standby_that_waits_for_the_lease_on_the_new_primary_still_finds_the_rewind(
+    script: _Script, revenue: int, *, rewound: bool
+) -> None:
+    script.two.ledger.attach("a", (1, 1))
+    script.earn(3)
+    script.one.fold()
+    follow(script)
+    assert script.two.ledger.hear(script.earn(4))
+    script.two.ledger.attach("a", (1, 2))
+    script.database.journal.clear()
+    assert not follow(script)  # the 4 may be in the journal
+    script.database.totals = {REVENUE: revenue}
+    assert any(take_over(script)) is rewound
+    assert (floor(script), known(script)) == (7, revenue)
+
+
 def test_a_standby_that_reads_lower_totals_says_so_once_and_holds_what_was_shown(script: _Script) -> None:
     script.earn(5)
     script.one.fold()

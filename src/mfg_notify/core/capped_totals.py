@@ -84,6 +84,13 @@ class CappedTotals:
         self._announced = announced
         return True
 
+    def lack(self, known: Mapping[SampleKey, int]) -> bool:
+        """Tell whether a total is lower than it was known to be; False under the cap, where nobody knows."""
+        # Sums may fall: some profits are losses.
+        return not self._full and any(
+            n > self._totals.get(key, 0) for key, n in known.items() if not key[0].endswith("_sum")
+        )
+
     def copy(self) -> dict[SampleKey, int]:
         """Return the totals as they are shown, label sets in order of arrival."""
         return dict(self._totals)

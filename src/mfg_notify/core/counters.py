@@ -203,13 +203,12 @@ class Counters:
 
     def exceed(self, totals: CappedTotals) -> bool:
         """Tell whether a counter has fallen in totals that were read just now: the database was rewound or replaced."""
-        if self._settled.full or totals.full:
-            return False  # which label sets are summed up may differ
-        return _any_higher(self._settled.copy(), totals.copy())
+        # Which label sets are summed up may differ.
+        return not self._settled.full and totals.lack(self._settled.copy())
 
     def lack(self, exposed: Mapping[SampleKey, int]) -> bool:
         """Tell whether a counter that was exposed before is higher than what is settled now."""
-        return not self._settled.full and _any_higher(exposed, self._settled.copy())
+        return self._settled.lack(exposed)
 
     def is_rewind(self, generation: int) -> bool:
         """Tell whether a fold of this generation shows that the database was rewound: generations only rise."""
@@ -299,8 +298,3 @@ class Counters:
             for key, exemplar in settlement.exemplars.items():
                 keep_last(exemplars, self._settled.place(key), exemplar)
         return exemplars
-
-
-def _any_higher(before: Mapping[SampleKey, int], now: Mapping[SampleKey, int]) -> bool:
-    # Sums may fall: some profits are losses.
-    return any(n > now.get(key, 0) for key, n in before.items() if not key[0].endswith("_sum"))

@@ -200,7 +200,9 @@ class Ledger:
         if not self._rewind_known and self._counters.exceed(totals.counters):
             self._lose()
             rewound = True
-        self._rewind_known, self._expected = False, None
+        self._rewind_known = False
+        if self._expected is not None and not totals.counters.lack(self._expected):
+            self._expected = None  # otherwise the journal may have the rest: the next leader knows
         self._counters.follow(totals.counters, totals.asked, totals.in_journal, totals.last_id)
         return rewound
 
@@ -214,22 +216,17 @@ class Ledger:
 
     def _expect(self) -> None:
         """Hold what was exposed, here or by the exporter that was followed, until it is known whether it was lost."""
-        self._expected = self._counters.exposed()
-        self._raise_floor(self._expected)
+        known = self._counters.exposed()
+        self._expected = _highest(self._expected, known)
+        self._floor = _highest(self._floor, known)
         if self._counters.following:
             self._counters.forget_pending()
 
     def _lose(self) -> None:
         """Hold what was exposed, here or by the exporter that was followed, and expect nothing of it any more."""
-        self._raise_floor(self._counters.exposed())
+        self._floor = _highest(self._floor, self._counters.exposed())
         self._counters.forget_pending()
         self._rewind()
-
-    def _raise_floor(self, known: Mapping[SampleKey, int]) -> None:
-        before = self._floor or {}
-        self._floor = {key: max(n, known.get(key, n)) for key, n in before.items()} | {
-            key: n for key, n in known.items() if key not in before
-        }
 
     def lead(self) -> None:
         """Begin to lead: nothing is known of what another exporter has folded meanwhile.
@@ -494,3 +491,7 @@ class Ledger:
             (self._progress or {}).get(key) if kind == "pipeline" else None,
             self._players.names,
         )
+
+
+def _highest(one: Mapping[SampleKey, int] | None, other: Mapping[SampleKey, int]) -> Mapping[SampleKey, int]:
+    return {**other, **{key: max(n, other.get(key, n)) for key, n in (one or {}).items()}}
