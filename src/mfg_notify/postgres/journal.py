@@ -223,6 +223,9 @@ async def read_totals(
             lease = await (await connection.execute(QUERY["generation"])).fetchone()
             if lease is None:
                 raise SchemaNotReady(LEASE_LOST)
+            # A sequence has no snapshot: what the totals hold was handed out before. At once, because a standby cannot
+            # add events that are written between the two.
+            [(last_id,)] = await (await connection.execute(QUERY["last_id"])).fetchall()
             counters = CappedTotals(series_maximum)
             async with connection.cursor("mfg_notify_totals") as cursor:
                 await cursor.execute(QUERY["totals"])
@@ -233,8 +236,6 @@ async def read_totals(
                             counters.add(_from_json(metric, labels), n)
             unfolded = await connection.execute(QUERY["unfolded"], {"ids": sorted(asked)})
             in_journal = frozenset(number for (number,) in await unfolded.fetchall())
-            # A sequence has no snapshot: what the totals hold was handed out before.
-            [(last_id,)] = await (await connection.execute(QUERY["last_id"])).fetchall()
             activity = await _read_activity(connection)
             return Totals(lease[0], counters, activity, asked, in_journal, last_id)
 
