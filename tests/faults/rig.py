@@ -251,9 +251,9 @@ class Rig:
             if not missed:
                 self._violations("no event was forged, lost or missed, but the page has", REPAIRS.findall(shown))
         self.check_watches(ahead=ahead)
-        self._check_books(missed=missed)
+        self.check_books(missed=missed)
 
-    def _check_books(self, *, missed: bool) -> None:
+    def check_books(self, *, missed: bool = False) -> None:
         """Check that no difference was found at any time, unless events were `missed`, and that the books balance."""
         books, self._books = self._books or BooksWatch(self.dsn), None
         if missed:

@@ -233,6 +233,7 @@ def fail_over_with_loss(cluster: Cluster, rig: Rig, name: str) -> None:
             rig.wait_for_events(active, 100)
         compare(rig, name, counters_on(settled_page(active)), page, compare_totals(rig))
         rig.check_watches(ahead=False)
+        rig.check_books()
 
 
 def compare_totals(rig: Rig) -> dict[truth.Series, float]:
