@@ -164,9 +164,9 @@ async def connect(conninfo: str, *, read_only: bool = False) -> Connection:
     """
     with translated_errors():
         connection = await AsyncConnection.connect(conninfo, autocommit=True)
-        if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
-            connection.adapters.register_loader("text", _LenientTextLoader)
         try:
+            if _takes_any_bytes(connection):
+                await connection.execute(QUERY["send_any_bytes"])
             await connection.execute(QUERY["configure_session"])
             if read_only:
                 await connection.execute(QUERY["read_only_session"])
@@ -176,8 +176,26 @@ async def connect(conninfo: str, *, read_only: bool = False) -> Connection:
         return connection
 
 
+def connect_blocking(conninfo: str) -> BlockingConnection:
+    """Open a blocking connection in autocommit mode. Its session keeps its default settings. Raise `DatabaseError`."""
+    with translated_errors():
+        connection = psycopg.connect(conninfo, autocommit=True)
+        if _takes_any_bytes(connection):
+            connection.execute(QUERY["send_any_bytes"])
+        return connection
+
+
+def _takes_any_bytes(connection: Connection | BlockingConnection) -> bool:
+    """Tell whether the database is in SQL_ASCII, where the game may store any bytes; if it is, read text leniently."""
+    if connection.info.parameter_status("server_encoding") != "SQL_ASCII":
+        return False
+    for kind in ("text", "varchar", "bpchar", "name", 0):
+        connection.adapters.register_loader(kind, _LenientTextLoader)
+    return True
+
+
 class _LenientTextLoader(Loader):
-    """Loads text of a SQL_ASCII database, where the game may store any bytes; U+FFFD replaces what is not UTF-8."""
+    """Loads text with U+FFFD in place of what is not UTF-8."""
 
     def load(self, data: bytes | bytearray | memoryview) -> str:
         return bytes(data).decode("utf-8", "replace")

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import msgspec
-import psycopg
 from psycopg import ServerCursor, sql
 from psycopg.rows import TupleRow
 
@@ -18,7 +17,7 @@ from mfg_notify.core.events import VERSION, Event, PipelineChange, TaskChange, d
 from mfg_notify.core.history import Row
 from mfg_notify.core.rules import SampleKey
 from mfg_notify.errors import MalformedEvent, SchemaNotReady
-from mfg_notify.postgres.connection import BlockingConnection, translated_errors
+from mfg_notify.postgres.connection import BlockingConnection, connect_blocking, translated_errors
 from mfg_notify.postgres.installation import SCHEMA_VERSION, is_installed, read_settings
 from mfg_notify.postgres.queries import QUERY
 from mfg_notify.postgres.snapshot import game_tables
@@ -89,9 +88,7 @@ class Journal:
 @contextmanager
 def connect(conninfo: str) -> Iterator[BlockingConnection]:
     """Open a connection that only reads, and check what is installed. Raise `DatabaseError`."""
-    with translated_errors():
-        connection = psycopg.connect(conninfo, autocommit=True)
-    with connection:
+    with connect_blocking(conninfo) as connection:
         with translated_errors():
             for name in ("configure_session", "history_session", "read_only_session"):
                 connection.execute(QUERY[name])

@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
-import psycopg
 from psycopg import errors, sql
 
 from mfg_notify.core.catalogue import PIPELINE_LIVE, TASK_LIVE, TERMINAL
 from mfg_notify.core.events import VERSION, decode_change
 from mfg_notify.errors import MalformedEvent
-from mfg_notify.postgres.connection import BlockingConnection, quote_identifier, translated_errors
+from mfg_notify.postgres.connection import (
+    BlockingConnection,
+    connect_blocking,
+    quote_identifier,
+    translated_errors,
+)
 from mfg_notify.postgres.queries import QUERY
 from mfg_notify.postgres.snapshot import SnapshotHolder, game_tables, live_row_queries
 
@@ -104,8 +108,8 @@ class Activity:
 
 def connect(conninfo: str) -> BlockingConnection:
     """Open a connection in autocommit mode that can only read."""
+    connection = connect_blocking(conninfo)
     with translated_errors():
-        connection = psycopg.connect(conninfo, autocommit=True)
         try:
             connection.execute(QUERY["configure_session"])
             connection.execute(QUERY["read_only_session"])

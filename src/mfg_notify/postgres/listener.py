@@ -42,10 +42,9 @@ class Listener:
         still to come. (Under a flood the server sends many of them before it confirms the LISTEN.)
         """
         with translated_errors():
-            # psycopg would otherwise buffer what is received during LISTEN.
-            self._connection.add_notify_handler(_discard)
+            # psycopg would decode and buffer what is received during LISTEN.
+            self._connection.pgconn.notify_handler = None
             await self._connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
-            self._connection.remove_notify_handler(_discard)
 
     async def pump(self, on_arrival: Callable[[], None]) -> None:
         """Queue notifications, and call `on_arrival` after each batch, until the connection breaks.
@@ -82,7 +81,7 @@ class Listener:
             if len(self._waiting) >= self._waiting_maximum and one.be_pid != self._own:
                 self._skipped += 1
                 continue
-            # client_encoding is UTF-8, but a SQL_ASCII database sends whatever bytes it was given.
+            # A SQL_ASCII database sends whatever bytes it was given.
             payload = one.extra.decode(errors="replace") if len(one.extra) <= LONGEST else TOO_LONG
             self._waiting.append(Notify(one.relname.decode(errors="replace"), payload, one.be_pid))
         return len(self._waiting) + self._skipped > before
@@ -101,7 +100,3 @@ class Listener:
         """Return how many notifications were not queued since the last call."""
         skipped, self._skipped = self._skipped, 0
         return skipped
-
-
-def _discard(_: Notify) -> None:
-    """Drop a notification."""

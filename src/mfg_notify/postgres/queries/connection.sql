@@ -1,5 +1,10 @@
 -- Settings of a new session. Used by connection.py and inspection.py.
 
+-- name: send_any_bytes
+-- Send text as it is stored. A server refuses to send what is not UTF-8 to a client that asks for UTF-8, which fails the
+-- whole statement.
+SET client_encoding TO SQL_ASCII
+
 -- name: configure_session
 -- Pin the settings that the code relies on, whatever the defaults of the role and the database are. JIT is off because
 -- the queries are small and run often. Row security is off: a query that a policy would hide rows from raises an error.
