@@ -2,7 +2,7 @@
 # The last stage has Python, the package with what it depends on, and one user without rights. It writes nothing, so its
 # root may be read-only. Version, source and revision are for the one who builds: docker build --label …
 
-# A release gives the digest, too: docs/contributing.md has the commands.
+# A release gives the digest, too: CONTRIBUTING.md has the commands.
 ARG PYTHON=python:3.13.7-slim-trixie
 
 FROM ${PYTHON} AS build

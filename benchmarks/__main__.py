@@ -1,4 +1,4 @@
-"""`make bench`: measures everything, writes results.json, and generates docs/performance.md from it."""
+"""`make bench`: measures everything, writes results.json, and generates docs/explanation/performance.md from it."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Makes tables and a chart of the results, for docs/performance.md."""
+"""Makes tables and a chart of the results, for docs/explanation/performance.md."""
 
 import json
 import textwrap
@@ -12,7 +12,7 @@ Figures = dict[str, Any]
 
 
 def parts() -> dict[str, str]:
-    """Return the generated parts of docs/performance.md by name."""
+    """Return the generated parts of docs/explanation/performance.md by name."""
     results: Figures = json.loads(RESULTS.read_text(encoding="utf-8"))
     return {
         "machine": ", ".join(f"{name} {value}" for name, value in results["machine"].items()),

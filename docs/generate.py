@@ -183,7 +183,7 @@ def scale() -> str:
         f"live rows, every 30 s. A database with {HUNDREDFOLD} times as many rows would need {HUNDREDFOLD} times as "
         "long, and as much more memory: use a longer interval, or divide the snapshot by player.",
         f"**Series.** A player with {_listed(HEAVY_PLAYER)} has at most {player_series:,} series (the sum is in "
-        f"[operations.md](operations.md#cardinality)), so an exporter has {series:,}, below the limit of "
+        f"[operations](../how-to/operations.md#cardinality)), so an exporter has {series:,}, below the limit of "
         f"{SERIES_MAXIMUM:,}. All exporters together have {all_series / 1e6:.1f} million, or "
         f"{all_series / SCRAPE_INTERVAL:,.0f} samples a second at a scrape every {SCRAPE_INTERVAL} s. By rule of thumb "
         f"one Prometheus needs {SERIES_KIB * all_series / 2**20:.0f} GiB of memory for that. Easier to run: "
@@ -275,7 +275,7 @@ def main() -> int:
     """Write or check every page."""
     check = "--check" in sys.argv[1:]
     stale = []
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))):
         text = page.read_text(encoding="utf-8")
         if (filled := fill(text)) != text:
             stale.append(page.relative_to(ROOT))

@@ -9,7 +9,7 @@ from mfg_notify.files import readable_errors, replace_file
 
 NAMES = ("exporter.yml", "game.yml")
 JOB = "mfg-notify"
-RUNBOOK = "docs/runbook.md"
+RUNBOOK = "docs/how-to/answer-an-alert.md"
 """Relative to the repository, so not a link that an Alertmanager can follow."""
 
 

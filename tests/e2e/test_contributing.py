@@ -1,4 +1,4 @@
-"""`docs/contributing.md` as a contributor follows it: its patches on a copy of the sources, its commands after them."""
+"""`CONTRIBUTING.md` as a contributor follows it: its patches on a copy of the sources, its commands after them."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from tests.support import ROOT, ExporterProcess, clean_environment, eventually
 
 pytestmark = pytest.mark.thorough
 STARTS = "manufacturing_pipeline_starts_total"
-PAGE = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 TOUCHED = re.findall(r"^--- (\S+)$", PAGE, re.MULTILINE)
 TESTS = (
     *dict.fromkeys(place for place in TOUCHED if re.fullmatch(r"tests/\w+/test_\w+\.py", place)),
@@ -61,11 +61,13 @@ def run(copy: Path, *arguments: str, **variables: str) -> str:
 
 
 def test_the_new_metric_is_checked_documented_and_shown(followed: Path, server: Server, installed: Database) -> None:
-    assert f"`{STARTS}`" not in (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"), "choose another example"
+    assert f"`{STARTS}`" not in (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8"), (
+        "choose another example"
+    )
     # The last step: generate, read, check, test.
     run(followed, "-m", "pytest", "-n", "0", "--update-golden", "tests/unit/test_exposition.py")
     run(followed, "docs/generate.py")
-    assert f"`{STARTS}` | counter | player_id, product_good" in (followed / "docs/metrics.md").read_text(
+    assert f"`{STARTS}` | counter | player_id, product_good" in (followed / "docs/reference/metrics.md").read_text(
         encoding="utf-8"
     )
     golden = (followed / "tests" / "unit" / "golden" / "exposition.txt").read_text(encoding="utf-8")

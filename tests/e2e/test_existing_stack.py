@@ -1,4 +1,4 @@
-"""docs/existing-stack.md, followed with its own snippets in a stack like the game's, as far as possible without Docker.
+"""docs/how-to/existing-stack.md, followed with its own snippets in a stack like the game's, without Docker.
 
 The exporter, its database and Prometheus are real; the game's daemon is imitated (see daemon.py). Where the page says
 `host.docker.internal`, `docker compose exec` or a port of the stack, the test has the address of the process and runs
@@ -36,7 +36,7 @@ from mfg_notify.dashboards.shipped import NAMES, read_dashboard, shipped_queries
 
 Json = dict[str, Any]
 
-PAGE = (ROOT / "docs" / "existing-stack.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "existing-stack.md").read_text(encoding="utf-8")
 HOST = "host.docker.internal:9810"
 """The exporter, as the page's containers reach it."""
 THEIR_RULES = {"groups": [{"name": "bot", "rules": [{"alert": "BotDown", "expr": f'up{{job="{daemon.JOB}"}} == 0'}]}]}

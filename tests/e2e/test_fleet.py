@@ -1,7 +1,8 @@
 """A fleet of games, each layer of which dies once: both stores have every count, exactly, when all is over.
 
 The short form has three games, and a layer is away until the others have noticed. The whole one, `make test-fleet`, has
-twenty with the shipped interval; a layer is away for a minute. It prints what each layer takes, for docs/scaling.md.
+twenty with the shipped interval; a layer is away for a minute. It prints the table of
+docs/explanation/scaling.md: what each layer takes.
 
 Needs prometheus and victoria-metrics (Debian: apt-get install prometheus victoria-metrics).
 """
@@ -208,7 +209,7 @@ def scrapes(running: Fleet) -> list[str]:
 
 
 def table(rest: dict[str, Usage], load: dict[str, Usage]) -> list[str]:
-    """Return the table of docs/scaling.md."""
+    """Return the table of docs/explanation/scaling.md."""
     return [
         "| layer | memory at rest | under load | processor at rest | under load |",
         "|---|---|---|---|---|",

@@ -82,7 +82,7 @@ def finish(connection: psycopg.Connection, key: str, task_type: str, count: int)
 
 
 def backfill(dsn: str, folder: Path, instance: str, *options: str) -> None:
-    """Run the commands of docs/history.md: the blocks are then where Prometheus has its data."""
+    """Run the commands of docs/how-to/backfill.md: the blocks are then where Prometheus has its data."""
     file, data = folder / "history.om", folder / "configuration" / "data"
     code, printed = run_command(
         *("backfill", "--dsn", dsn, "--label", f"job={JOB}", "--label", f"instance={instance}"),
@@ -93,7 +93,7 @@ def backfill(dsn: str, folder: Path, instance: str, *options: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     data.mkdir(parents=True, exist_ok=True)
-    assert MARK in (ROOT / "docs" / "history.md").read_text(encoding="utf-8")
+    assert MARK in (ROOT / "docs" / "how-to" / "backfill.md").read_text(encoding="utf-8")
     subprocess.run(["bash", "-c", f"{MARK} && mv blocks/* configuration/data"], cwd=folder, check=True)
 
 

@@ -14,5 +14,5 @@
     test_soak.py     all faults in random order for half an hour or longer, run by `make soak`
 
 `tests.truth` recounts the truth in SQL and shares no code with the exporter. The numbers of the invariants are those of
-docs/design.md.
+docs/explanation/exactness.md.
 """

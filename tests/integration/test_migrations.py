@@ -206,7 +206,7 @@ def test_dropped_trigger_comes_back(database: Database) -> None:
 
 
 def test_what_the_documents_say_turns_the_triggers_off_and_on(database: Database) -> None:
-    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "operations.md").read_text(encoding="utf-8")
     section = page.split("## Turn it off")[1].split("\n## ")[0]
     said = "\n".join(re.findall(r"^    (.*)$", section, re.MULTILINE))
     with database.connect() as connection:

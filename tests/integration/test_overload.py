@@ -218,7 +218,7 @@ def test_the_event_loop_opens_no_files(installed: Database, tmp_path: Path) -> N
 
 
 def test_what_the_security_page_says() -> None:
-    page = " ".join((ROOT / "docs" / "security.md").read_text(encoding="utf-8").split())
+    page = " ".join((ROOT / "docs" / "explanation" / "security.md").read_text(encoding="utf-8").split())
     limits = Limits()
     for said in (
         f"a complete request is closed after {limits.request_seconds:.0f} s, one whose response is not read after "

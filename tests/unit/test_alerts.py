@@ -34,7 +34,7 @@ LABELS = labels_by_name()
 RULES = [rule for file in read("rules/*.yml") for group in file["groups"] for rule in group["rules"]]
 NAMES = [rule["alert"] for rule in RULES]
 TESTS = [test for file in read("tests/*.yml") for test in file["tests"]]
-RUNBOOK = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+RUNBOOK = (ROOT / "docs" / "how-to" / "answer-an-alert.md").read_text(encoding="utf-8")
 SELECTOR = re.compile(rf"\b({PREFIX}\w+|{SELF_PREFIX}\w+|up)\b(?:{{(.*?)}})?")
 every_rule = pytest.mark.parametrize("rule", RULES, ids=NAMES)
 
@@ -61,7 +61,7 @@ def test_a_rule_uses_declared_metrics_and_labels(rule: dict[str, Any]) -> None:
 def test_a_rule_has_a_severity_texts_and_a_runbook_link(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in {"warning", "critical"}
     assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
-    assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
+    assert rule["annotations"]["runbook_url"] == f"docs/how-to/answer-an-alert.md#{rule['alert'].lower()}"
 
 
 @every_rule

@@ -40,8 +40,8 @@ from mfg_notify.web.board import INTERVAL, SHARE, VIEWERS_MAXIMUM
 from mfg_notify.web.server import GRACE
 
 README = ROOT / "README.md"
-DESIGN = ROOT / "docs" / "design.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+DESIGN = ROOT / "docs" / "explanation" / "exactness.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 SOURCES = ROOT / "src" / "mfg_notify"
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -198,7 +198,7 @@ def test_what_is_generated_is_current() -> None:
 def test_the_licences_name_every_bundled_library() -> None:
     bundled = {file.name for file in distribution("psycopg-binary").files or () if ".libs" in file.parts[0]}
     assert bundled, "psycopg's wheel has its libraries elsewhere"
-    named = set(re.findall(r"`(lib\w+)`", TEXTS[ROOT / "docs" / "licences.md"]))
+    named = set(re.findall(r"`(lib\w+)`", TEXTS[ROOT / "docs" / "reference" / "licences.md"]))
     assert {re.sub(r"[-.].*", "", name) for name in bundled} == named
 
 
@@ -275,7 +275,7 @@ CLAIMS = {
         f"at most {PAYLOADS_MAXIMUM:.0f} payloads",
         f"wait {LOCK_MILLISECONDS:.0f} ms for a lock",
     ),
-    "design.md": (
+    "docs/explanation/exactness.md": (
         f"due within {TUNING.confirming_fold_delay:g} s, or immediately once {TUNING.announced_maximum} payloads wait",
         f"the {CHANGES_MAXIMUM} last changes",
         f"at most {TUNING.fold_chunk:,} events",
@@ -297,23 +297,23 @@ CLAIMS = {
         f"({PAYLOAD_BYTES:,.0f} bytes or more",
         f"more than {JOURNAL_MAXIMUM / 1e6:.0f} million events",
     ),
-    "glossary.md": (
+    "docs/reference/glossary.md": (
         f"every {RECONCILE_INTERVAL}",
         f"renewed for {TUNING.lease_duration:.0f} s",
         f"come back within {TUNING.answer_timeout:g} s",
     ),
-    "install.md": (
+    "docs/how-to/install.md": (
         f"creates {TRIGGERS} triggers",
         f"at most {INSTALLING_LOCK_MILLISECONDS:.0f} ms",
     ),
-    "metrics.md": (
+    "docs/reference/metrics.md": (
         f"gives up after {TUNING.market_timeout:.0f} seconds",
         f"in the last {SHIP_MEMORY / MICROSECONDS_PER_SECOND / 3600:.0f} hours",
         f"about every {TUNING.confirming_fold_delay:g} s",
         f"more than {EXEMPLAR_MAXIMUM - len('pipeline_id')} characters (`pipeline_id`) or "
         f"{EXEMPLAR_MAXIMUM - len('task_id')} (`task_id`), because OpenMetrics allows {EXEMPLAR_MAXIMUM}",
     ),
-    "operations.md": (
+    "docs/how-to/operations.md": (
         f"up to {FILLED} events wait in the journal",
         f"by {LOCK_MILLISECONDS:.0f} ms once a transaction",
         f"to about {JOURNAL_MAXIMUM * JOURNAL_ROW_BYTES / 1e9:.1f} GB at most",
@@ -326,7 +326,7 @@ CLAIMS = {
         f"{TUNING.lease_duration:.0f} s after the last heartbeat",
         f"reads the live rows, every {RECONCILE_INTERVAL}",
     ),
-    "performance.md": (
+    "docs/explanation/performance.md": (
         f"waits for at most {1000 * TUNING.poll_interval_under_load:.0f} ms",
         f"between {min(WRITERS[f'save {name} 1']['ratio'] for name in ('triggers', 'exporter')):.2f} and "
         f"{max(WRITERS[f'save {name} 1']['ratio'] for name in ('triggers', 'exporter')):.2f}",
@@ -338,13 +338,13 @@ CLAIMS = {
         f"every {BUFFER_BYTES:,.0f} bytes of events",
         f"up to {FILLED}",
     ),
-    "runbook.md": (
+    "docs/how-to/answer-an-alert.md": (
         f"up to {FILLED} events wait",
         f"within {LOCK_MILLISECONDS:.0f} ms",
         f"it is {QUEUE_SHARE} full",
         f"within {WORDS[round(TUNING.retry_maximum)]} seconds",
     ),
-    "security.md": (
+    "docs/explanation/security.md": (
         f"at most {TUNING.confirming_fold_delay:g} s later",
         f"at most {WORDS[round(1 / TUNING.empty_fold_pause)]} folds and {WORDS[round(1 / TUNING.snapshot_pause)]} "
         "snapshot a second",
@@ -361,8 +361,7 @@ CLAIMS = {
 
 @pytest.mark.parametrize("page", CLAIMS)
 def test_figures_are_those_of_the_code(page: str) -> None:
-    path = ROOT / page
-    text = " ".join((path if path.exists() else ROOT / "docs" / page).read_text(encoding="utf-8").split())
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
     assert [claim for claim in CLAIMS[page] if claim not in text] == []
 
 

@@ -24,7 +24,7 @@ def rules() -> None:
     default=alerts.RUNBOOK,
     show_default=True,
     metavar="URL",
-    help="Where you publish docs/runbook.md: the alerts link to its sections.",
+    help="Where you publish docs/how-to/answer-an-alert.md: the alerts link to its sections.",
 )
 @click.option("--force", is_flag=True, help="Also replace files of these names that mfg-notify did not write.")
 def rules_write(folder: Path, job: str, runbook_url: str, *, force: bool) -> None:

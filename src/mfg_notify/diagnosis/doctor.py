@@ -415,7 +415,7 @@ def _check_publications(examination: _Examination) -> _Result:
         return _Result(
             "warning",
             f"publication {_list(found)} is FOR ALL TABLES: a subscriber without the tables of mfg_notify stops",
-            "publish the game's tables by name, see 'In other surroundings' in docs/operations.md",
+            "publish the game's tables by name, see 'In other surroundings' in the documentation",
         )
     return _Result("ok", "no publication contains the tables of mfg_notify")
 
@@ -538,7 +538,9 @@ def _check_books(examination: _Examination) -> _Result:
             f"{entered:,} rows were changed without an event since the installation: the counters lack what that meant"
         )
         return _Result(
-            "warning", message, "the alert MfgNotifyUnrecordedChanges in docs/runbook.md says how to find out why"
+            "warning",
+            message,
+            "docs/how-to/answer-an-alert.md, MfgNotifyUnrecordedChanges, says how to find out why",
         )
     return _Result("ok", "the books balance: the recorded events explain every live row")
 

@@ -13,7 +13,7 @@ from mfg_notify.postgres.connection import BlockingConnection, Connection, trans
 from mfg_notify.postgres.queries import QUERY
 
 MIGRATION_HASHES = {
-    "1": "9c92a9a069ba108ac1e30a15d6fb05a5d20af9e46e9938430cb3fa59bb2e0653",
+    "1": "6672fad29c8272943dba788631a763bd99530d66e1bc08db510a92fa5d742733",
     "2": "6e776393740b68413b3ba211763883e31b6e1e48aaa4b744bdd0524857e384f5",
 }
 """The migrations in `db/triggers` by number, with the hash that each stores when it is applied.
