@@ -1,4 +1,4 @@
-"""`make bench`: measures everything, writes results.json, and generates docs/explanation/performance.md from it."""
+"""`make bench`: measures everything, writes results.json, and the tables and the chart of docs/explanation from it."""
 
 import argparse
 import json
