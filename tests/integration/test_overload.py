@@ -217,8 +217,9 @@ def test_the_event_loop_opens_no_files(installed: Database, tmp_path: Path) -> N
     assert found.read_text(encoding="utf-8") == ""
 
 
-def test_what_the_security_page_says() -> None:
-    page = " ".join((ROOT / "docs" / "explanation" / "security.md").read_text(encoding="utf-8").split())
+def test_what_the_pages_of_security_and_tls_say() -> None:
+    pages = (ROOT / "docs" / "explanation" / "security.md", ROOT / "docs" / "how-to" / "tls.md")
+    page = " ".join(" ".join(file.read_text(encoding="utf-8") for file in pages).split())
     limits = Limits()
     for said in (
         f"a complete request is closed after {limits.request_seconds:.0f} s, one whose response is not read after "
