@@ -30,3 +30,16 @@ def test_ratios_agree_with_the_first_row(name: str) -> None:
             assert f"{figure / figures[0][0]:.{digits}f}" == ratio
             checked += 1
     assert checked >= 6
+
+
+def test_ratios_agree_with_the_column_without_it() -> None:
+    checked = 0
+    for line in report.parts()["question table"].splitlines()[2:]:
+        _, bare, *others = (cell.strip() for cell in line.split("|")[1:-1])
+        bases = [float(one.replace(",", "")) for one in re.findall(r"[\d,.]+", bare)]
+        for cell in others:
+            compared = re.findall(r"([\d,.]+)(?: [a-z]+)? \(([\d.]+)\)", cell)
+            for base, (figure, ratio) in zip(bases, compared, strict=bool(compared)):
+                assert f"{float(figure.replace(',', '')) / base:.2f}" == ratio, line
+                checked += 1
+    assert checked >= 14
