@@ -1,8 +1,8 @@
 # docker build -t mfg-notify .
 # The last stage has Python, the package with what it depends on, and one user without rights. It writes nothing, so its
-# root may be read-only. Version, source and revision are for the one who builds: docker build --label …
+# root may be read-only.
 
-# A release gives the digest, too: CONTRIBUTING.md has the commands.
+# A release gives the digest, too, and labels the image with source and revision: make release writes the commands.
 ARG PYTHON=python:3.13.7-slim-trixie
 
 FROM ${PYTHON} AS build
@@ -19,7 +19,8 @@ RUN pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
 FROM ${PYTHON}
 LABEL org.opencontainers.image.title="mfg-notify" \
       org.opencontainers.image.description="Exact Prometheus metrics of a SpaceTraders bot's manufacturing" \
-      org.opencontainers.image.licenses="MIT"
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="0.1.0"
 # With a name, because libpq asks for it.
 RUN useradd --system --uid 65532 --user-group --no-create-home --shell /usr/sbin/nologin exporter
 COPY --from=build /opt/mfg-notify /opt/mfg-notify

@@ -80,6 +80,10 @@ lock: $(VENV)/dev ## write requirements/*.txt from pyproject.toml; LOCK="--upgra
 sbom: $(VENV)/dev ## write dist/mfg-notify.cdx.json: what is shipped, as CycloneDX
 	$(BIN)/python requirements/sbom.py
 
+.PHONY: release
+release: $(VENV)/dev ## write all files of a release to dist/; RELEASE="--dry-run" to try it
+	$(BIN)/python release/make.py $(RELEASE)
+
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) .postgres .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
 
