@@ -70,6 +70,10 @@ def every_command(command: click.Command, parent: click.Context | None = None) -
                 yield from every_command(below, context)
 
 
+CONNECTION = {"dsn", "dsn_file", "game_schema"}
+"""The options of every command that connects to the database."""
+
+
 def command_section(context: click.Context) -> str:
     """Return the section of a command: its usage, its help, and its commands or options."""
     usage = " ".join((context.command_path, *context.command.collect_usage_pieces(context)))
@@ -77,13 +81,33 @@ def command_section(context: click.Context) -> str:
     if isinstance(context.command, click.Group):
         names = (f"{context.command_path} {name}" for name in context.command.list_commands(context))
         parts.append("\n".join(f"- [`{name}`](#{name.replace(' ', '-')})" for name in names))
-    elif rows := [option_row(one, context) for one in context.command.params if isinstance(one, click.Option)]:
-        parts.append("\n".join(("| option | variable | default | meaning |", "|---|---|---|---|", *rows)))
+    else:
+        options = [one for one in context.command.params if isinstance(one, click.Option)]
+        if {one.name for one in options} >= CONNECTION:
+            parts.append(
+                "It takes the [connection options](#connection-options)"
+                + (", and:" if (options := [one for one in options if one.name not in CONNECTION]) else ".")
+            )
+        if options:
+            parts.append(option_table(options, context))
     return "\n\n".join(parts)
 
 
-def option_row(option: click.Option, context: click.Context) -> str:
-    """Return the row of an option, with its environment variable."""
+def option_table(options: Iterable[click.Option], context: click.Context) -> str:
+    """Return the table of these options of a command."""
+    rows = (f"| {' | '.join(option_cells(one, context))} |" for one in options)
+    return "\n".join(("| option | variable | default | meaning |", "|---|---|---|---|", *rows))
+
+
+def connection_table() -> str:
+    """Return the table of the options that every command has that connects to the database."""
+    context = next(one for one in every_command(mfg_notify) if {each.name for each in one.command.params} >= CONNECTION)
+    options = (one for one in context.command.params if isinstance(one, click.Option))
+    return option_table((one for one in options if one.name in CONNECTION), context)
+
+
+def option_cells(option: click.Option, context: click.Context) -> tuple[str, str, str, str]:
+    """Return an option, its environment variable, its default and its meaning, as cells of a table."""
     value = "" if option.is_flag else f" {option.make_metavar(context)}"
     given = option.to_info_dict()["default"]
     values = given if isinstance(given, list | tuple) else [] if given in (None, "", False) else [given]
@@ -94,7 +118,21 @@ def option_row(option: click.Option, context: click.Context) -> str:
         " ".join(f"`{value}`" for value in values) + (", repeatable" if option.multiple else ""),
         option.help or "",
     )
-    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+    name, variable, default, meaning = (cell.replace("|", r"\|") for cell in cells)
+    return name, variable, default, meaning
+
+
+def variable_table() -> str:
+    """Return the table of all environment variables that options have."""
+    rows = {}
+    for context in every_command(mfg_notify):
+        for option in context.command.params:
+            if isinstance(option, click.Option) and option.envvar:
+                name, variable, default, meaning = option_cells(option, context)
+                rows[variable] = f"| {variable} | {name} | {default} | {meaning} |"
+    return "\n".join(
+        ("| variable | option | default | meaning |", "|---|---|---|---|", *(rows[name] for name in sorted(rows)))
+    )
 
 
 VALUES = {
@@ -183,7 +221,7 @@ def scale() -> str:
         f"live rows, every 30 s. A database with {HUNDREDFOLD} times as many rows would need {HUNDREDFOLD} times as "
         "long, and as much more memory: use a longer interval, or divide the snapshot by player.",
         f"**Series.** A player with {_listed(HEAVY_PLAYER)} has at most {player_series:,} series (the sum is in "
-        f"[operations](../how-to/operations.md#cardinality)), so an exporter has {series:,}, below the limit of "
+        f"[Cardinality](../how-to/size.md#cardinality)), so an exporter has {series:,}, below the limit of "
         f"{SERIES_MAXIMUM:,}. All exporters together have {all_series / 1e6:.1f} million, or "
         f"{all_series / SCRAPE_INTERVAL:,.0f} samples a second at a scrape every {SCRAPE_INTERVAL} s. By rule of thumb "
         f"one Prometheus needs {SERIES_KIB * all_series / 2**20:.0f} GiB of memory for that. Easier to run: "
@@ -256,6 +294,8 @@ PARTS = {
     "series": series_sum(),
     "scale": scale(),
     "licences": licence_table(),
+    "variables": variable_table(),
+    "connection options": connection_table(),
     "commands": "\n\n".join(map(command_section, every_command(mfg_notify))),
     **report.parts(),
 }
@@ -275,7 +315,7 @@ def main() -> int:
     """Write or check every page."""
     check = "--check" in sys.argv[1:]
     stale = []
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))):
+    for page in sorted((ROOT / "docs").glob("**/*.md")):
         text = page.read_text(encoding="utf-8")
         if (filled := fill(text)) != text:
             stale.append(page.relative_to(ROOT))

@@ -206,9 +206,8 @@ def test_dropped_trigger_comes_back(database: Database) -> None:
 
 
 def test_what_the_documents_say_turns_the_triggers_off_and_on(database: Database) -> None:
-    page = (ROOT / "docs" / "how-to" / "operations.md").read_text(encoding="utf-8")
-    section = page.split("## Turn it off")[1].split("\n## ")[0]
-    said = "\n".join(re.findall(r"^    (.*)$", section, re.MULTILINE))
+    page = (ROOT / "docs" / "how-to" / "turn-off.md").read_text(encoding="utf-8")
+    [said] = re.findall(r"^```sql\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     with database.connect() as connection:
         migrations.up(connection, "public", print)
         for table in read_status(connection, "public").triggers:

@@ -1,6 +1,6 @@
 """What a database administrator may do around the game: the numbers stay exact, or somebody says why they are not.
 
-docs/how-to/operations.md has the table of it, "In other surroundings".
+docs/reference/compatibility.md has the table of it, "In other surroundings".
 """
 
 import shutil

@@ -72,8 +72,8 @@ async def test_a_restored_dump_goes_on_counting(installed: Database, empty: Data
     "left_out", ["--exclude-schema=mfg_notify", "--table=public.*"], ids=["without our schema", "only the tables"]
 )
 async def test_a_dump_without_our_schema(database: Database, empty: Database, tmp_path: Path, left_out: str) -> None:
-    """By the recipe in docs/how-to/operations.md."""
-    recipe = (ROOT / "docs/how-to/operations.md").read_text(encoding="utf-8")
+    """By the recipe in docs/how-to/backup-and-restore.md."""
+    recipe = (ROOT / "docs/how-to/backup-and-restore.md").read_text(encoding="utf-8")
     assert "grep -v ' mfg_notify_'" in recipe
     dump, chosen = str(tmp_path / "dump"), tmp_path / "list"
     with database.connect() as connection:

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from importlib.metadata import distribution
 from itertools import chain
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 from tests.support import ROOT
 
 from mfg_notify.cli import main
@@ -36,12 +37,16 @@ from mfg_notify.exporter.market_reader import MARKET_INTERVAL
 from mfg_notify.exporter.settings import Settings
 from mfg_notify.exposition import EXEMPLAR_MAXIMUM
 from mfg_notify.postgres import migrations
-from mfg_notify.web.board import INTERVAL, SHARE, VIEWERS_MAXIMUM
+from mfg_notify.postgres.connection import complete_conninfo
+from mfg_notify.web.application import make_application
+from mfg_notify.web.board import INTERVAL, SHARE, VIEWERS_MAXIMUM, Board
 from mfg_notify.web.server import GRACE
 
 README = ROOT / "README.md"
 DESIGN = ROOT / "docs" / "explanation" / "exactness.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+RELEASES = ROOT / "CHANGELOG.md"
+"""Names what there was."""
+PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")} - {RELEASES})
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 SOURCES = ROOT / "src" / "mfg_notify"
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -72,7 +77,7 @@ def command_lines(text: str) -> Iterator[list[str]]:
     """Yield the arguments of every call of mfg-notify that a page shows; of `mfg-notify` alone, none."""
     before = r"(?:\$ )?(?:sudo (?:-u \S+ )?)?(?:\w+=\S* )*(?:ExecStart=)?(?:\S*/)?"
     for line in code(text):
-        for part in (*re.split(r"&&|\||;| # ", line), *re.findall(r"\$\(([^)]*)\)", line)):
+        for part in (*re.split(r"&&|&$|\||;| # ", line), *re.findall(r"\$\(([^)]*)\)", line)):
             if found := re.fullmatch(before + r"mfg-notify +(.*?)(?: *\d?[<>].*)?", part.strip()):
                 yield found[1].split()
 
@@ -188,6 +193,13 @@ def test_every_metric_exists(page: Path) -> None:
     assert unknown <= {"mfg_notify_migrations", EXAMPLE, "spacetraders_daemon_" + EXAMPLE}
 
 
+def test_the_endpoints_are_those_that_are_served() -> None:
+    unused: Any = None
+    served = make_application(unused, unused, "/metrics", Board(unused, unused)).routes
+    rows = re.findall(r"^\| (`/.*?) \|", TEXTS[ROOT / "docs" / "reference" / "endpoints.md"], re.MULTILINE)
+    assert sorted(re.findall(r"`(.*?)`", "".join(rows))) == sorted(getattr(each, "path", "") for each in served)
+
+
 def test_what_is_generated_is_current() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True, check=False
@@ -259,6 +271,9 @@ BUFFER_BYTES = limit(r"octet_length\(buffered\) < (\d+)")
 QUEUE_SHARE = WORDS[limit(r"pg_notification_queue_usage\(\) < ([\d.]+)")]
 TRIGGERS = WORDS[len(re.findall(r"CREATE OR REPLACE TRIGGER", SQL))]
 FILLED = WORDS[JOURNAL_MAXIMUM]
+CONNECT_TIMEOUT, PATIENCE_WITH_ONE_OF_SEVERAL = (
+    conninfo_to_dict(complete_conninfo(f"host={hosts}"))["connect_timeout"] for hosts in ("a", "a,b")
+)
 RECONCILE_INTERVAL = f"{Settings().reconcile_interval:g} s"
 LOG, WRITERS = RESULTS["wal"], RESULTS["writers"]
 HISTORY = [round(row["reconcile ms"]) for row in RESULTS["history"].values()]
@@ -273,8 +288,6 @@ def ratio(name: str) -> str:
 CLAIMS = {
     "README.md": (
         f"longer than {LOCK_MILLISECONDS:.0f} ms for a lock",
-        f"at most {LOCK_MILLISECONDS:.0f} ms for a lock",
-        f"when {FILLED} events wait",
         f"At most {SERIES_MAXIMUM:,} series",
     ),
     "CHANGELOG.md": (
@@ -318,6 +331,9 @@ CLAIMS = {
     "docs/how-to/install.md": (
         f"creates {TRIGGERS} triggers",
         f"at most {INSTALLING_LOCK_MILLISECONDS:.0f} ms",
+        f"by {LOCK_MILLISECONDS:.0f} ms once a transaction",
+        f"to about {JOURNAL_MAXIMUM * JOURNAL_ROW_BYTES / 1e9:.1f} GB at most",
+        f"reads the live rows, every {RECONCILE_INTERVAL}",
     ),
     "docs/reference/metrics.md": (
         f"gives up after {TUNING.market_timeout:.0f} seconds",
@@ -326,18 +342,24 @@ CLAIMS = {
         f"more than {EXEMPLAR_MAXIMUM - len('pipeline_id')} characters (`pipeline_id`) or "
         f"{EXEMPLAR_MAXIMUM - len('task_id')} (`task_id`), because OpenMetrics allows {EXEMPLAR_MAXIMUM}",
     ),
-    "docs/how-to/operations.md": (
-        f"up to {FILLED} events wait in the journal",
-        f"by {LOCK_MILLISECONDS:.0f} ms once a transaction",
-        f"to about {JOURNAL_MAXIMUM * JOURNAL_ROW_BYTES / 1e9:.1f} GB at most",
+    "docs/how-to/size.md": (
         f"200 to {JOURNAL_ROW_BYTES} bytes with its index entry",
         f"{FILLED} rows, about {JOURNAL_MAXIMUM * JOURNAL_ROW_BYTES / 1e9:.1f} GB",
         f"about {round(LOG['exporter later'] - LOG['bare later'], -2):.0f} bytes together",
         f"`--max-series` ({SERIES_MAXIMUM:,})",
-        f"remembers the last {ENDED_MAXIMUM:,} pipelines and {ENDED_MAXIMUM:,} tasks",
-        f"{TRIGGERS} errors for the triggers",
+    ),
+    "docs/how-to/failover.md": (
         f"{TUNING.lease_duration:.0f} s after the last heartbeat",
-        f"reads the live rows, every {RECONCILE_INTERVAL}",
+        f"A server that does not answer costs {PATIENCE_WITH_ONE_OF_SEVERAL} s",
+    ),
+    "docs/how-to/backup-and-restore.md": (f"{TRIGGERS} errors for the triggers",),
+    "docs/reference/compatibility.md": (f"wait longer than {LOCK_MILLISECONDS:.0f} ms give up",),
+    "docs/reference/configuration.md": (
+        f"`connect_timeout` is {CONNECT_TIMEOUT} s, or {PATIENCE_WITH_ONE_OF_SEVERAL} s for each of several servers",
+    ),
+    "docs/reference/endpoints.md": (
+        f"remembers the last {ENDED_MAXIMUM:,} pipelines and {ENDED_MAXIMUM:,} tasks",
+        f"503 with {VIEWERS_MAXIMUM} viewers",
     ),
     "docs/explanation/performance.md": (
         f"waits for at most {1000 * TUNING.poll_interval_under_load:.0f} ms",
@@ -380,5 +402,5 @@ def test_figures_in_words() -> None:
     assert MARKET_INTERVAL == 60
     assert INTERVAL == 0.5, "security.md: at most twice a second"
     assert TUNING.heartbeat_interval == 1
-    assert TUNING.final_fold_timeout + GRACE + 0.5 < 5, "install.md: in less than five seconds"
+    assert TUNING.final_fold_timeout + GRACE + 0.5 < 5, "systemd.md: in less than five seconds"
     assert TUNING.poll_interval_maximum == 1, "game.md: at least once a second"
