@@ -11,7 +11,7 @@ LOCKED_BENCH := requirements/bench.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-fast test-matrix test-failover test-fleet coverage soak fuzz bench instructions
-.PHONY: check format docs dashboards rule lock sbom clean
+.PHONY: check format docs site dashboards rule lock sbom clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -68,6 +68,9 @@ format: $(VENV)/dev ## format the code
 docs: $(VENV)/dev ## write the generated parts of the documentation
 	$(BIN)/python docs/generate.py
 
+site: $(VENV)/dev ## build the documentation as a site, in site/: open site/index.html
+	$(BIN)/mkdocs build --strict
+
 dashboards: $(VENV)/dev ## write grafana/dashboards/*.json from their builders
 	$(BIN)/python grafana/generate.py
 
@@ -85,7 +88,7 @@ release: $(VENV)/dev ## write all files of a release to dist/; RELEASE="--dry-ru
 	$(BIN)/python release/make.py $(RELEASE)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) .postgres .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) .postgres .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist site
 
 $(VENV)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
