@@ -45,7 +45,7 @@ def run(script: str, folder: Path, dsn: str) -> str:
 def block(containing: str) -> str:
     """Return the one block of commands that contains this."""
     [found] = [script for script in SCRIPTS if containing in script]
-    return found
+    return str(found)
 
 
 @pytest.fixture
