@@ -28,7 +28,7 @@ class ServiceManager:
         address = environment.get("NOTIFY_SOCKET", "")
         # '@' stands for the 0 byte at the start of an abstract socket's name.
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._failed = False
         for_us = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from tests.support import PATIENCE, ROOT, ExporterProcess, eventually
 
 from mfg_notify.cli import main
 from mfg_notify.core.tuning import Tuning
+from mfg_notify.systemd import ServiceManager
 from mfg_notify.web.server import GRACE
 
 pytestmark = pytest.mark.slow
@@ -105,6 +106,13 @@ def test_no_keep_alive_for_another_process(systemd: Systemd) -> None:
         assert exporter.terminate() == 0
         systemd.wait_for("STOPPING=1")
         assert "WATCHDOG=1" not in systemd.heard
+
+
+def test_it_starts_where_sockets_have_no_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS."""
+    monkeypatch.delattr(socket, "SOCK_CLOEXEC")
+    with closing(ServiceManager({})) as manager:
+        assert not manager.present
 
 
 def test_a_missing_socket_is_logged_once(tmp_path: Path) -> None:
