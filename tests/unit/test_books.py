@@ -53,19 +53,20 @@ ENTERED: list[tuple[str, Change, dict[Account, int]]] = [
 @pytest.mark.parametrize(("change", "expected"), [pytest.param(*case[1:], id=case[0]) for case in ENTERED])
 def test_what_a_change_enters(change: Change, expected: dict[Account, int]) -> None:
     balance = Balance()
-    balance.add(change)
+    balance.add([change])
     assert balance.accounts() == expected
 
 
 def test_a_truncate_begins_the_accounts_of_its_table_anew() -> None:
     balance = Balance()
-    for change in (
-        TaskChange("I", "t", None, READY),
-        PipelineChange("I", "p", None, pipeline("PLANNING")),
-        TaskChange("T", "", None, None),
-        TaskChange("I", "u", None, ASSIGNED),
-    ):
-        balance.add(change)
+    balance.add(
+        (
+            TaskChange("I", "t", None, READY),
+            PipelineChange("I", "p", None, pipeline("PLANNING")),
+            TaskChange("T", "", None, None),
+            TaskChange("I", "u", None, ASSIGNED),
+        )
+    )
     assert balance.accounts() == {("pipeline", 1, "PLANNING"): 1, ("task", 1, "ASSIGNED"): 1}
     assert balance.truncated == {"task"}
 
@@ -80,7 +81,7 @@ def test_the_balance_is_the_number_of_live_rows(moves: list[tuple[int, str | Non
             rows[row] = status
         old, new = (None if word is None else task(word) for word in (before, status))
         if old is not None or new is not None:
-            balance.add(TaskChange("U", str(row), old, new))
+            balance.add([TaskChange("U", str(row), old, new)])
     live = Counter(found for status in rows.values() if (found := account("task", 1, status)) is not None)
     assert compare(balance.accounts(), live) == []
 

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from mfg_notify.core.capped_totals import limited
 from mfg_notify.core.catalogue import PIPELINE_LIVE, SUPPLY_LEVELS, TASK_LIVE
-from mfg_notify.core.events import BOTH, Change, FactoryChange, table_of
+from mfg_notify.core.events import BOTH, Change, FactoryChange, FactoryImage, PipelineImage, TaskImage, table_of
 
 TABLES = {
     "pipeline": "manufacturing_pipelines",
@@ -43,6 +43,13 @@ def account(source: str, player_id: int, status: str) -> Account | None:
     return (source, player_id, status) if status in live else None
 
 
+def _standing(image: PipelineImage | TaskImage | FactoryImage | None) -> str | None:
+    """Return the status of a row, the supply level of a factory ('' if it has none), or None if there is no row."""
+    if image is None:
+        return None
+    return image.current_supply or "" if isinstance(image, FactoryImage) else image.status
+
+
 _Move = tuple[str, int, str | None, str | None]
 """Source, player, and the statuses before and after; None is no row. Levels of supply are statuses of factories."""
 
@@ -57,26 +64,37 @@ class Balance:
         self._moves: dict[_Move, int] = {}
         """What is not entered in the accounts yet. Few moves are common to many events."""
 
-    def add(self, change: Change) -> None:
-        """Enter a change; those of one table must come in order of their ids."""
-        # Every event passes here, so it looks at as little as it can.
-        if isinstance(change, FactoryChange):
+    def add(self, changes: Iterable[Change]) -> None:
+        """Enter changes; those of one table must come in order of their ids."""
+        # Every event passes here, so most of them, updates, are looked at as little as possible.
+        moves, both, factory = self._moves, BOTH, FactoryChange
+        old: Any
+        new: Any
+        for change in changes:
             old, new = change.old, change.new
-            # '' is a row without a level, None no row.
-            before = None if old is None else old.current_supply or ""
-            after = None if new is None else new.current_supply or ""
-        else:
-            before = None if change.old is None else change.old.status
-            after = None if change.new is None else change.new.status
-        if before == after and change.operation != "T" and change.booked is BOTH:
-            return
-        source = table_of(change)
-        image = change.new or change.old
+            if old is None or new is None or change.booked is not both:
+                self._add_unusual(change)
+                continue
+            if change.__class__ is factory:
+                before, after = old.current_supply or "", new.current_supply or ""
+            else:
+                before, after = old.status, new.status
+            if before != after:
+                move = (table_of(change), new.player_id, before, after)
+                moves[move] = moves.get(move, 0) + 1
+
+    def _add_unusual(self, change: Change) -> None:
+        source, image = table_of(change), change.new or change.old
         if image is None:
             self.truncate(source)
             return
         counts_old, counts_new = change.booked
-        move = (source, image.player_id, before if counts_old else None, after if counts_new else None)
+        before = _standing(change.old) if counts_old else None
+        after = _standing(change.new) if counts_new else None
+        if before != after:
+            self._add_move((source, image.player_id, before, after))
+
+    def _add_move(self, move: _Move) -> None:
         self._moves[move] = self._moves.get(move, 0) + 1
 
     def add_malformed(self, body: str) -> None:
@@ -90,7 +108,7 @@ class Balance:
             return
         move = _malformed_move(parts)
         if move is not None:
-            self._moves[move] = self._moves.get(move, 0) + 1
+            self._add_move(move)
 
     def accounts(self) -> dict[Account, int]:
         """Return the rows by account, or what has been added to them; none is 0."""
@@ -100,7 +118,7 @@ class Balance:
                 accounts[left] = accounts.get(left, 0) - n
             if after is not None and (entered := account(source, player_id, after)) is not None:
                 accounts[entered] = accounts.get(entered, 0) + n
-        self._moves = {}
+        self._moves.clear()
         return {place: n for place, n in accounts.items() if n}
 
     def rows(self) -> tuple[tuple[str, int, str, int], ...]:

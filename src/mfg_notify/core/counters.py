@@ -4,7 +4,7 @@ Owns addition and the order in which payloads, folds and barriers may arrive. Wh
 how totals are stored in `postgres.journal`, and when to read them again in `ledger`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -27,9 +27,9 @@ class Settlement:
     balance: Balance = field(default_factory=Balance)
     exemplars: Exemplars = field(default_factory=dict)
 
-    def add(self, events: Iterable[Event]) -> None:
+    def add(self, events: Sequence[Event]) -> None:
         """Add events; the ids of one row must rise."""
-        summed, seen, balance = self.increments, self.last_seen, self.balance
+        summed, seen = self.increments, self.last_seen
         for event in events:
             found = increments(event)
             for key, n in found:
@@ -42,10 +42,10 @@ class Settlement:
             for place, at in last_seen(event):
                 if at > seen.get(place, -1):
                     seen[place] = at
-            balance.add(event.change)
+        self.balance.add([event.change for event in events])
 
 
-def settle(events: Iterable[Event]) -> Settlement:
+def settle(events: Sequence[Event]) -> Settlement:
     """Sum up events; the ids of one row must rise."""
     settlement = Settlement()
     settlement.add(events)

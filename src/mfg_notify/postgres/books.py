@@ -202,7 +202,7 @@ def _enter_body(balance: Balance, body: str) -> None:
     except MalformedEvent:
         balance.add_malformed(body)
     else:
-        balance.add(change)
+        balance.add((change,))
 
 
 def encode(entry: Entry) -> str | None:
