@@ -9,6 +9,9 @@ LOCKED_DEMO := requirements/run.txt requirements/build.txt requirements/demo.txt
 LOCKED_DEV := $(LOCKED_DEMO) requirements/dev.txt
 LOCKED_BENCH := requirements/bench.txt
 
+# Hundreds of processes would compile the sources anew, each for itself.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-fast test-matrix test-failover test-fleet coverage soak fuzz bench instructions
 .PHONY: check format docs site dashboards rule lock sbom clean

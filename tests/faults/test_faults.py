@@ -13,11 +13,18 @@ SELECTED = [fault for fault in FAULTS.values() if fault.settings is None or TEST
 
 
 LONG = {
+    "COMMIT of unknown outcome",
     "a backend of the exporter hangs",
     "clocks jump and are wrong",
+    "exporter killed between two steps of a fold",
     "half-open: the network goes down",
+    "hostile HTTP clients, all kinds at once",
     "hostile labels",
     "long pause under a flood",
+    "lost commits: an older copy of the data under a live exporter",
+    "notification queue full",
+    "split brain: the active exporter stops and comes back",
+    "stall: nothing is relayed, the connection stays open",
 }
 """Take longest even in their short form, and nothing in them depends on the version of PostgreSQL."""
 assert not LONG - FAULTS.keys()

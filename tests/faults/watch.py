@@ -75,8 +75,9 @@ class CounterHistory:
             # Waiting times are measured by two clocks, so only their count is known exactly.
             if series[0].startswith(PREFIX + WAIT) and not series[0].endswith("_count"):
                 continue
-            # Series beyond the limit are summed under `other`, which the truth does not know.
-            if any(value == "other" for label, value in series[1] if label != "cost_type"):
+            # Series beyond the limit are summed under `other`, which the truth does not know unless it is a cost type.
+            summed = [label for label, value in series[1] if value == "other"]
+            if summed and (summed != ["cost_type"] or series not in history):
                 continue
             committed = history.get(series, [])
             for at, value in shown:
