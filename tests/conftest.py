@@ -45,6 +45,8 @@ MEMORY = Path("/dev/shm")  # noqa: S108
 (ext4 without a journal avoids inodes that were freed in the last seconds) and 20 ms here."""
 MEMORY_NEEDED = 6 << 30
 """Bytes that must be free in memory. A server needs up to 1.5 GiB, most of it WAL, and several run at once."""
+NAME_MAXIMUM = 60
+"""Characters of the name of a test, without its parameters."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,8 +72,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that needs a server of the version under test."""
+    """Mark every test that needs a server of the version under test. Refuse names that do not fit on a line."""
     for item in items:
+        if isinstance(item, pytest.Function) and len(item.originalname) > NAME_MAXIMUM:
+            msg = f"{item.originalname} is longer than {NAME_MAXIMUM} characters"
+            raise pytest.UsageError(msg)
         if isinstance(item, pytest.Function) and {"server", "postgres"} & set(item.fixturenames):
             item.add_marker("database")
 

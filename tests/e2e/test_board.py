@@ -403,7 +403,7 @@ def test_no_number_breaks_and_a_phone_page_is_short(
 
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
-def test_changes_are_not_read_aloud_and_move_only_where_motion_is_liked(
+def test_changes_are_silent_and_move_only_where_liked(
     browser: Browser, exporter: ExporterProcess, game: psycopg.Connection, motion: str
 ) -> None:
     with Visit(browser, exporter.address, reduced_motion=motion) as visit:

@@ -124,7 +124,7 @@ async def test_ships_do_not_wait_for_the_reconciliation(installed: Database) -> 
         assert exporter.state.reconciles == 1
 
 
-async def test_what_a_row_has_counted_does_not_count_again_under_another_key(installed: Database) -> None:
+async def test_a_row_does_not_count_again_under_another_key(installed: Database) -> None:
     with installed.connect() as connection:
         add_player(connection)
         async with exporting(installed.dsn, reconcile_interval=0.05) as exporter:

@@ -90,7 +90,7 @@ def test_the_materials_of_a_site_are_those_that_were_delivered(database: Databas
     assert one(database, MISMATCHED_MATERIALS) == 0
 
 
-def test_the_construction_daemon_saves_only_outcomes_and_no_money(database: Database) -> None:
+def test_construction_saves_only_outcomes_and_no_money(database: Database) -> None:
     statuses: set[str] = set()
 
     def look(_: GameProgress) -> None:

@@ -135,7 +135,7 @@ async def test_settings_of_the_database_change_no_number(database: Database, set
         assert migrations.down(odd, "public", print)
 
 
-def test_a_buffer_is_written_whatever_strings_mean_to_the_session(installed: Database) -> None:
+def test_a_buffer_is_written_whatever_strings_mean(installed: Database) -> None:
     """With standard_conforming_strings off, a regular expression in a function has another meaning."""
     with installed.connect(options="-c standard_conforming_strings=off") as game:
         add_player(game)
@@ -228,7 +228,7 @@ async def test_a_publication_of_all_tables_fails_no_statement(installed: Databas
         assert "publication everything is FOR ALL TABLES" in found.message
 
 
-def test_a_publication_of_all_tables_is_refused_before_its_subscribers_stop(database: Database) -> None:
+def test_a_publication_of_all_tables_is_refused(database: Database) -> None:
     with database.connect() as connection, publication(connection):
         with pytest.raises(DatabaseError, match="publication everything is FOR ALL TABLES"):
             migrations.up(connection, "public", print)
@@ -318,7 +318,7 @@ async def test_the_games_tables_are_rebuilt_while_it_plays(installed: Database) 
 
 
 @pytest.mark.anyio
-async def test_a_snapshot_that_is_older_than_a_rewritten_table_is_taken_again(installed: Database) -> None:
+async def test_a_snapshot_from_before_a_rewrite_is_taken_again(installed: Database) -> None:
     """Such a snapshot shows the table as empty: ALTER TABLE and pg_repack write its rows anew."""
     found: list[set[str]] = []
 

@@ -110,9 +110,7 @@ def rename(server: psycopg.Connection, pairs: Sequence[tuple[str, str]]) -> None
         execute("ALTER DATABASE {} ALLOW_CONNECTIONS true", name)
 
 
-async def test_an_older_copy_under_the_same_name_is_found_whatever_its_generation(
-    installed: Database, server: Server
-) -> None:
+async def test_an_older_copy_is_found_whatever_its_generation(installed: Database, server: Server) -> None:
     await play(installed.dsn, GameOptions(seed=1, rate=0), statements=300)
     cloned = contextmanager(server.clone)(installed.name)
     with cloned as copy, server.connect() as maintenance, capture_logs() as logs:

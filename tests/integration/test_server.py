@@ -146,7 +146,7 @@ async def test_single_bytes_do_not_extend_the_deadline() -> None:
         assert found.dropped == {"request_timeout": 1}
 
 
-async def test_a_connection_may_be_used_again_and_is_closed_without_a_count() -> None:
+async def test_a_connection_is_reused_and_closed_uncounted() -> None:
     async with serving(pages()) as found, await anyio.connect_tcp("127.0.0.1", found.port) as stream:
         for _ in range(3):
             await stream.send(b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\n\r\n")

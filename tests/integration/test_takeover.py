@@ -72,7 +72,7 @@ async def test_a_writer_that_another_leader_has_silenced_is_awaited(installed: D
 
 
 @pytest.mark.thorough
-async def test_ids_that_are_handed_out_again_under_another_leader_are_folded(installed: Database) -> None:
+async def test_ids_handed_out_again_under_another_leader_are_folded(installed: Database) -> None:
     with installed.connect() as other:
         other.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
         async with exporting(installed.dsn, NEVER_AGAIN) as exporter:
@@ -101,9 +101,7 @@ def shows_the_game(exporter: Exporter) -> bool:
 
 
 @pytest.mark.parametrize("backend_gone", [False, pytest.param(True, marks=pytest.mark.thorough)])
-async def test_a_leader_that_is_cut_off_and_its_successor_never_show_the_game_together(
-    installed: Database, *, backend_gone: bool
-) -> None:
+async def test_a_cut_off_leader_and_its_successor_never_show_both(installed: Database, *, backend_gone: bool) -> None:
     with installed.connect() as game, Proxy(socket_of(installed.dsn)) as proxy:
         game.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
         insert_task(game, "waiting")
@@ -125,7 +123,7 @@ async def test_a_leader_that_is_cut_off_and_its_successor_never_show_the_game_to
             proxy.stalled.clear()
 
 
-async def test_an_exporter_that_stops_shows_nothing_once_another_may_lead(installed: Database) -> None:
+async def test_a_stopping_exporter_shows_nothing_once_another_may_lead(installed: Database) -> None:
     with installed.connect() as game:
         game.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
         insert_task(game, "waiting")

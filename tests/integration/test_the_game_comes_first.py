@@ -151,7 +151,7 @@ def test_what_a_transaction_keeps_cannot_be_written(
     assert lost(game) == counted
 
 
-def test_settings_that_are_reset_in_mid_transaction_are_a_loss_that_is_counted(game: psycopg.Connection) -> None:
+def test_settings_reset_in_mid_transaction_are_a_counted_loss(game: psycopg.Connection) -> None:
     game.execute("TRUNCATE mfg_notify.event")
     with game.transaction():
         for number in range(3):
@@ -276,9 +276,7 @@ def test_five_million_ids_that_were_rolled_back_are_no_backlog(installed: Databa
     assert game.execute("SELECT count(*) FROM mfg_notify.event").fetchone() == (1,)
 
 
-def test_an_old_transaction_with_a_low_id_does_not_take_back_what_is_folded(
-    installed: Database, game: psycopg.Connection
-) -> None:
+def test_an_old_transaction_takes_nothing_back(installed: Database, game: psycopg.Connection) -> None:
     with installed.connect() as slow:
         with slow.transaction():
             slow.execute(INSERT, ("slow",))
@@ -313,9 +311,7 @@ def fold_once(installed: Database) -> Fold:
         "rubbish",
     ],
 )
-def test_what_somebody_puts_into_the_buffer_by_hand_does_not_stop_a_fold(
-    installed: Database, game: psycopg.Connection, body: str
-) -> None:
+def test_a_buffer_filled_by_hand_does_not_stop_a_fold(installed: Database, game: psycopg.Connection, body: str) -> None:
     fold_once(installed)
     with game.transaction():
         game.execute(INSERT, ("first",))
@@ -394,9 +390,7 @@ def test_a_trigger_of_the_game_that_changes_the_same_row_again(
     assert lost(game) == 0
 
 
-def test_a_trigger_of_the_game_that_changes_other_rows_of_the_statement(
-    installed: Database, game: psycopg.Connection
-) -> None:
+def test_a_game_trigger_changes_other_rows_of_the_statement(installed: Database, game: psycopg.Connection) -> None:
     game.execute(
         TOUCH.format(
             """IF NEW.id = 't1' AND NEW.status = 'READY' THEN
@@ -419,7 +413,7 @@ def test_a_trigger_of_the_game_that_changes_other_rows_of_the_statement(
     assert truth.compare_totals(game) == []
 
 
-def test_the_game_changes_a_table_in_the_transaction_that_writes_it(game: psycopg.Connection) -> None:
+def test_the_game_alters_a_table_that_it_has_just_written(game: psycopg.Connection) -> None:
     """Triggers that wait for the COMMIT would forbid it, if they were on the game's own tables."""
     with game.transaction():
         for number in range(3):
@@ -464,9 +458,7 @@ def test_a_warning_that_the_game_cannot_read(installed: Database, game: psycopg.
     assert lost(game) == CHANGES
 
 
-def test_serializable_transactions_on_rows_of_their_own_are_not_refused(
-    installed: Database, game: psycopg.Connection
-) -> None:
+def test_serializable_transactions_on_own_rows_pass(installed: Database, game: psycopg.Connection) -> None:
     play(game)
     insert = """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good)
                 SELECT %s, id, 'SELL', 'PENDING', 'G' FROM players LIMIT 1"""

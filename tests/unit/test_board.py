@@ -50,7 +50,7 @@ def ids(changes: LastChanges) -> list[int]:
         max_size=12,
     )
 )
-def test_each_change_appears_once_in_whatever_way_and_order_it_comes(arrivals: list[tuple[bool, list[int]]]) -> None:
+def test_each_change_appears_once_however_it_comes(arrivals: list[tuple[bool, list[int]]]) -> None:
     changes = LastChanges()
     arrived: set[int] = set()
     for by_fold, numbers in arrivals:
@@ -82,7 +82,7 @@ def test_a_change_that_only_touches_times_is_not_shown(old: Image | None, new: I
     assert ids(changes) == [7] * shown
 
 
-def test_an_announced_event_that_the_journal_does_not_have_is_forgotten() -> None:
+def test_an_announced_event_without_a_row_is_forgotten() -> None:
     changes = LastChanges()
     changes.announce([change(1), change(2), change(10**18)])
     changes.settle([change(1)])
@@ -219,7 +219,7 @@ def test_the_tables() -> None:
     assert set(game.left_out.values()) == {0}
 
 
-def test_live_pipelines_keep_their_places_and_say_what_they_wait_for() -> None:
+def test_live_pipelines_keep_places_and_say_what_they_await() -> None:
     rows = LiveRows({"b": pipeline("EXECUTING"), "a": pipeline("PLANNING"), "new": pipeline("EXECUTING", player_id=2)})
     progress = {"a": Progress(20), "b": Progress(10, ready=OpenTasks(2, 15)), "gone": Progress(5)}
     ledger = Ledger(lambda: 0.0, NOW, Tuning())
@@ -302,7 +302,7 @@ def everything_of(player_id: int) -> LiveRows:
     )
 
 
-def test_a_player_whose_era_is_closed_has_no_row_though_the_rows_are_live() -> None:
+def test_a_player_of_a_closed_era_has_no_row() -> None:
     old, new = everything_of(1), everything_of(2)
     rows = LiveRows(
         {**old.pipelines, **new.pipelines},

@@ -134,7 +134,7 @@ def merged(document: Json, datasource_uid: str | None = None) -> Outcome:
 
 
 @FOREIGN
-def test_the_row_is_appended_at_the_bottom_and_nothing_else_changes(foreign: Make) -> None:
+def test_the_row_is_appended_and_nothing_else_changes(foreign: Make) -> None:
     document = foreign()
     assert merged(document) is Outcome.APPENDED
     new = added(document)
@@ -175,7 +175,7 @@ def test_the_new_ids_are_unused(foreign: Make) -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_the_row_of_the_games_own_dashboard_has_the_place_of_the_specification() -> None:
+def test_the_row_has_the_place_of_the_specification() -> None:
     document = game_dashboard()
     merged(document)
     assert added(document)[0]["gridPos"]["y"] == 45
@@ -351,7 +351,7 @@ def test_panels_with_the_same_title_outside_the_row_stay() -> None:
         ({"compilerOptions": {}}, "no list of panels"),
     ],
 )
-def test_a_document_that_is_no_classic_dashboard_is_refused_unchanged(document: Json, message: str) -> None:
+def test_what_is_no_classic_dashboard_is_refused_unchanged(document: Json, message: str) -> None:
     before = deepcopy(document)
     with pytest.raises(UsageError, match=message):
         merged(document)

@@ -394,7 +394,7 @@ def test_a_query_selects_one_job_and_the_selected_players(query: shipped.Query) 
 
 
 @EACH_QUERY
-def test_rates_are_of_counters_over_a_window_that_grafana_chooses(query: shipped.Query) -> None:
+def test_rates_are_of_counters_over_grafanas_window(query: shipped.Query) -> None:
     assert set(re.findall(r"\[([^\]]*)\]", query.expr)) <= {"$__rate_interval", "$__range", "$__range:$__interval", "."}
     for function, name in re.findall(r"(\w+)\(([a-z_]+)\{[^}]*\}\[", query.expr):
         assert (function in {"changes", "deriv", "last_over_time"}) is (SAMPLES[name][0] is Kind.GAUGE)

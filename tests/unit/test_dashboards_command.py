@@ -202,9 +202,7 @@ def test_merge_keeps_the_mode_and_follows_a_link(foreign: Path) -> None:
     assert {file.name for file in foreign.parent.iterdir()} == {"link.json", "market-dynamics.json"}
 
 
-def test_merge_that_fails_while_writing_leaves_the_file_as_it_was(
-    foreign: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_merge_that_fails_leaves_the_file_as_it_was(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 

@@ -226,7 +226,7 @@ def test_a_loss_shows_as_a_negative_sum() -> None:
     assert found[sample("pipeline_profit_credits_count", **product)] == 1
 
 
-def test_without_a_reading_of_the_markets_their_families_are_absent() -> None:
+def test_without_a_reading_the_market_families_are_absent() -> None:
     assert 'market_supply_distribution{good_symbol="IRON",player_id="1",supply_level="HIGH"} 2.0' in page(IDLE)
     assert "market" not in page(BUSY)
 

@@ -77,7 +77,7 @@ def test_the_timeout_follows_the_duration(duration: float, timeout: float) -> No
     assert after((duration, 0)).timeout == timeout
 
 
-def test_a_fold_that_times_out_is_repeated_with_half_the_chunk_and_more_time() -> None:
+def test_a_fold_that_times_out_is_repeated_with_half_the_chunk() -> None:
     pace = FoldPace(TUNING)
     found = []
     for _ in range(4):

@@ -48,7 +48,7 @@ def test_it_has_what_it_needs_and_no_more() -> None:
     assert MANIFESTS["Deployment"]["spec"]["replicas"] == 2
 
 
-def test_what_selects_the_exporters_selects_them_and_nothing_else() -> None:
+def test_a_selector_of_exporters_selects_nothing_else() -> None:
     labels = PODS["Deployment"]["metadata"]["labels"]
     [spread] = PODS["Deployment"]["spec"]["topologySpreadConstraints"]
     for selector in (

@@ -505,7 +505,7 @@ def test_the_barrier_arrives_before_the_reply(script: _Script) -> None:
     assert (script.revenue(), script.one.unconfirmed) == (21, 0)
 
 
-def test_a_lost_notification_waits_for_the_fold_and_its_id_for_the_barrier(script: _Script) -> None:
+def test_a_lost_notification_waits_for_fold_and_barrier(script: _Script) -> None:
     one = script.earn(5, announced=False)
     assert script.one.deliver_all() == []
     script.one.fold()
@@ -528,7 +528,7 @@ def test_ids_are_not_in_the_order_of_commits(script: _Script) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 99], ids=["folded long ago", "never was"])
-def test_an_unconfirmed_event_is_dropped_once_the_journal_is_drained(script: _Script, number: int) -> None:
+def test_a_drained_journal_drops_unconfirmed_events(script: _Script, number: int) -> None:
     script.earn(5)
     script.one.deliver_all()
     script.one.fold()
@@ -543,7 +543,7 @@ def test_an_unconfirmed_event_is_dropped_once_the_journal_is_drained(script: _Sc
     assert (script.revenue(), script.one.unconfirmed, script.one.deliver_all()) == (12, 1, [DUPLICATE])
 
 
-def test_what_comes_between_two_folds_of_a_backlog_is_confirmed_by_the_second(script: _Script) -> None:
+def test_the_second_fold_of_a_backlog_confirms_what_came_between(script: _Script) -> None:
     """No other fold needs to follow, so nothing else would drop it soon."""
     for _ in range(3):
         script.earn(5)
@@ -715,7 +715,7 @@ def test_what_is_exposed_is_a_copy(script: _Script) -> None:
     assert (exposed, script.revenue()) == ({}, 5)
 
 
-def test_a_barrier_that_comes_late_from_before_a_rewind_proves_nothing(script: _Script) -> None:
+def test_a_late_barrier_from_before_a_rewind_proves_nothing(script: _Script) -> None:
     for _ in range(5):
         script.one.fold()
     script.database.generation = 0
@@ -742,7 +742,7 @@ def test_the_clock_is_the_databases_own_once_it_is_known() -> None:
     assert ledger.now() == NOW - 5 * SECOND + 1_500_000
 
 
-def test_what_is_shown_is_as_old_as_the_last_proof_that_this_exporter_leads() -> None:
+def test_what_is_shown_is_as_old_as_the_last_proof_of_lead() -> None:
     seconds = [0.0]
     ledger = Ledger(lambda: seconds[0], NOW, Tuning())
     proofs = [ledger.current_at]
@@ -752,7 +752,7 @@ def test_what_is_shown_is_as_old_as_the_last_proof_that_this_exporter_leads() ->
     assert proofs == [None, NOW, NOW + 3 * SECOND]
 
 
-def test_a_lease_proves_the_lead_until_it_expires_or_is_given_back() -> None:
+def test_a_lease_proves_the_lead_until_it_ends() -> None:
     seconds = [100.0]
     ledger = Ledger(lambda: seconds[0], NOW, Tuning(lease_duration=5))
     ledger.lead()
@@ -772,7 +772,7 @@ def test_a_lease_proves_the_lead_until_it_expires_or_is_given_back() -> None:
 
 
 @pytest.mark.parametrize("expired", [False, True])
-def test_an_exporter_whose_lease_has_expired_shows_nothing_before_it_knows_all(*, expired: bool) -> None:
+def test_after_its_lease_has_expired_it_shows_nothing_at_first(*, expired: bool) -> None:
     seconds = [0.0]
     ledger = Ledger(lambda: seconds[0], NOW, Tuning(lease_duration=5))
     ledger.lead()
@@ -903,7 +903,7 @@ def start_task(script: _Script, *, announced: bool) -> None:
 
 
 @pytest.mark.parametrize("announced", [False, True])
-def test_recent_activity_is_shown_once_announced_and_stays_when_folded(script: _Script, *, announced: bool) -> None:
+def test_recent_activity_is_shown_once_announced_and_stays(script: _Script, *, announced: bool) -> None:
     start_task(script, announced=announced)
     script.one.deliver_all()
     assert activity(script).latest == (STARTED.last_seen if announced else {})
@@ -1058,9 +1058,7 @@ def replaced(
 
 
 @pytest.mark.parametrize(("revenue", "rewound"), [(0, True), (4, True), (5, False), (6, False)])
-def test_totals_that_are_lower_show_a_rewind_whatever_the_generation(
-    script: _Script, revenue: int, *, rewound: bool
-) -> None:
+def test_lower_totals_show_a_rewind_whatever_the_generation(script: _Script, revenue: int, *, rewound: bool) -> None:
     asked, answered = replaced(script, revenue)
     assert (asked.needs_totals, asked.rewound) == (True, False)
     assert answered.rewound is rewound
@@ -1083,7 +1081,7 @@ def test_lower_totals_without_a_gap_ask_for_another_snapshot(script: _Script) ->
     assert script.one.ledger.needs_snapshot
 
 
-def test_a_rewind_that_the_generation_has_shown_is_not_found_again(script: _Script) -> None:
+def test_a_rewind_is_not_found_twice(script: _Script) -> None:
     script.earn(5)
     script.one.fold()
     script.database.generation, script.database.totals = 0, {}
@@ -1155,7 +1153,7 @@ def test_settings_that_were_restored_start_nothing_again(script: _Script) -> Non
     assert (asked.rewound, asked.restarted) == (True, False)
 
 
-def test_a_new_installation_that_others_have_folded_for_long_starts_everything_again(script: _Script) -> None:
+def test_a_new_installation_long_folded_by_others_starts_again(script: _Script) -> None:
     script.one.ledger.attach("a")
     asked, answered = replaced(script, 4, installation="b")
     assert (asked.rewound, asked.restarted) == (False, False)
@@ -1174,7 +1172,7 @@ def test_unconfirmed_events_ask_for_another_snapshot(script: _Script) -> None:
     assert script.one.ledger.needs_snapshot
 
 
-def test_a_snapshot_waits_for_the_first_fold_after_it_and_for_no_other(script: _Script) -> None:
+def test_a_snapshot_waits_for_the_first_fold_after_it(script: _Script) -> None:
     reconciled(script, LiveRows())
     ledger = script.one.ledger
     script.one.fold()
@@ -1257,7 +1255,7 @@ def test_a_standby_knows_what_the_leader_shows(script: _Script) -> None:
     assert (floor(script), known(script)) == (5, 7)
 
 
-def test_what_a_standby_has_heard_is_not_counted_again_with_the_totals(script: _Script) -> None:
+def test_what_a_standby_has_heard_is_counted_once(script: _Script) -> None:
     follow(script)
     folded, waiting = script.earn(1), script.earn(2)
     for heard in (folded, waiting):
@@ -1315,9 +1313,7 @@ def test_a_takeover_after_lost_commits_finds_the_rewind_once(
 
 
 @pytest.mark.parametrize(("revenue", "rewound"), [(3, True), (7, False)])
-def test_a_standby_that_waits_for_the_lease_on_the_new_primary_still_finds_the_rewind(
-    script: _Script, revenue: int, *, rewound: bool
-) -> None:
+def test_a_standby_on_the_new_primary_still_finds_the_rewind(script: _Script, revenue: int, *, rewound: bool) -> None:
     script.two.ledger.attach("a", (1, 1))
     script.earn(3)
     script.one.fold()
@@ -1331,7 +1327,7 @@ def test_a_standby_that_waits_for_the_lease_on_the_new_primary_still_finds_the_r
     assert (floor(script), known(script)) == (7, revenue)
 
 
-def test_a_standby_that_reads_lower_totals_says_so_once_and_holds_what_was_shown(script: _Script) -> None:
+def test_a_standby_holds_what_was_shown_above_lower_totals(script: _Script) -> None:
     script.earn(5)
     script.one.fold()
     follow(script)

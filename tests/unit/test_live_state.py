@@ -308,7 +308,7 @@ def test_a_gauge(case: Case) -> None:
     assert gauges_of(case.rows, case.activity)["manufacturing_" + case.metric] == gauge(case.expected)
 
 
-def test_every_gauge_but_the_margin_and_the_markets_is_in_the_table() -> None:
+def test_every_gauge_of_the_game_is_in_the_table() -> None:
     """The margin is a function of counters: see the series, for the markets and the players too."""
     named = {"manufacturing_" + case.metric for case in CASES if case.expected}
     elsewhere = {catalogue.MARGIN, catalogue.PLAYER_INFO, catalogue.PLAYER_LAST_EVENT, *catalogue.MARKET}
@@ -521,7 +521,7 @@ def test_a_pipeline_revived_after_the_snapshot_needs_another() -> None:
 
 
 @pytest.mark.parametrize("shown", [True, False], ids=["in the snapshot", "after the snapshot"])
-def test_a_pipeline_that_changes_during_a_snapshot_needs_another_only_if_it_is_not_in_it(shown: bool) -> None:
+def test_a_change_during_a_snapshot_needs_another_if_not_in_it(shown: bool) -> None:
     state = LiveState()
     state.start_recording()
     state.apply(event(pipeline("PLANNING"), pipeline(), number=5))
@@ -946,7 +946,7 @@ def test_dropped_events_are_corrected(actions: list[Action]) -> None:
 # ------------------------------------------------------------------------------------------------- activity --
 
 
-def test_a_memory_takes_the_last_completion_and_the_latest_sighting() -> None:
+def test_a_memory_takes_the_last_of_each() -> None:
     activity = RecentActivity()
     done = event(pipeline(), pipeline("COMPLETED", total_revenue=9, total_cost=2, completed_at=NOW), number=1, key="p")
     start = event(task("READY"), task("EXECUTING", assigned_ship="S", started_at=NOW - 5), number=2, at=NOW + 3)

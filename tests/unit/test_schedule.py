@@ -73,7 +73,7 @@ def test_the_first_steps_of_a_session(situation: Situation, steps: list[Step | N
     assert found == steps
 
 
-def test_a_long_snapshot_that_was_thrown_away_is_taken_again_at_once_if_nothing_is_shown() -> None:
+def test_a_discarded_snapshot_is_retaken_at_once_if_hidden() -> None:
     due = rested()
     due.snapshot_ends(NOW, duration=20.0)
     assert due.next_step(NOW, replace(ASKED, presentable=False)) is Step.SNAPSHOT
@@ -232,7 +232,7 @@ def test_after_an_empty_fold_requests_wait(
 
 
 @pytest.mark.parametrize(("took", "at"), [(0.0, INTERVAL), (0.1, INTERVAL), (1.0, 1.0 / TUNING.follow_share)])
-def test_a_standby_reads_the_totals_every_interval_and_more_rarely_if_that_takes_long(took: float, at: float) -> None:
+def test_a_standby_reads_totals_more_rarely_if_that_takes_long(took: float, at: float) -> None:
     due = rested()
     due.followed(NOW, took)
     due.heartbeat_begins(NOW + 1000)
@@ -290,7 +290,7 @@ def test_nothing_asks_for_a_fold_within_the_pause(ask: str) -> None:
     assert due.fold_due == NOW + 3.0
 
 
-def test_the_pause_delays_neither_a_switch_of_the_triggers_nor_what_a_fold_has_left() -> None:
+def test_the_pause_delays_no_switch_and_no_rest_of_a_fold() -> None:
     due = rested()
     due.fold_begins()
     due.fold_ends(NOW, settled=True, empty=False, poll_delay=INTERVAL, pause=3.0)

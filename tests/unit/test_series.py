@@ -482,7 +482,7 @@ def test_memory_is_bounded_whatever_the_database_holds() -> None:
     assert held["manufacturing_task_retry_total", ("other", "other")] > 0
 
 
-def test_zeros_come_before_gauges_and_both_are_dropped_and_counted() -> None:
+def test_zeros_come_before_gauges_and_both_are_dropped() -> None:
     rows = LiveRows({"p": pipeline()})
     whole = series_of(rows)
     zeros = 6 + 5 + 11 + 9
@@ -546,7 +546,7 @@ def test_a_live_row_or_an_event_brings_a_player_back(rows: LiveRows, latest: dic
     assert counted(series) == samples(TWO_PLAYERS)
 
 
-def test_a_finished_row_or_an_old_ship_does_not_bring_a_player_back() -> None:
+def test_finished_rows_and_old_ships_bring_no_player_back() -> None:
     rows = LiveRows(
         {"p": pipeline("FAILED")}, {"t": task("COMPLETED")}, {1: factory(pipeline_id="p")}, {(1, "S"): True}
     )
@@ -562,7 +562,7 @@ def test_a_player_of_whom_nothing_is_remembered_is_shown() -> None:
     [(None, True), (NOW - 9, True), (NOW - 8, True), (NOW - 7, False)],
     ids=["nothing was heard", "an event before", "an event at that moment", "an event since"],
 )
-def test_a_player_is_hidden_from_the_end_of_an_era_to_the_next_event(last_event: int | None, hidden: bool) -> None:
+def test_a_player_is_hidden_between_eras(last_event: int | None, hidden: bool) -> None:
     rows = LiveRows(
         {"p": pipeline(site="I52", materials=(("IRON", 5, 9),))},
         {"t": task("READY", ready_at=NOW - 5, units=0)},
@@ -601,7 +601,7 @@ def test_the_agent_is_shown_of_players_that_are_shown() -> None:
     assert lay_out(view, NOW).gauges["player_info"] == {("1", "A"): 1}
 
 
-def test_a_player_who_comes_back_is_shown_where_it_was_and_then_rises() -> None:
+def test_a_player_comes_back_where_it_was_and_then_rises() -> None:
     page = Presentation()
 
     def scrape(after: int, totals: str, *, silent: bool = False) -> dict[SampleKey, int]:
@@ -638,7 +638,7 @@ RISEN = """
 MORE = RISEN.replace("revenue_total 1 8", "revenue_total 1 9")
 
 
-def test_what_was_shown_of_a_silent_player_does_not_fall_when_it_comes_back() -> None:
+def test_a_silent_player_does_not_fall_when_it_comes_back() -> None:
     # An unconfirmed event was shown as 9, then its player fell silent, and the truth is 5.
     page, back = Presentation(), RecentActivity()
     page.present(view_of(None, TWO_PLAYERS.replace("revenue_total 1 5", "revenue_total 1 9"), back), NOW)
@@ -648,7 +648,7 @@ def test_what_was_shown_of_a_silent_player_does_not_fall_when_it_comes_back() ->
 
 
 @pytest.mark.parametrize("maximum", [1, 2, 15], ids=str)
-def test_sums_stay_exact_when_a_player_under_the_cap_falls_silent_or_comes_back(maximum: int) -> None:
+def test_sums_stay_exact_when_a_capped_player_goes_and_comes(maximum: int) -> None:
     totals = "task_retry_total 1 SELL 5 \n task_retry_total 2 SELL 7 \n task_retry_total 2 BUY 9"
     page = Presentation(maximum)
     for latest in ({}, LAST_WORD, {}):
@@ -732,7 +732,7 @@ def test_views_of_another_epoch_start_again() -> None:
     assert page.present(view_of(None, "revenue_total 1 4"), NOW).counters[catalogue.REVENUE.name] == {("1",): 4}
 
 
-def test_what_another_exporter_may_have_shown_is_a_floor_until_the_truth_has_caught_up() -> None:
+def test_what_another_exporter_may_have_shown_is_a_floor() -> None:
     page = Presentation()
     floor = samples("""
         revenue_total 1 50

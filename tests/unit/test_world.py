@@ -115,7 +115,7 @@ def test_a_ship_never_holds_two_tasks(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
-def test_a_ship_of_the_construction_daemon_works_on_one_task_at_a_time(seed: int) -> None:
+def test_a_construction_ship_works_on_one_task_at_a_time(seed: int) -> None:
     executions: dict[str, list[tuple[float, float]]] = {}
     for statement in committed_statements(FIVE_HOURS, seed, daemon="construction"):
         match statement:
@@ -171,7 +171,7 @@ def test_all_moves_are_legal_and_every_legal_move_appears(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
-def test_all_moves_of_the_construction_daemon_appear_and_no_others(seed: int) -> None:
+def test_construction_has_all_its_moves_and_no_others(seed: int) -> None:
     found = moves(committed_statements(FIVE_HOURS, seed, daemon="construction"))
 
     assert found == (LEGAL_CONSTRUCTION_TASK_MOVES, LEGAL_PIPELINE_MOVES)
@@ -216,7 +216,7 @@ def check_task(old: TaskRow, new: TaskRow) -> None:
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
-def test_the_construction_daemon_saves_only_outcomes_and_no_money(seed: int) -> None:
+def test_construction_saves_only_outcomes_and_no_money(seed: int) -> None:
     for statement in committed_statements(FIVE_HOURS, seed, daemon="construction"):
         assert not isinstance(statement, Assign)
         if not isinstance(statement, Insert | Save):
@@ -289,7 +289,7 @@ def test_every_type_and_every_special_case_appears() -> None:
 
 
 @pytest.mark.parametrize("index", range(3))
-def test_half_a_minute_at_the_default_speed_shows_every_kind_of_move(index: int) -> None:
+def test_half_a_minute_shows_every_kind_of_move(index: int) -> None:
     statements = list(committed_statements(HALF_A_MINUTE, index=index))
     names = set(map(name_move, statements))
     completed = {
@@ -305,7 +305,7 @@ def test_half_a_minute_at_the_default_speed_shows_every_kind_of_move(index: int)
 
 
 @pytest.mark.parametrize("index", range(3))
-def test_half_a_minute_shows_every_kind_of_move_of_the_construction_daemon(index: int) -> None:
+def test_half_a_minute_of_construction_shows_every_move(index: int) -> None:
     statements = list(committed_statements(HALF_A_MINUTE, index=index, daemon="construction"))
     completed = {
         statement.row.task_type
