@@ -4,6 +4,7 @@ Works on a connection of its own, one a reading, so that a large table delays no
 """
 
 from collections import Counter
+from contextlib import AsyncExitStack
 
 from psycopg import sql
 
@@ -20,7 +21,10 @@ async def read_market(conninfo: str, schema: str) -> Market:
     Raise `DatabaseError` where the table is missing, may not be read, or cannot be read in time.
     """
     with translated_errors():
-        async with await connect(conninfo) as connection:
+        connection = await connect(conninfo)
+        # Its own context manager would not close it if this is cancelled while it rolls back.
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(connection.close)
             found = await (await connection.execute(QUERY["market_columns"], {"schema": schema})).fetchall()
             columns = {name for (name,) in found}
             if not columns:
