@@ -147,8 +147,7 @@ def configure(home: Path, exporter: str, beside: str, **more: object) -> Path:
         "rule_files": ["rules/*.yml"],
         "scrape_configs": [{"job_name": daemon.JOB, "static_configs": [{"targets": [beside]}], **more}],
     }
-    added = yaml.safe_load(block("yaml", "job_name").replace(HOST, exporter))
-    configuration["scrape_configs"] += added["scrape_configs"]
+    configuration["scrape_configs"] += yaml.safe_load(block("yaml", "job_name").replace(HOST, exporter))
     (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration, sort_keys=False), encoding="utf-8")
     run(block("sh", "cp prometheus/rules"), home)
     [check] = [line for line in block("sh", "promtool").splitlines() if "promtool" in line]
