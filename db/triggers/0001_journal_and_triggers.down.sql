@@ -90,7 +90,8 @@ BEGIN
                 WHEN dependent_objects_still_exist THEN
                     RAISE NOTICE 'role % stays: it has other rights, or another database uses it', role;
                 WHEN insufficient_privilege THEN
-                    RAISE NOTICE 'role % stays: not allowed to drop it', role;
+                    RAISE NOTICE 'role % stays: % may not drop it; let an administrator run DROP ROLE %', role, current_user,
+                        quote_ident(role);
             END;
         END IF;
     END LOOP;
@@ -105,12 +106,17 @@ BEGIN
         EXECUTE format('DROP OWNED BY %I', owner);  -- its rights on the game's tables
         BEGIN
             EXECUTE format('DROP ROLE %I', owner);
-        EXCEPTION WHEN dependent_objects_still_exist THEN
-            RAISE NOTICE 'role % stays: another database uses it', owner;
+        EXCEPTION
+            WHEN dependent_objects_still_exist THEN
+                RAISE NOTICE 'role % stays: another database uses it', owner;
+            WHEN insufficient_privilege THEN  -- caught here, so that its rights are gone all the same
+                RAISE NOTICE 'role % stays: % may not drop it; let an administrator run DROP ROLE %', owner, current_user,
+                    quote_ident(owner);
         END;
     END IF;
 EXCEPTION WHEN insufficient_privilege THEN
-    RAISE NOTICE 'role % stays: not allowed to drop it', owner;
+    RAISE NOTICE 'role % stays: % may not take its rights; let an administrator run DROP OWNED BY %; DROP ROLE %', owner,
+        current_user, quote_ident(owner), quote_ident(owner);
 END
 $$;
 

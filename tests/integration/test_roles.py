@@ -572,6 +572,30 @@ async def test_installing_without_the_right_to_share_it(postgres: Postgres) -> N
             assert rights(connection) == before
 
 
+@pytest.mark.anyio
+async def test_a_role_that_stays_is_one_that_can_be_dropped(postgres: Postgres) -> None:
+    """An owner that has lost CREATEROLE since the installation cannot drop the roles, but takes their rights away."""
+    with postgres.make({"fsync": "off"}) as server:
+        superuser = server.dsn()
+        async with await psycopg.AsyncConnection.connect(superuser, autocommit=True) as making:
+            await create_tables(making)
+        with psycopg.connect(superuser, autocommit=True) as connection:
+            connection.execute("CREATE ROLE game LOGIN CREATEROLE")
+            hand_over(connection, "postgres", "game")
+            connection.execute("ALTER SCHEMA public OWNER TO game")
+            dsn = as_role(superuser, "game")
+            before = rights(connection)
+            migrate("up", "--dsn", dsn, "--create-role", "exporter")
+            owner = trigger_role(connection)
+            assert run_as(connection) == [owner]
+            connection.execute("ALTER ROLE game NOCREATEROLE")
+            printed = migrate("down", "--dsn", dsn)
+            assert rights(connection) == before
+            for role in ("exporter", owner):
+                assert f"let an administrator run DROP ROLE {role}" in printed
+                execute(connection, "DROP ROLE {role}", role=role)
+
+
 def test_who_could_not_remove_it_may_not_install_it(roles: Roles, database: Database) -> None:
     user = roles.make("user")
     with database.connect() as connection:
