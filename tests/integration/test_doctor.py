@@ -512,6 +512,9 @@ def test_idle_columns(installed: Database) -> None:
         add_player(connection)
         add_tasks(connection, 1000)
         connection.execute("UPDATE manufacturing_tasks SET assigned_ship = 'S-1', status = 'ASSIGNED' WHERE id = 't1'")
+        waiting = examined(installed.dsn)["idle"]
+        assert (waiting.verdict, "1,001 events wait in the journal" in waiting.message) == ("ok", True)
+        assert "unchanged" not in waiting.message
         with ExporterProcess(installed.dsn) as exporter:
             exporter.wait_ready()
     finding = examined(installed.dsn)["idle"]

@@ -565,6 +565,12 @@ def _check_unreadable(examination: _Examination) -> _Result:
 def _check_idle(examination: _Examination) -> _Result:
     # Some daemons of the game never fill certain columns. That is no fault, but it explains a metric that stays at 0.
     activity = inspection.read_activity(examination.working)
+    # The journal's events have moved no total yet.
+    waiting = inspection.read_journal(examination.working).events
+    if waiting:
+        wait = "events wait" if waiting != 1 else "event waits"
+        message = f"{waiting:,} {wait} in the journal, so it is too early to tell which columns the game never changes"
+        return _Result("ok", message)
     if activity.events < examination.limits.idle_events:
         return _Result("ok", f"{activity.events} events so far, too few to tell which columns the game never changes")
     idle = [
