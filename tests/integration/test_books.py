@@ -319,7 +319,7 @@ def test_the_command_says_what_was_proved(installed: Database) -> None:
         code, text = run_command("verify", "--dsn", installed.dsn)
         assert code == 0
         assert "✓ balanced: the recorded events explain every row and every total" in text
-        assert "manufacturing_tasks            5 live rows, 1 players, 1 live statuses" in text
+        assert "manufacturing_tasks            5 live rows, 1 player, 1 live status\n" in text
         disabled(connection)
     code, text = run_command("verify", "--dsn", installed.dsn)
     assert code == 1
@@ -334,6 +334,17 @@ def test_the_command_says_what_was_proved(installed: Database) -> None:
     code, text = run_command("verify", "--dsn", installed.dsn)
     assert code == 0
     assert "3 of manufacturing_tasks" in text
+
+
+def test_the_command_says_what_was_lost(installed: Database) -> None:
+    with installed.connect() as connection:
+        small_game(connection)
+        assert "lost" not in run_command("verify", "--dsn", installed.dsn)[1]
+        assert json.loads(run_command("verify", "--json", "--dsn", installed.dsn)[1])["lost"] == 0
+        connection.execute("SELECT nextval('mfg_notify.lost') FROM generate_series(1, 50)")
+    code, text = run_command("verify", "--dsn", installed.dsn)
+    assert (code, "lost                           50 changes" in text) == (0, True)
+    assert json.loads(run_command("verify", "--json", "--dsn", installed.dsn)[1])["lost"] == 50
 
 
 def test_the_command_refuses_a_database_without_triggers(database: Database) -> None:

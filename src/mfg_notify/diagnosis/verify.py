@@ -33,6 +33,8 @@ class Report:
     """The differences have been entered, so that the next check balances."""
     unrecorded: Mapping[str, int]
     """Rows by source that were changed without an event, as entered so far."""
+    lost: int
+    """Changes that the triggers have given up since the installation."""
 
     @property
     def balanced(self) -> bool:
@@ -73,7 +75,8 @@ async def _verify(conninfo: str, schema: str, on_progress: Callable[[int], None]
         accepted = accept and bool(found.differences or found.changed_totals)
         if accepted:
             unrecorded = await books.carry_forward(connection, None, found)
-        return Report(found, time.monotonic() - started, accepted, unrecorded)
+        lost = await books.count_lost(connection)
+        return Report(found, time.monotonic() - started, accepted, unrecorded, lost)
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -106,6 +109,7 @@ def to_json(report: Report) -> dict[str, Any]:
             for total in found.changed_totals
         ],
         "unrecorded": {TABLES[source]: n for source, n in sorted(report.unrecorded.items())},
+        "lost": report.lost,
         "accepted": report.accepted,
     }
 
@@ -125,15 +129,19 @@ def describe(report: Report) -> Iterator[str]:
     else:
         yield "[red]✗ not balanced[/]"
     for source, (rows, players, statuses) in _summaries(found):
-        kind = "supply levels" if source == "factory" else "live statuses"
-        what = "rows" if source == "factory" else "live rows"
-        yield f"  {TABLES[source]:<30} {rows:,} {what}, {players} players, {statuses} {kind}"
+        kind = ("supply level", "supply levels") if source == "factory" else ("live status", "live statuses")
+        what = ("row", "rows") if source == "factory" else ("live row", "live rows")
+        counts = (_count(rows, *what), _count(players, "player", "players"), _count(statuses, *kind))
+        yield f"  {TABLES[source]:<30} {', '.join(counts)}"
     yield f"  {'totals':<30} of {found.metrics} metrics"
     yield f"  {'journal':<30} {found.journal_events:,} events that are not folded yet"
     yield f"  {'snapshot':<30} {found.snapshot} at {found.read_at}, checked in {report.seconds:.2f} s"
     if any(report.unrecorded.values()):
         entered = ", ".join(f"{n:,} of {TABLES[source]}" for source, n in sorted(report.unrecorded.items()) if n)
         yield f"  {'entered since installation':<30} rows that were changed without an event: {entered}"
+    if report.lost:
+        given_up = _count(report.lost, "change", "changes")
+        yield f"  {'lost':<30} {given_up} that the triggers gave up: see losses in mfg-notify doctor"
     if found.differences:
         yield from _describe_rows(found.differences)
     if found.changed_totals:
@@ -142,6 +150,10 @@ def describe(report: Report) -> Iterator[str]:
         yield "[green]accepted[/]: the differences are entered, and the next check balances"
     elif not report.balanced:
         yield "  → to enter the differences, so that the next check balances: mfg-notify verify --accept"
+
+
+def _count(n: int, singular: str, plural: str) -> str:
+    return f"{n:,} {singular if n == 1 else plural}"
 
 
 def _describe_rows(differences: list[Difference]) -> Iterator[str]:

@@ -171,6 +171,13 @@ async def _read_books(
     )
 
 
+async def count_lost(connection: Connection) -> int:
+    """Return how many changes the triggers have given up since the installation."""
+    with translated_errors():
+        [(lost,)] = await (await connection.execute(QUERY["lost_changes"])).fetchall()
+    return int(lost)
+
+
 def sum_up(rows: Sequence[TupleRow]) -> Books:
     """Return the sum of entries as they are stored.
 

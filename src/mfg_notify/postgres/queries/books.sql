@@ -32,6 +32,10 @@ SELECT body FROM mfg_notify.entry ORDER BY id
 -- The sum of the totals of each metric, and whether one of them has stopped at the end of bigint.
 SELECT metric, sum(n)::text, bool_or(n IN (-9223372036854775808, 9223372036854775807)) FROM mfg_notify.total GROUP BY metric
 
+-- name: lost_changes
+-- How many changes the triggers have given up.
+SELECT CASE WHEN is_called THEN last_value + 1 ELSE 0 END FROM mfg_notify.lost
+
 -- name: journal_bodies
 -- What the journal holds above an id, oldest first: whether this version can read it, and the event.
 SELECT version = {version}, body FROM mfg_notify.event WHERE id > {after} ORDER BY id LIMIT {at_most}
