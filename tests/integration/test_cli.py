@@ -130,7 +130,7 @@ def test_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, text = run_command("run", "--web.listen-address", f"127.0.0.1:{taken.getsockname()[1]}")
     assert code == 1
-    assert "Address already in use" in text
+    assert "Address already in use; choose another with --web.listen-address or MFG_NOTIFY_WEB_LISTEN_ADDRESS" in text
 
 
 def test_missing_column_is_named_by_the_exporter(installed: Database) -> None:

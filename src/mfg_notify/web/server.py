@@ -77,7 +77,10 @@ def _bind(address: str) -> socket.socket:
             listening.listen(BACKLOG)
             stack.pop_all()
     except OSError as error:
-        raise UsageError(f"cannot listen on {address}: {error.strerror or error}") from error
+        other = ""
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            other = "; choose another with --web.listen-address or MFG_NOTIFY_WEB_LISTEN_ADDRESS"
+        raise UsageError(f"cannot listen on {address}: {error.strerror or error}{other}") from error
     except ValueError as error:  # a name that DNS cannot have, or one with the character 0
         raise UsageError(f"cannot listen on {address!r}: this cannot be the name of a host") from error
     return listening
