@@ -16,7 +16,9 @@ def write(*arguments: object) -> Result:
 
 def test_it_writes_the_shipped_rules(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "rules"
-    assert write(folder).output.count("wrote") == 2
+    printed = write(folder).output
+    assert printed.count("wrote") == 2
+    assert "the alerts link to docs/how-to/answer-an-alert.md#… until --runbook-url names" in printed
     assert {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()} == {
         name: alerts.read_rules(name) for name in alerts.NAMES
     }
@@ -24,7 +26,8 @@ def test_it_writes_the_shipped_rules(tmp_path: Path) -> None:
 
 
 def test_another_job_and_another_runbook(tmp_path: Path) -> None:
-    assert write(tmp_path, "--job", "game one", "--runbook-url", "https://wiki.example/runbook").exit_code == 0
+    written = write(tmp_path, "--job", "game one", "--runbook-url", "https://wiki.example/runbook")
+    assert (written.exit_code, "--runbook-url" in written.output) == (0, False)
     rules = [
         rule
         for name in alerts.NAMES

@@ -34,3 +34,7 @@ def rules_write(folder: Path, job: str, runbook_url: str, *, force: bool) -> Non
         print_line(f"[green]wrote[/] {escape(str(file))}")
     if not written:
         print_line(f"nothing to do: {escape(str(folder))} has them already")
+    if runbook_url == alerts.RUNBOOK:
+        print_line(
+            f"[yellow]note[/]: the alerts link to {alerts.RUNBOOK}#… until --runbook-url names where you publish it"
+        )
