@@ -72,7 +72,7 @@ def test_what_it_prints(installed: Database) -> None:
     result = CliRunner().invoke(main, ["doctor", "--dsn", installed.dsn], catch_exceptions=False)
     assert result.exit_code == 1
     assert (
-        "✗ triggers     mfg_notify_update on manufacturing_tasks is missing\n  → mfg-notify migrate up\n"
+        "✗ triggers     mfg_notify_update on manufacturing_tasks is missing\n  → mfg-notify migrate up, as postgres\n"
         in result.output
     )
     assert "! exporter     no exporter is active: events wait in the journal\n  → mfg-notify run\n" in result.output
@@ -83,7 +83,7 @@ def test_what_it_prints(installed: Database) -> None:
     assert [finding["check"] for finding in printed["findings"]] == EVERYTHING
     assert {
         "check": "triggers", "verdict": "failed", "message": "mfg_notify_update on manufacturing_tasks is missing",
-        "remedy": "mfg-notify migrate up",
+        "remedy": "mfg-notify migrate up, as postgres",
     } in printed["findings"]  # fmt: skip
     migrate_up(installed.dsn)
     printed = json.loads(CliRunner().invoke(main, ["doctor", "--json", "--dsn", installed.dsn]).output)

@@ -105,6 +105,11 @@ class _Examination:
     def role(self) -> str:
         return self.server.role
 
+    @property
+    def migrate(self) -> str:
+        """The command that mends an installation, and the role that may: the exporter's may not."""
+        return f"{MIGRATE}, as {inspection.read_installation_owner(self.working)}"
+
     @cached_property
     def settings(self) -> installation.Installation | None:
         return installation.read_settings(self.working)
@@ -339,16 +344,18 @@ def _check_version(examination: _Examination) -> _Result:
     if version > latest:
         return _Result("failed", f"the schema has version {version}, this mfg-notify knows {latest}", UPGRADE)
     if version < latest:
-        return _Result("failed", f"the schema has version {version}, this mfg-notify needs {latest}", MIGRATE)
+        return _Result(
+            "failed", f"the schema has version {version}, this mfg-notify needs {latest}", examination.migrate
+        )
     if not examination.settings.released:
         return _Result("failed", installation.UNRELEASED, installation.REINSTALL)
     missing, changed = installation.find_differences(examination.working)
     # The next check reports triggers.
     missing = [name for name in missing if not name.startswith("trigger ")]
     if missing:
-        return _Result("failed", f"missing in schema mfg_notify: {_list(missing)}", MIGRATE)
+        return _Result("failed", f"missing in schema mfg_notify: {_list(missing)}", examination.migrate)
     if changed:
-        return _Result("failed", f"not as version {version} installs it: {_list(changed)}", MIGRATE)
+        return _Result("failed", f"not as version {version} installs it: {_list(changed)}", examination.migrate)
     return _Result("ok", f"version {version} is installed, the newest")
 
 
@@ -356,10 +363,11 @@ def _check_columns(examination: _Examination) -> _Result:
     missing = installation.find_missing_columns(examination.working)
     if missing:
         optional = all("(optional" in column for column in missing)
-        remedy = MIGRATE if optional else "upgrade the bot: its own migrations add the columns"
+        remedy = examination.migrate if optional else "upgrade the bot: its own migrations add the columns"
         return _Result("failed", f"the game's tables lack what is needed: {_list(missing)}", remedy)
     if new := installation.find_new_columns(examination.working):
-        return _Result("warning", f"the game has columns that the triggers do not read yet: {_list(new)}", MIGRATE)
+        message = f"the game has columns that the triggers do not read yet: {_list(new)}"
+        return _Result("warning", message, examination.migrate)
     return _Result("ok", "the game's tables have every column that is needed")
 
 
@@ -379,7 +387,7 @@ def _check_triggers(examination: _Examination) -> _Result:
         if keys
     ]
     if problems:
-        return _Result("failed", "; ".join(problems), MIGRATE)
+        return _Result("failed", "; ".join(problems), examination.migrate)
     if replicas := inspection.find_replica_settings(examination.working):
         return _Result(
             "failed",

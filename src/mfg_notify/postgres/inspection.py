@@ -176,6 +176,12 @@ def find_excess_rights(connection: BlockingConnection, schema: str) -> ExcessRig
     return ExcessRights(superuser, tuple(of_players), tuple(writable))
 
 
+def read_installation_owner(connection: BlockingConnection) -> str:
+    """Return the role that has installed the schema mfg_notify, quoted."""
+    [(owner,)] = _ask(connection, "installation_owner")
+    return str(owner)
+
+
 def read_triggers(connection: BlockingConnection, schema: str) -> dict[tuple[str, str], bool]:
     """Return (table, name) → enabled for every trigger of mfg-notify."""
     return {(table, name): enabled for table, name, enabled in _ask(connection, "trigger_states", schema=schema)}

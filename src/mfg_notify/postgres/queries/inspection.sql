@@ -94,6 +94,10 @@ SELECT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
              WHERE has_table_privilege(oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
                 OR has_any_column_privilege(oid, 'INSERT, UPDATE') ORDER BY relname)
 
+-- name: installation_owner
+-- The role that has installed the schema mfg_notify, quoted.
+SELECT quote_ident(pg_get_userbyid(nspowner)) FROM pg_namespace WHERE nspname = 'mfg_notify'
+
 -- name: trigger_states
 -- Every trigger of mfg-notify, with its table and whether it is enabled: 'O' fires in ordinary sessions, 'A' always, 'R'
 -- only while replicated changes are applied.
