@@ -148,8 +148,9 @@ BEGIN
     END IF;
     -- A trigger may be made with less, but only the owner can take it away again.
     IF EXISTS (SELECT FROM pg_class c WHERE c.oid = ANY (game::regclass[]) AND NOT pg_has_role(c.relowner, 'USAGE')) THEN
-        RAISE EXCEPTION 'install as the role that owns the game''s tables; % does not', current_user
-            USING ERRCODE = 'insufficient_privilege';
+        RAISE EXCEPTION 'install as the role that owns the game''s tables, %; % does not',
+            (SELECT string_agg(DISTINCT quote_ident(pg_get_userbyid(c.relowner)), ', ') FROM pg_class c
+             WHERE c.oid = ANY (game::regclass[])), quote_ident(current_user) USING ERRCODE = 'insufficient_privilege';
     END IF;
 END
 $$;
@@ -813,7 +814,8 @@ BEGIN
         END LOOP;
         EXECUTE format('REVOKE CREATE ON SCHEMA mfg_notify FROM %I', owner);
     EXCEPTION WHEN insufficient_privilege THEN
-        RAISE WARNING 'the trigger functions run as %: %', current_user, SQLERRM;
+        RAISE WARNING 'the trigger functions run as %, and everything works; they have no role of their own: %',
+            current_user, SQLERRM;
         FOR function IN SELECT p.oid::regprocedure FROM pg_proc AS p
                         WHERE p.pronamespace = 'mfg_notify'::regnamespace AND p.proowner <> installer LOOP
             EXECUTE format('ALTER FUNCTION %s OWNER TO %I', function, current_user);
@@ -876,7 +878,7 @@ CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER TRUNCATE ON public.manufact
 
 -- The hash is that of this file without the hash itself. A released file never changes.
 UPDATE mfg_notify.settings SET
-    applied = applied || '{"1": "6672fad29c8272943dba788631a763bd99530d66e1bc08db510a92fa5d742733"}',
+    applied = applied || '{"1": "f95f6f032934c79efcc5b8f665ca72d3e667a791513c56a14c30416b95bee155"}',
     objects = mfg_notify.object_hashes();
 
 COMMIT;

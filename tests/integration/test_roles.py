@@ -1,6 +1,7 @@
 """Rights: the exporter's least-privilege role, and an installation by a role with few rights."""
 
 import secrets
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, LiteralString
@@ -14,12 +15,14 @@ from tests import truth
 from tests.conftest import Database, Postgres, Roles
 from tests.game_rows import add_player, add_ship, add_task, insert
 from tests.samples import value
-from tests.support import ExporterProcess, eventually, simulated_game
+from tests.support import ExporterProcess, eventually, run_command, simulated_game
 
 from mfg_notify.cli import main
 from mfg_notify.demo.game import create_tables, play
 from mfg_notify.demo.world import GameOptions
+from mfg_notify.diagnosis.doctor import examine
 from mfg_notify.postgres import migrations
+from mfg_notify.postgres.connection import quote_identifier
 from mfg_notify.postgres.queries import QUERY
 
 pytestmark = pytest.mark.slow
@@ -491,7 +494,8 @@ async def test_installing(roles: Roles, database: Database, kind: Installer) -> 
         if kind == "owner":
             result = CliRunner().invoke(main, ["migrate", "up", "--dsn", as_installer, "--create-role", exporter_role])
             assert result.exit_code == 1
-            assert "let an administrator run CREATE ROLE" in result.output
+            assert rights(connection) == before
+            assert f": CREATE ROLE {quote_identifier(exporter_role)} LOGIN\n" in result.output
             execute(connection, "CREATE ROLE {role} LOGIN", role=exporter_role)
         for _ in range(2):
             migrate("up", "--dsn", as_installer, "--create-role", exporter_role)
@@ -596,6 +600,50 @@ async def test_a_role_that_stays_is_one_that_can_be_dropped(postgres: Postgres) 
                 execute(connection, "DROP ROLE {role}", role=role)
 
 
+def test_what_an_administrator_has_to_grant_is_printed(roles: Roles, database: Database) -> None:
+    """In a hardened database an owner of tables may neither create a role nor let one in."""
+    owner, role = roles.make("game"), roles.name("exporter")
+    quoted = quote_identifier(role)
+    with database.connect() as connection:
+        hand_over(connection, database.name, owner)
+        execute(connection, "REVOKE CONNECT ON DATABASE {database} FROM PUBLIC", database=database.name)
+        execute(connection, "REVOKE ALL ON SCHEMA public FROM PUBLIC")
+        execute(connection, "GRANT CONNECT ON DATABASE {database} TO {owner}", database=database.name, owner=owner)
+        execute(connection, "GRANT USAGE ON SCHEMA public TO {owner}", owner=owner)
+        before = rights(connection)
+        up = ("migrate", "up", "--dsn", as_role(database.dsn, owner), "--create-role", role)
+        code, text = run_command(*up)
+        assert (code, rights(connection) == before) == (1, True)
+        statements = text.strip().rpartition(": ")[2]
+        assert statements == (
+            f"CREATE ROLE {quoted} LOGIN; GRANT CONNECT ON DATABASE {database.name} TO {quoted}; "
+            f"GRANT USAGE ON SCHEMA public TO {quoted}"
+        )
+        connection.execute(statements.encode())
+        code, text = run_command(*up)
+        assert (code, f"granted to role {quoted} what an exporter needs" in text) == (0, True)
+        assert run_command("doctor", "--dsn", as_role(database.dsn, role))[0] == 0
+
+
+def test_the_owner_is_named_to_others(roles: Roles, database: Database) -> None:
+    """Nobody is told to drop a schema that is in order."""
+    owner, rogue, exporter = roles.make("game"), roles.make("rogue"), roles.name("exporter")
+    with database.connect() as connection:
+        hand_over(connection, database.name, owner)
+        execute(connection, "GRANT CREATE ON DATABASE {database} TO {rogue}", database=database.name, rogue=rogue)
+        code, text = run_command("migrate", "up", "--dsn", as_role(database.dsn, rogue))
+        named = quote_identifier(owner)
+        assert (code, f"owns the game's tables, {named}; {quote_identifier(rogue)} does not" in text) == (1, True)
+        migrate("up", "--dsn", as_role(database.dsn, owner))
+        connection.execute("ALTER TABLE manufacturing_tasks DISABLE TRIGGER mfg_notify_update")
+        for dsn in (as_role(database.dsn, rogue), database.dsn):
+            for command in (("up",), ("up", "--create-role", exporter), ("down",)):
+                code, text = run_command("migrate", *command, "--dsn", dsn)
+                assert (code, f"migrate as {named}, not as" in text, "DROP SCHEMA" in text) == (1, True, False), text
+        [remedy] = [f.remedy for f in examine(database.dsn, "public", time.time) if f.check == "triggers"]
+        assert remedy == f"mfg-notify migrate up, as {named}"
+
+
 def test_who_could_not_remove_it_may_not_install_it(roles: Roles, database: Database) -> None:
     user = roles.make("user")
     with database.connect() as connection:
@@ -669,7 +717,8 @@ def test_a_planted_owner_of_the_trigger_functions_is_not_used(
             printed = migrate("up", "--dsn", database.dsn)
             [(installer,)] = connection.execute("SELECT current_user").fetchall()
             assert run_as(connection) == [installer]
-            assert f"the trigger functions run as {installer}: role {owner} has other members" in printed
+            assert f"the trigger functions run as {installer}, and everything works" in printed
+            assert f"role {owner} has other members" in printed
             with database.connect(user=attacker) as session:
                 execute(session, "SET ROLE {owner}", owner=owner)
                 assert allowed_of(("SELECT channel FROM mfg_notify.settings",), session) == []

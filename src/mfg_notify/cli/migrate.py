@@ -33,6 +33,9 @@ def migrate_up(dsn: str, game_schema: str, create_role: str | None) -> None:
     """Install or upgrade. Safe to repeat, also while the game and the exporter run."""
     conninfo = complete_conninfo(dsn, APPLICATION)
     with migrations.connect(conninfo, print_notice) as connection:
+        migrations.check_owner(connection, game_schema, unless_complete=create_role is None)
+        if create_role is not None:
+            migrations.check_role(connection, game_schema, create_role)
         before = installation.read_status(connection, game_schema)
         applied = migrations.up(connection, game_schema, print_waiting)
         status = installation.read_status(connection, game_schema)
@@ -70,6 +73,7 @@ def migrate_down(dsn: str, game_schema: str) -> None:
     """Remove everything that was installed, including the totals."""
     conninfo = complete_conninfo(dsn, APPLICATION)
     with migrations.connect(conninfo, print_notice) as connection:
+        migrations.check_owner(connection, game_schema)
         removed = migrations.down(connection, game_schema, print_waiting)
     print_line("[green]removed[/]" if removed else f"nothing to remove in {escape(describe(conninfo))}")
 

@@ -95,6 +95,37 @@ def connect(conninfo: str, on_notice: Callable[[str], None] | None = None) -> Bl
     return connection
 
 
+def check_owner(connection: BlockingConnection, schema: str, *, unless_complete: bool = False) -> None:
+    """Raise `AccessDenied` naming the owner if another role has installed what is there.
+
+    With `unless_complete` there may be nothing to do, which any role may be told. What does not look like an
+    installation is left to the migrations, which refuse it.
+    """
+    with translated_errors():
+        row = connection.execute(QUERY["foreign_owner"]).fetchone()
+    if row is None:
+        return
+    owner, role, readable = row
+    if readable:
+        status = read_status(connection, schema)
+        if status.installation is None or not status.installation.released or (unless_complete and status.complete):
+            return
+    raise AccessDenied(f"{owner} has installed mfg-notify in this database: migrate as {owner}, not as {role}")
+
+
+def check_role(connection: BlockingConnection, schema: str, name: str) -> None:
+    """Raise `AccessDenied` with the statements for an administrator if `create_role` could not do everything."""
+    render_role(name, schema)  # refuses an impossible name
+    with translated_errors():
+        rows = connection.execute(QUERY["statements_for_an_administrator"], {"role": name, "schema": schema}).fetchall()
+    if rows:
+        statements = "; ".join(statement for (statement,) in rows)
+        raise AccessDenied(
+            f"nothing was changed, because role {connection.info.user} may not do all that --create-role needs; let an "
+            f"administrator run this in database {connection.info.dbname}, then repeat the command: {statements}"
+        )
+
+
 def up(connection: BlockingConnection, schema: str, on_wait: Callable[[str], None]) -> list[Migration]:
     """Install what is missing and return it; an empty list if nothing is. The connection is in autocommit mode.
 

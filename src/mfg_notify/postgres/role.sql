@@ -122,8 +122,9 @@ BEGIN
     END LOOP;
     IF NOT has_schema_privilege(role, game, 'USAGE')
        OR NOT has_database_privilege(role, current_database(), 'CONNECT') THEN
-        RAISE EXCEPTION '% may not grant USAGE on schema % or CONNECT on database %: let their owners do it, then'
-            ' repeat this', current_user, game, current_database() USING ERRCODE = 'insufficient_privilege';
+        RAISE EXCEPTION '% may not let the role in: let an administrator run GRANT CONNECT ON DATABASE % TO %;'
+            ' GRANT USAGE ON SCHEMA % TO %; then repeat this', current_user, quote_ident(current_database()),
+            quote_ident(role), quote_ident(game), quote_ident(role) USING ERRCODE = 'insufficient_privilege';
     END IF;
     IF EXISTS (SELECT FROM pg_attribute AS a
                WHERE a.attrelid = to_regclass(format('%I.players', game)) AND a.attnum > 0 AND NOT a.attisdropped
