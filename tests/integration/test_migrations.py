@@ -201,7 +201,11 @@ def test_dropped_trigger_comes_back(database: Database) -> None:
         connection.execute("DROP TRIGGER mfg_notify_update ON manufacturing_tasks")
         connection.execute("ALTER TABLE manufacturing_pipelines DISABLE TRIGGER mfg_notify_insert")
         assert not read_status(connection, "public").complete
-        migrations.up(connection, "public", print)
+        assert migrate("up", "--dsn", database.dsn).splitlines() == [
+            "repaired trigger mfg_notify_update on manufacturing_tasks",
+            "enabled the triggers of manufacturing_pipelines",
+            "the totals continue",
+        ]
         assert objects(connection) == installed
 
 
@@ -212,7 +216,11 @@ def test_what_the_documents_say_turns_the_triggers_off_and_on(database: Database
         migrations.up(connection, "public", print)
         connection.execute(said.encode())
         assert set(read_status(connection, "public").triggers.values()) == {0}
-        migrations.up(connection, "public", print)
+        printed = migrate("up", "--dsn", database.dsn)
+        assert printed.splitlines() == [
+            "enabled the triggers of manufacturing_factory_states, manufacturing_pipelines, manufacturing_tasks",
+            "the totals continue",
+        ]
         assert read_status(connection, "public").complete
 
 
@@ -239,6 +247,7 @@ def test_what_was_changed_is_named_and_repaired(database: Database) -> None:
         assert all(name in result.output for name in changed)
         printed = migrate("up", "--dsn", database.dsn)
         assert all(f"repaired {name}" in printed for name in changed)
+        assert "applied" not in printed
         assert objects(connection) == fresh
         assert "nothing to do" in migrate("up", "--dsn", database.dsn)
 

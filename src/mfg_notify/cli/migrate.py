@@ -1,6 +1,7 @@
 """`mfg-notify migrate`: installs, removes, reports and prints the triggers, and creates the exporter's role."""
 
 import sys
+from collections import Counter
 
 import click
 from rich.markup import escape
@@ -39,12 +40,17 @@ def migrate_up(dsn: str, game_schema: str, create_role: str | None) -> None:
         before = installation.read_status(connection, game_schema)
         applied = migrations.up(connection, game_schema, print_waiting)
         status = installation.read_status(connection, game_schema)
-    for migration in applied:
+    upgraded = before.version != status.version
+    for migration in applied if upgraded else ():
         print_line(f"[green]applied[/] {migration.number:04d}_{migration.name}")
     for name in (*before.missing, *before.changed):
         print_line(f"[green]repaired[/] {escape(name)}")
     for column in before.new_columns:
         print_line(f"[green]reads now[/] {escape(column)}")
+    if disabled := _tables_with_disabled_triggers(before):
+        print_line(f"[green]enabled[/] the triggers of {', '.join(disabled)}")
+    if applied and not upgraded and not any(name.startswith(("table ", "sequence ")) for name in before.missing):
+        print_line("the totals continue")
     if not applied:
         print_line(f"nothing to do: {escape(describe(conninfo))} has version {status.version}")
     if status.installation is not None and not status.installation.notify:
@@ -54,6 +60,18 @@ def migrate_up(dsn: str, game_schema: str, create_role: str | None) -> None:
         )
     if create_role is not None:
         _create_role(conninfo, game_schema, create_role)
+
+
+def _tables_with_disabled_triggers(before: installation.Status) -> list[str]:
+    """Return the game's tables that have more triggers than enabled ones; none before the installation."""
+    if before.version is None:
+        return []
+    missing = Counter(name.rpartition(" on ")[2] for name in before.missing if name.startswith("trigger "))
+    return [
+        table
+        for table, enabled in sorted(before.triggers.items())
+        if enabled + missing[table] < installation.TRIGGERS_PER_TABLE
+    ]
 
 
 def _create_role(conninfo: str, game_schema: str, role: str) -> None:
