@@ -20,8 +20,8 @@ SELECT (SELECT system_identifier FROM pg_control_system()),
        (SELECT oid::bigint FROM pg_database WHERE datname = current_database())
 
 -- name: server_process
--- What no other server process has.
-SELECT (SELECT system_identifier FROM pg_control_system()), pg_postmaster_start_time()
+-- What no other server process has. The client cannot read a timestamp in every DateStyle.
+SELECT (SELECT system_identifier FROM pg_control_system()), date_part('epoch', pg_postmaster_start_time())
 
 -- name: can_compare
 -- Whether the function exists that hashes the installed objects.
