@@ -670,6 +670,11 @@ PLANTED: tuple[LiteralString, ...] = (
        CREATE FUNCTION mfg_notify.attack() RETURNS trigger LANGUAGE plpgsql AS
            $$ BEGIN EXECUTE 'CREATE TABLE public.attacked ()'; RETURN NEW; END $$;
        CREATE TRIGGER attack BEFORE INSERT ON mfg_notify.granted FOR EACH ROW EXECUTE FUNCTION mfg_notify.attack()""",
+    """CREATE SCHEMA mfg_notify;
+       CREATE FUNCTION mfg_notify.object_hashes() RETURNS jsonb LANGUAGE plpgsql AS
+           $$ BEGIN EXECUTE 'CREATE TABLE public.attacked ()'; RETURN '{}'; END $$;
+       CREATE TABLE mfg_notify.settings AS
+           SELECT 2 AS version, 'c' AS channel, true AS notify, '{}'::jsonb AS applied, '{}'::jsonb AS objects""",
 )
 
 
@@ -687,6 +692,9 @@ def test_a_planted_schema_is_refused(roles: Roles, database: Database, planted: 
             assert result.exit_code == 1
             assert f"belongs to role {attacker}" in result.output.replace("\n", " ")
             assert "DROP SCHEMA mfg_notify CASCADE" in result.output.replace("\n", " ")
+        CliRunner().invoke(main, ["migrate", "status", "--dsn", database.dsn])
+        [found] = [finding for finding in examine(database.dsn, "public", time.time) if finding.check == "installation"]
+        assert (found.verdict, "belongs to a role" in found.message) == ("failed", True)
         with pytest.raises(errors.InsufficientPrivilege, match="belongs to role"):
             connection.execute(migrations.render_role(role, "public").encode())
         connection.execute("ROLLBACK")

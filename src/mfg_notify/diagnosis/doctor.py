@@ -301,6 +301,12 @@ def _check_game(examination: _Examination) -> _Result:
 
 
 def _check_installation(examination: _Examination) -> _Result:
+    if not installation.is_ours(examination.working, examination.schema):
+        return _Result(
+            "failed",
+            "the schema mfg_notify belongs to a role that does not own the game's tables",
+            "find out who has made it; if nobody misses it, DROP SCHEMA mfg_notify CASCADE, then mfg-notify migrate up",
+        )
     if not installation.is_installed(examination.working):
         return _Result("failed", "the triggers and their journal are not installed in this database", MIGRATE)
     return _Result("ok", "the schema mfg_notify is installed")

@@ -165,7 +165,7 @@ def read_status(connection: BlockingConnection, schema: str) -> Status:
     """Return what is installed and what is missing; the game's tables are in `schema`."""
     with translated_errors():
         counted: list[tuple[str, int]] = connection.execute(QUERY["triggers"], {"schema": schema}).fetchall()
-    if not is_installed(connection):
+    if not is_installed(connection) or not is_ours(connection, schema):
         return Status(None, dict(counted))
     settings = read_settings(connection)
     if settings is None or settings.applied is None:
@@ -181,6 +181,12 @@ def is_installed(connection: BlockingConnection) -> bool:
     """Return whether the schema mfg_notify is installed. Needs no right on it."""
     with translated_errors():
         return connection.execute(QUERY["is_installed"]).fetchone() == (True,)
+
+
+def is_ours(connection: BlockingConnection, schema: str) -> bool:
+    """Return whether nobody can have planted the schema mfg_notify; the game's tables are in `schema`."""
+    with translated_errors():
+        return connection.execute(QUERY["is_ours"], {"schema": schema}).fetchone() == (True,)
 
 
 def read_settings(connection: BlockingConnection) -> Installation | None:
