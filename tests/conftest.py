@@ -45,6 +45,18 @@ MEMORY = Path("/dev/shm")  # noqa: S108
 (ext4 without a journal avoids inodes that were freed in the last seconds) and 20 ms here."""
 MEMORY_NEEDED = 6 << 30
 """Bytes that must be free in memory. A server needs up to 1.5 GiB, most of it WAL, and several run at once."""
+EXTENDED = frozenset(
+    f"tests/{module}.py"
+    for module in (
+        *("e2e/test_board", "e2e/test_dead_exporter", "e2e/test_exemplars", "e2e/test_existing_stack"),
+        *("e2e/test_game_alerts", "e2e/test_history", "e2e/test_two_games", "fuzz/test_fuzz"),
+        *("integration/test_daemons", "integration/test_old_snapshots", "integration/test_other_worlds"),
+        *("integration/test_restore", "integration/test_rewinds", "integration/test_secrets"),
+        *("integration/test_stalled_reader", "integration/test_stopping"),
+    )
+)
+"""Modules in which most tests start servers, browsers or many processes, or wait for time-outs: half the time of the
+suite. `make test` leaves them out; `make test-all` and the matrix run them."""
 NAME_MAXIMUM = 60
 """Characters of the name of a test, without its parameters."""
 
@@ -72,13 +84,15 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that needs a server of the version under test. Refuse names that do not fit on a line."""
+    """Mark tests that need a server of the version under test, and slow modules. Refuse names that are too long."""
     for item in items:
         if isinstance(item, pytest.Function) and len(item.originalname) > NAME_MAXIMUM:
             msg = f"{item.originalname} is longer than {NAME_MAXIMUM} characters"
             raise pytest.UsageError(msg)
         if isinstance(item, pytest.Function) and {"server", "postgres"} & set(item.fixturenames):
             item.add_marker("database")
+        if item.nodeid.partition("::")[0] in EXTENDED:
+            item.add_marker("extended")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

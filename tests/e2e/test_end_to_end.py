@@ -52,6 +52,7 @@ def panel(title: str, dashboard: str = "manufacturing.json") -> list[Query]:
 
 NEVER_TRUE_HERE = {
     "MfgNotifyReconcileStale": "needs ten minutes without a reading; is true for a moment at a start",
+    "MfgNotifyEventsUnconfirmed": "needs a crash of the server that loses commits, or forged notifications",
     "MfgNotifyQueueFilling": "needs 50 MB of unread notifications; the faults do that",
     "MfgNotifySnapshotHeldOpen": "needs a snapshot that is held for an hour",
     "ManufacturingBotSilent": "needs half an hour without an event",

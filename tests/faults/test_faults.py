@@ -27,10 +27,25 @@ LONG = {
     "stall: nothing is relayed, the connection stays open",
 }
 """Take longest even in their short form, and nothing in them depends on the version of PostgreSQL."""
-assert not LONG - FAULTS.keys()
-EACH = [
-    pytest.param(fault, id=fault.name, marks=[pytest.mark.thorough] if fault.name in LONG else []) for fault in SELECTED
-]
+USUAL = {
+    "DDL by the game",
+    "backends terminated",
+    "database crash",
+    "exporter killed",
+    "hostile NOTIFY",
+    "standby takes over after a kill",
+    "triggers disabled, replica role, data-only restore",
+}
+"""Those that `make test` runs, too."""
+assert not (LONG | USUAL) - FAULTS.keys()
+
+
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    """Return the marks of a fault."""
+    return [pytest.mark.thorough] if name in LONG else [] if name in USUAL else [pytest.mark.extended]
+
+
+EACH = [pytest.param(fault, id=fault.name, marks=marks(fault.name)) for fault in SELECTED]
 
 
 @pytest.mark.parametrize("fault", EACH)

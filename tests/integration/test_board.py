@@ -350,6 +350,7 @@ def test_no_secret_on_the_stream(installed: Database) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_database_that_hangs_holds_up_no_viewer(installed: Database) -> None:
     with installed.connect() as connection, ExporterProcess(installed.dsn) as exporter, watching(exporter) as viewer:
         viewer.until(lambda snapshot: snapshot["state"] == "live")

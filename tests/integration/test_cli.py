@@ -78,6 +78,7 @@ def test_what_the_dsn_says_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_errors_say_what_to_do(database: Database) -> None:
     code, text = run_command("migrate", "up", "--dsn", database.dsn, "--game-schema", "nowhere")
     assert (code, "nowhere.manufacturing_tasks (the table is missing)" in text) == (1, True)
@@ -195,6 +196,7 @@ def test_simulate_refuses_a_game_that_it_did_not_create(installed: Database, dat
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_demo_shows_every_specified_metric_and_cleans_up() -> None:
     options = ("--web.listen-address", "127.0.0.1:0", "--speed", "60", "--players", "1")
     command = [sys.executable, "-m", "mfg_notify", "demo", *options]

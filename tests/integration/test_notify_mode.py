@@ -211,6 +211,7 @@ async def test_a_standby_does_not_switch_the_triggers(installed: Database) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 async def test_exact_while_the_notify_mode_changes(installed: Database) -> None:
     modes: list[bool] = []
     with installed.connect() as connection:
