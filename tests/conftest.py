@@ -50,9 +50,10 @@ EXTENDED = frozenset(
     for module in (
         *("e2e/test_board", "e2e/test_dead_exporter", "e2e/test_exemplars", "e2e/test_existing_stack"),
         *("e2e/test_game_alerts", "e2e/test_history", "e2e/test_two_games", "fuzz/test_fuzz"),
-        *("integration/test_daemons", "integration/test_old_snapshots", "integration/test_other_worlds"),
+        *("integration/test_daemons", "integration/test_game", "integration/test_history"),
+        *("integration/test_old_snapshots", "integration/test_other_worlds"),
         *("integration/test_restore", "integration/test_rewinds", "integration/test_secrets"),
-        *("integration/test_stalled_reader", "integration/test_stopping"),
+        *("integration/test_stalled_reader", "integration/test_stopping", "unit/test_world"),
     )
 )
 """Modules in which most tests start servers, browsers or many processes, or wait for time-outs: half the time of the
