@@ -23,6 +23,7 @@ from mfg_notify.postgres.lease import LEASE_LOST
 from mfg_notify.postgres.queries import QUERY
 from mfg_notify.postgres.snapshot import game_tables
 
+NO_ENTRY = Entry()
 ROWS_AT_A_TIME = 10_000
 """Events of the journal that are in memory at a time."""
 
@@ -214,7 +215,7 @@ def _enter_body(balance: Balance, body: str) -> None:
 
 def encode(entry: Entry) -> str | None:
     """Return an entry as it is stored; None if it enters nothing."""
-    return msgspec.json.encode(entry).decode() if entry != Entry() else None
+    return msgspec.json.encode(entry).decode() if entry != NO_ENTRY else None
 
 
 async def carry_forward(connection: Connection, holder: str | None, found: Reading | None = None) -> Mapping[str, int]:

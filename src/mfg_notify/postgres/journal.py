@@ -4,7 +4,6 @@ Owns what makes a number exact: an event leaves the journal and enters the total
 adds is decided in `core.rules`.
 """
 
-from collections import Counter
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -155,9 +154,9 @@ async def _save(connection: Connection, settlement: Settlement) -> None:
     # In order of events, because new label sets are numbered by it. Folds do not overlap, so this cannot deadlock.
     metrics = [metric for metric, _ in settlement.increments]
     added = [limited(n) for n in settlement.increments.values()]
-    sums: Counter[str] = Counter()
+    sums: dict[str, int] = {}
     for metric, n in zip(metrics, added, strict=True):
-        sums[metric] += n
+        sums[metric] = sums.get(metric, 0) + n
     balance = settlement.balance
     entry = books.encode(
         Entry(tuple(sorted(balance.truncated)), balance.rows(), {metric: limited(n) for metric, n in sums.items()})
