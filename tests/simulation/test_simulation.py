@@ -47,7 +47,6 @@ def test_a_seed_repeats_a_run() -> None:
     assert worlds[0].database.state == worlds[1].database.state
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("mutation", found)
 def test_a_rule_that_is_taken_out_is_missed(mutation: Mutation) -> None:
     assert not violation(mutation.seed, mutation.faults)
@@ -55,7 +54,6 @@ def test_a_rule_that_is_taken_out_is_missed(mutation: Mutation) -> None:
         assert any(violation(seed, mutation.faults) for seed in (mutation.seed, *range(ATTEMPTS)))
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("mutation", covered)
 def test_another_rule_covers_for_it(mutation: Mutation) -> None:
     with mutation.applied():
