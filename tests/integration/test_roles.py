@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from psycopg import errors, sql
 from psycopg.conninfo import make_conninfo
 from tests import truth
-from tests.conftest import Database, Postgres, Roles
+from tests.conftest import Database, Postgres, Roles, create_game_tables
 from tests.game_rows import add_player, add_ship, add_task, insert
 from tests.samples import value
 from tests.support import ExporterProcess, eventually, run_command, simulated_game
@@ -576,13 +576,11 @@ async def test_installing_without_the_right_to_share_it(postgres: Postgres) -> N
             assert rights(connection) == before
 
 
-@pytest.mark.anyio
-async def test_a_role_that_stays_is_one_that_can_be_dropped(postgres: Postgres) -> None:
+def test_a_role_that_stays_is_one_that_can_be_dropped(postgres: Postgres) -> None:
     """An owner that has lost CREATEROLE since the installation cannot drop the roles, but takes their rights away."""
     with postgres.make({"fsync": "off"}) as server:
         superuser = server.dsn()
-        async with await psycopg.AsyncConnection.connect(superuser, autocommit=True) as making:
-            await create_tables(making)
+        create_game_tables(superuser)
         with psycopg.connect(superuser, autocommit=True) as connection:
             connection.execute("CREATE ROLE game LOGIN CREATEROLE")
             hand_over(connection, "postgres", "game")

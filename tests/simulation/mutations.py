@@ -155,7 +155,7 @@ MUTATIONS = (
     ),
     Mutation(
         "generations of another server or timeline continue none",
-        Counters, "distrust", "self._continuous = False", "pass", ("fail over", "hand over"),
+        Counters, "expect_gap", "self._continuous = False", "pass", ("fail over", "hand over"),
         why_not_found="takes a promotion that loses exactly as many folds as others make; test_ledger.py has it",
     ),
     Mutation(

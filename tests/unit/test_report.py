@@ -1,4 +1,4 @@
-"""The tables of the benchmark report: whoever divides two figures gets the ratio that is printed beside them."""
+"""The tables of the benchmark report: anyone who divides two figures gets the ratio that is printed beside them."""
 
 import re
 

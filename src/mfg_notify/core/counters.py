@@ -129,8 +129,8 @@ class Counters:
         self._mismatched = 0
         self._heard_after = None
 
-    def distrust(self) -> None:
-        """Trust no generation to continue those that are known: another server may have handed them out."""
+    def expect_gap(self) -> None:
+        """Read the totals before the next fold counts: another server may have handed out the next generations."""
         self._continuous = False
 
     # ---------------------------------------------------------------------------------------------- standing by --

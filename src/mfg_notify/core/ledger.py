@@ -180,7 +180,7 @@ class Ledger:
         self._reinstalled = self._reinstalled or self._installation not in (None, installation)
         self._installation = installation
         if self._place not in (None, place):
-            self._counters.distrust()
+            self._counters.expect_gap()
             self._expect()
         self._place = place
 

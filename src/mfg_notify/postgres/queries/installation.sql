@@ -7,8 +7,8 @@ SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamesp
 
 -- name: is_ours
 -- Tell whether the schema mfg_notify belongs to somebody who may have installed it: this role, a superuser, or the owner
--- of the game's tables. Whoever may create a schema can plant one, and its views and functions would run with the rights
--- of this session.
+-- of the game's tables. Anyone with CREATE on the database could make a schema of this name, and its views and functions
+-- would run with the rights of this session.
 SELECT NOT EXISTS (
     SELECT FROM pg_namespace AS n JOIN pg_roles AS r ON r.oid = n.nspowner
     WHERE n.nspname = 'mfg_notify' AND NOT r.rolsuper AND r.rolname <> current_user AND NOT EXISTS (
