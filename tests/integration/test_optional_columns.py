@@ -241,6 +241,30 @@ def test_columns_that_come_later_are_picked_up(roles: Roles, database: Database)
             assert "denied" not in exporter.read_log()
 
 
+def test_a_right_is_granted_before_the_triggers_need_it(roles: Roles, database: Database) -> None:
+    role = roles.name("exporter")
+    with database.connect() as game:
+        game.execute(WITHOUT)
+        migrations.up(game, "public", print)
+        migrations.create_role(game, "public", role, print)
+        game.execute("ALTER TABLE manufacturing_pipelines ADD materials jsonb")
+        game.execute("CREATE TABLE seen (reads boolean, may boolean)")
+        # A running exporter may ask after each statement that the migration executes.
+        game.execute(
+            sql.SQL(
+                """CREATE FUNCTION look() RETURNS event_trigger LANGUAGE plpgsql AS $$
+                   BEGIN INSERT INTO public.seen
+                       VALUES ('pipeline.materials' = ANY (mfg_notify.optional_columns()), has_column_privilege(
+                           {role}, 'public.manufacturing_pipelines', 'materials', 'SELECT')); END $$"""
+            ).format(role=sql.Literal(role))
+        )
+        game.execute("CREATE EVENT TRIGGER look ON ddl_command_end EXECUTE FUNCTION look()")
+        migrations.up(game, "public", print)
+        seen = game.execute("SELECT DISTINCT reads, may FROM seen").fetchall()
+        assert (True, True) in seen
+        assert (True, False) not in seen
+
+
 def test_a_column_that_goes_is_named(installed: Database) -> None:
     with installed.connect() as game:
         add_player(game)

@@ -149,11 +149,13 @@ def up(connection: BlockingConnection, schema: str, on_wait: Callable[[str], Non
         return []
     installed = status.version if status.intact and status.version is not None else 0
     pending = [migration for migration in migrations() if migration.number > installed]
+    # The roles made before may need more now. They need a right on a new column before the triggers read the column:
+    # otherwise a running exporter is refused for a moment.
+    if status.new_columns:
+        _grant_again(connection, schema, on_wait)
     for migration in pending:
         _apply(connection, render(migration.up, schema), on_wait)
-    # The roles made before may need more now, for example on a column that the game did not have.
-    for role in _granted_roles(connection):
-        _apply(connection, render_role(role, schema), on_wait)
+    _grant_again(connection, schema, on_wait)
     return pending
 
 
@@ -176,11 +178,13 @@ def create_role(connection: BlockingConnection, schema: str, name: str, on_wait:
     return not existed
 
 
-def _granted_roles(connection: BlockingConnection) -> list[str]:
+def _grant_again(connection: BlockingConnection, schema: str, on_wait: Callable[[str], None]) -> None:
     with translated_errors():
         if connection.execute(QUERY["has_granted_roles"]).fetchone() != (True,):
-            return []
-        return [role for (role,) in connection.execute(QUERY["granted_roles"]).fetchall()]
+            return
+        roles = [role for (role,) in connection.execute(QUERY["granted_roles"]).fetchall()]
+    for role in roles:
+        _apply(connection, render_role(role, schema), on_wait)
 
 
 def _apply(connection: BlockingConnection, text: str, on_wait: Callable[[str], None]) -> None:
