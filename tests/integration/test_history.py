@@ -134,7 +134,7 @@ def test_the_role_of_the_exporter_may_run_it(exporter_dsn: str, installed: Datab
 
 def test_no_lock_outlives_the_query(database: Database) -> None:
     install(database)
-    with database.connect() as connection, history.connect(database.dsn) as reading:
+    with database.connect() as connection, history.connect(database.dsn, "public") as reading:
         past = history.read_past(reading, "public")
         assert past.first is not None
         pipelines, tasks = history.read_rows(reading, "public", past.first, past.installed_at, past.installed_at)

@@ -36,7 +36,7 @@ def test_a_released_migration_never_changes() -> None:
 async def test_an_installation_that_fits(installed: Database) -> None:
     async with await connect(installed.dsn) as connection:
         found = await check_installation(connection, "public")
-        assert found == await read_installation(connection)
+        assert found == await read_installation(connection, "public")
         assert found.version == SCHEMA_VERSION
         assert found.notify
         assert found.backend_pid == connection.info.backend_pid
@@ -80,7 +80,7 @@ async def test_another_version_can_be_read(installed: Database) -> None:
     with installed.connect() as other:
         other.execute("UPDATE mfg_notify.settings SET version = 99")
         async with await connect(installed.dsn) as connection:
-            assert (await read_installation(connection)).version == 99
+            assert (await read_installation(connection, "public")).version == 99
         status = read_status(other, "public")
         assert status.version == 99
         assert status.intact

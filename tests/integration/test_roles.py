@@ -4,6 +4,7 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, LiteralString
 
 import psycopg
@@ -701,6 +702,48 @@ def test_a_planted_schema_is_refused(roles: Roles, database: Database, planted: 
         connection.execute("DROP SCHEMA mfg_notify CASCADE")
         migrate("up", "--dsn", database.dsn)
         migrate("down", "--dsn", database.dsn)
+
+
+PLANTED_VIEW: LiteralString = """
+    CREATE SCHEMA mfg_notify;
+    CREATE FUNCTION mfg_notify.attack() RETURNS integer LANGUAGE plpgsql AS
+        $$ BEGIN EXECUTE 'CREATE TABLE public.attacked ()'; RETURN 2; END $$;
+    CREATE VIEW mfg_notify.settings AS SELECT mfg_notify.attack() AS version, 'c' AS channel, true AS notify,
+                                              '{}'::jsonb AS applied, '{}'::jsonb AS objects
+"""
+
+
+def test_nobody_reads_a_planted_schema(roles: Roles, database: Database, tmp_path: Path) -> None:
+    attacker = roles.make("attacker")
+    with database.connect() as connection:
+        execute(connection, "GRANT CREATE ON DATABASE {database} TO {role}", database=database.name, role=attacker)
+        with database.connect(user=attacker) as session:
+            session.execute(PLANTED_VIEW)
+        for arguments in (["verify"], ["tail"], ["backfill", "--output", str(tmp_path / "past")]):
+            code, said = run_command(*arguments, "--dsn", database.dsn)
+            assert (code, "belongs to a role that does not own" in said) == (1, True), said
+        with ExporterProcess(database.dsn) as exporter:
+            eventually(exporter.read_log, lambda log: "belongs to a role that does not own" in log)
+        assert connection.execute("SELECT to_regclass('public.attacked')").fetchone() == (None,)
+
+
+def test_a_member_of_the_owner_may_install_it(roles: Roles, database: Database) -> None:
+    owner, member, reader = roles.make("owner"), roles.make("member", "CREATEROLE"), roles.name("reader")
+    with database.connect() as connection:
+        for table in ("manufacturing_pipelines", "manufacturing_tasks", "manufacturing_factory_states"):
+            execute(connection, "ALTER TABLE {table} OWNER TO {owner}", table=table, owner=owner)
+        for statement in (
+            "GRANT {owner} TO {member}",
+            "GRANT CREATE ON DATABASE {database} TO {member}",
+            "GRANT SELECT ON ALL TABLES IN SCHEMA public TO {member} WITH GRANT OPTION",
+        ):
+            execute(connection, statement, database=database.name, owner=owner, member=member)
+    migrate("up", "--dsn", as_role(database.dsn, member), "--create-role", reader)
+    exporter_dsn = as_role(database.dsn, reader)
+    [found] = [finding for finding in examine(exporter_dsn, "public", time.time) if finding.check == "installation"]
+    assert found.verdict == "ok", found
+    with ExporterProcess(exporter_dsn) as exporter:
+        exporter.wait_ready()
 
 
 @pytest.mark.parametrize("comment", [False, True])

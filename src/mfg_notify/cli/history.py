@@ -125,7 +125,7 @@ def backfill(
         raise UsageError(f"{output} exists; name another file with --output, or replace it with --force")
     if missing := {"job", "instance"} - dict(more).keys():
         _say(f"without --label {' and '.join(sorted(missing))} these will be other series than those of a scrape")
-    with history.connect(complete_conninfo(dsn, "mfg-notify backfill")) as connection:
+    with history.connect(complete_conninfo(dsn, "mfg-notify backfill"), game_schema) as connection:
         _say("reading how far back the rows go")
         past = history.read_past(connection, game_schema)
         if outage:

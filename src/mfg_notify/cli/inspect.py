@@ -92,7 +92,7 @@ def verify_command(dsn: str, game_schema: str, *, accept: bool, as_json: bool) -
 @click.command()
 @connection_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line instead, for programs.")
-def tail(dsn: str, game_schema: str, *, as_json: bool) -> None:  # noqa: ARG001 - an option common to all
+def tail(dsn: str, game_schema: str, *, as_json: bool) -> None:
     """Print the game's changes as they happen.
 
     It prints a line for each change of a row of the three manufacturing tables: time, player, table, key, and what
@@ -121,7 +121,7 @@ def tail(dsn: str, game_schema: str, *, as_json: bool) -> None:  # noqa: ARG001 
         return captured.get()
 
     output = Output(sys.stdout.fileno(), format_json if as_json else line)
-    anyio.run(follower.run, conninfo, output.show, _print_report)
+    anyio.run(follower.run, conninfo, game_schema, output.show, _print_report)
 
 
 def _print_report(message: str) -> None:

@@ -18,7 +18,7 @@ from mfg_notify.core.history import Row
 from mfg_notify.core.rules import SampleKey
 from mfg_notify.errors import MalformedEvent, SchemaNotReady
 from mfg_notify.postgres.connection import BlockingConnection, connect_blocking, translated_errors
-from mfg_notify.postgres.installation import SCHEMA_VERSION, is_installed, read_settings
+from mfg_notify.postgres.installation import NOT_OURS, SCHEMA_VERSION, is_installed, is_ours, read_settings
 from mfg_notify.postgres.queries import QUERY
 from mfg_notify.postgres.snapshot import game_tables
 
@@ -86,13 +86,16 @@ class Journal:
 
 
 @contextmanager
-def connect(conninfo: str) -> Iterator[BlockingConnection]:
+def connect(conninfo: str, schema: str) -> Iterator[BlockingConnection]:
     """Open a connection that only reads, and check what is installed. Raise `DatabaseError`."""
     with connect_blocking(conninfo) as connection:
         with translated_errors():
             for name in ("configure_session", "history_session", "read_only_session"):
                 connection.execute(QUERY[name])
-        settings = read_settings(connection) if is_installed(connection) else None
+        installed = is_installed(connection)
+        if installed and not is_ours(connection, schema):
+            raise SchemaNotReady(NOT_OURS)
+        settings = read_settings(connection) if installed else None
         if settings is None or settings.version != SCHEMA_VERSION or not settings.released:
             raise SchemaNotReady(
                 "the past ends where the triggers begin to count, and they are not installed in this version; "

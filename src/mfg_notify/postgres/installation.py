@@ -1,6 +1,6 @@
 """What is installed in a game database: which version, whether it fits this code, and what is missing.
 
-The one place that decides this, for the exporter, `migrate`, `doctor` and `tail`. It only reads; `migrations` changes
+The one place that decides this, for the exporter and every command. It only reads; `migrations` changes
 what is installed.
 """
 
@@ -26,6 +26,10 @@ TRIGGERS_PER_TABLE = 4
 TRIGGERS = 3 * TRIGGERS_PER_TABLE
 """On the game's three tables."""
 UNRELEASED = "the triggers were installed by an unreleased version of mfg-notify"
+NOT_OURS = (
+    "the schema mfg_notify belongs to a role that does not own the game's tables: nothing in it was read; `mfg-notify "
+    "doctor` says what to do"
+)
 REINSTALL = "mfg-notify migrate down, then mfg-notify migrate up: the totals start again"
 
 
@@ -119,7 +123,7 @@ async def check_installation(connection: Connection, schema: str) -> Installatio
 
     Raise `SchemaNotReady` or `SchemaTooNew` if this code cannot work with it.
     """
-    installation = await read_installation(connection)
+    installation = await read_installation(connection, schema)
     if installation.version < SCHEMA_VERSION:
         raise SchemaNotReady(
             f"the database has schema version {installation.version}, this exporter needs {SCHEMA_VERSION}; "
@@ -150,11 +154,16 @@ def describe_unsupported(tables: Sequence[tuple[Any, ...]]) -> str:
     return ", ".join(f"{table} {reason}" for table, reason in tables)
 
 
-async def read_installation(connection: Connection) -> Installation:
-    """Return what is installed, of whatever version. Raise `SchemaNotReady` if nothing is."""
+async def read_installation(connection: Connection, schema: str) -> Installation:
+    """Return what is installed for the game in `schema`, of whatever version.
+
+    Raise `SchemaNotReady` if nothing is, or if somebody may have planted it: then nothing of it was read or called.
+    """
     with translated_errors():
         if await (await connection.execute(QUERY["is_installed"])).fetchone() != (True,):
             raise SchemaNotReady("the triggers are not installed in this database; run `mfg-notify migrate up`")
+        if await (await connection.execute(QUERY["is_ours"], {"schema": schema})).fetchone() != (True,):
+            raise SchemaNotReady(NOT_OURS)
         row = await (await connection.execute(QUERY["settings"])).fetchone()
     if row is None:
         raise SchemaNotReady("mfg_notify.settings has lost its row; run `mfg-notify migrate down`, then up")

@@ -43,13 +43,13 @@ Report: TypeAlias = Callable[[str], None]
 """Receives one sentence about the state of the connection."""
 
 
-async def run(conninfo: str, show: Show, report: Report) -> None:
+async def run(conninfo: str, schema: str, show: Show, report: Report) -> None:
     """Follow until SIGINT or SIGTERM arrives or the reader of the output is gone. Raises what `follow` raises."""
     error: DatabaseError | None = None
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(follow, conninfo, show, report)
+                tasks.start_soon(follow, conninfo, schema, show, report)
                 async for _ in signals:
                     tasks.cancel_scope.cancel()
         except* BrokenPipeError:
@@ -60,8 +60,8 @@ async def run(conninfo: str, show: Show, report: Report) -> None:
         raise error
 
 
-async def follow(conninfo: str, show: Show, report: Report) -> None:
-    """Show what happens from now on, until cancelled.
+async def follow(conninfo: str, schema: str, show: Show, report: Report) -> None:
+    """Show what happens to the game in `schema` from now on, until cancelled.
 
     If the connection breaks, connect again, and show or count what happened meanwhile. Raise `DatabaseError` if the
     first connection fails, and whatever `show` raises.
@@ -87,7 +87,7 @@ async def follow(conninfo: str, show: Show, report: Report) -> None:
                 await connect(conninfo, read_only=True) as listening,
                 await connect(conninfo, read_only=True) as reading,
             ):
-                session = _Session(listening, reading, show, report_established)
+                session = _Session(listening, reading, schema, show, report_established)
                 shown = await session.begin(shown)
                 await session.run()
         except* DatabaseError as group:
@@ -109,6 +109,7 @@ class _Session:
         self,
         listening: Connection,
         reading: Connection,
+        schema: str,
         show: Show,
         on_established: Callable[["_Session"], None],
     ) -> None:
@@ -121,6 +122,7 @@ class _Session:
         self._on_established = on_established
         self._listening = listening
         self._reading = reading
+        self._schema = schema
         self._show = show
         self._own_channel = f"mfg_notify_tail_{secrets.token_hex(8)}"
         self._polls = 0
@@ -135,7 +137,7 @@ class _Session:
     async def begin(self, shown: ShownEvents | None) -> ShownEvents:
         """Listen, and return the record of what is shown: the given one if the journal continues it."""
         with _time_limit():
-            self._installation = await read_installation(self._reading)
+            self._installation = await read_installation(self._reading, self._schema)
             self.notify = self._installation.notify
             self._listener = Listener(self._listening, self._installation.backend_pid, QUEUE_SIZE)
             await self._listener.listen(self._own_channel)
@@ -203,7 +205,7 @@ class _Session:
     async def _poll(self) -> None:
         """Ask how far the journal has come, and ping this session."""
         with _time_limit():
-            if await read_installation(self._reading) != self._installation:
+            if await read_installation(self._reading, self._schema) != self._installation:
                 raise SchemaNotReady("mfg_notify.settings has changed")
             position = await read_position(self._reading)
             self._polls += 1

@@ -6,15 +6,15 @@ SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamesp
                WHERE n.nspname = 'mfg_notify' AND c.relname = 'settings')
 
 -- name: is_ours
--- Tell whether the schema mfg_notify belongs to somebody who may have installed it: this role, a superuser, or the owner
--- of the game's tables. Anyone with CREATE on the database could make a schema of this name, and its views and functions
--- would run with the rights of this session.
+-- Tell whether the schema mfg_notify belongs to somebody who may have installed it: this role, a superuser, or a role that
+-- has the rights of the owner of the game's tables. Anyone with CREATE on the database could make a schema of this name,
+-- and its views and functions would run with the rights of this session.
 SELECT NOT EXISTS (
     SELECT FROM pg_namespace AS n JOIN pg_roles AS r ON r.oid = n.nspowner
     WHERE n.nspname = 'mfg_notify' AND NOT r.rolsuper AND r.rolname <> current_user AND NOT EXISTS (
         SELECT FROM pg_class AS c
         WHERE c.relnamespace = to_regnamespace(quote_ident(%(schema)s)) AND c.relname = 'manufacturing_tasks'
-          AND c.relowner = r.oid))
+          AND pg_has_role(r.oid, c.relowner, 'USAGE')))
 
 -- name: settings
 -- The settings, with the backend that this session's notifications name as their sender: behind a pooler the client
