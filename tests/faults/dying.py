@@ -17,7 +17,7 @@ from mfg_notify.postgres import journal
 from mfg_notify.postgres.queries import QUERY
 
 STEPS = (
-    *("begin_fold", "take_events", "add_totals", "add_recent", "add_latest", "mark_folded", "barrier"),
+    *("begin_fold", "take_events", "add_totals", "add_recent", "add_latest", "end_fold"),
     *("COMMIT", "committed"),
 )
 

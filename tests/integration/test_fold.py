@@ -22,7 +22,7 @@ from mfg_notify.demo.world import GameOptions
 from mfg_notify.postgres import journal, lease
 from mfg_notify.postgres.queries import QUERY
 
-STEPS = ("begin_fold", "take_events", "add_totals", "add_recent", "add_latest", "mark_folded")
+STEPS = ("begin_fold", "take_events", "add_totals", "add_recent", "add_latest", "end_fold")
 COMMITTED = "committed"
 """Not a step: the transaction commits, but its reply never arrives."""
 

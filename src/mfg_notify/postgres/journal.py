@@ -12,7 +12,7 @@ import psycopg
 import structlog
 from psycopg.rows import TupleRow
 
-from mfg_notify.core.books import Entry
+from mfg_notify.core.books import Balance, Entry
 from mfg_notify.core.capped_totals import SERIES_MAXIMUM, CappedTotals, limited
 from mfg_notify.core.catalogue import SETTLED_LABELS
 from mfg_notify.core.counters import Settlement
@@ -75,7 +75,7 @@ async def fold(
             begun = await beginning.fetchone()
             if begun is None:
                 raise psycopg.Rollback
-            generation, xid, xmin, last_id, folded = begun
+            generation, xid, xmin, last_id = begun
             rows = await takings[0].fetchall()
             if len(rows) == part:
                 for taken in range(part, chunk, part):
@@ -91,9 +91,9 @@ async def fold(
             drained = found.rows < chunk
             # Ids that are handed out and not in a drained journal belong to transactions that are open or rolled back.
             folded_to = last_id if drained else found.last_id
-            if folded_to > folded:
-                await connection.execute(QUERY["mark_folded"], {"id": folded_to})
-            await connection.execute(QUERY["barrier"], {"channel": channel, "barrier": f"{BARRIER}{number}"})
+            await connection.execute(
+                QUERY["end_fold"], {"channel": channel, "barrier": f"{BARRIER}{number}", "id": folded_to}
+            )
             fold = Fold(
                 number, generation, found.events, found.settlement, len(found.malformed), drained, xid, xmin, last_id
             )
@@ -154,13 +154,7 @@ async def _save(connection: Connection, settlement: Settlement) -> None:
     # In order of events, because new label sets are numbered by it. Folds do not overlap, so this cannot deadlock.
     metrics = [metric for metric, _ in settlement.increments]
     added = [limited(n) for n in settlement.increments.values()]
-    sums: dict[str, int] = {}
-    for metric, n in zip(metrics, added, strict=True):
-        sums[metric] = sums.get(metric, 0) + n
-    balance = settlement.balance
-    entry = books.encode(
-        Entry(tuple(sorted(balance.truncated)), balance.rows(), {metric: limited(n) for metric, n in sums.items()})
-    )
+    entry = _encode_entry(settlement.balance, metrics, added)
     if entry is not None:
         labels = [_to_json(key) for key in settlement.increments]
         await connection.execute(
@@ -191,6 +185,15 @@ async def _save(connection: Connection, settlement: Settlement) -> None:
                 "at": [at for _, at in last_seen],
             },
         )
+
+
+def _encode_entry(balance: Balance, metrics: list[str], added: list[int]) -> str | None:
+    sums: dict[str, int] = {}
+    for metric, n in zip(metrics, added, strict=True):
+        sums[metric] = sums.get(metric, 0) + n
+    return books.encode(
+        Entry(tuple(sorted(balance.truncated)), balance.rows(), {metric: limited(n) for metric, n in sums.items()})
+    )
 
 
 async def _set_aside(connection: Connection, letters: list[_DeadLetter]) -> None:

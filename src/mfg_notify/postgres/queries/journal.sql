@@ -2,13 +2,11 @@
 
 -- name: begin_fold
 -- Lock the lease (the mutex of folds) and advance the generation (the fencing token). No row: this exporter is not the
--- leader. Returns the generation, this transaction, the oldest open transaction, the last id of the journal, and the id
--- up to which the journal is known to be folded.
+-- leader. Returns the generation, this transaction, the oldest open transaction, and the last id of the journal.
 UPDATE mfg_notify.lease SET generation = generation + 1, renewed_at = clock_timestamp()
 WHERE holder = %(holder)s
 RETURNING generation, pg_current_xact_id()::text::bigint, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
-          (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM mfg_notify.event_id_seq),
-          (SELECT last_value FROM mfg_notify.folded)
+          (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM mfg_notify.event_id_seq)
 
 -- name: disable_notify
 -- Disable NOTIFY: the triggers only write the journal from now on. Sent within a fold, so that only the leader can do
@@ -36,15 +34,13 @@ ON CONFLICT (id) DO NOTHING
 DELETE FROM mfg_notify.dead_letter
 WHERE id <= (SELECT id FROM mfg_notify.dead_letter ORDER BY id DESC OFFSET %(kept)s LIMIT 1)
 
--- name: mark_folded
--- Store the id up to which everything is folded: the triggers read it to bound the backlog. It never goes back. It is
--- not transactional and need not be.
-SELECT setval('mfg_notify.folded', greatest(%(id)s, last_value)) FROM mfg_notify.folded
-
--- name: barrier
+-- name: end_fold
 -- Send the barrier in the fold's transaction: when it arrives, every notification of an event that was folded up to now
--- has arrived before it.
-SELECT pg_notify(%(channel)s, %(barrier)s)
+-- has arrived before it. Also store the id up to which everything is folded: the triggers read it to bound the backlog.
+-- It never goes back. It is not transactional and need not be.
+SELECT pg_notify(%(channel)s, %(barrier)s),
+       CASE WHEN %(id)s > last_value THEN setval('mfg_notify.folded', %(id)s) END
+FROM mfg_notify.folded
 
 -- name: count_abandoned
 -- Count the buffers that were not written at their COMMIT as lost.
