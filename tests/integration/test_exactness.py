@@ -1,6 +1,7 @@
 """Every metric reaches /metrics with the value that an independent recount in SQL gives."""
 
 import re
+from typing import LiteralString
 
 import anyio
 import pytest
@@ -86,10 +87,10 @@ async def test_a_demoted_exporter_does_not_reconcile(installed: Database) -> Non
                    WHERE a.application_name = 'mfg-notify' AND a.datname = current_database()"""
             )
             await exporter.wait_until(lambda state: state.standby)
+            heartbeat: LiteralString = "UPDATE mfg_notify.lease SET renewed_at = clock_timestamp()"
             before = value(page_of(exporter), reconciliations), value(page_of(exporter), pings) or 0
             while (value(page_of(exporter), pings) or 0) < before[1] + 2:
-                other.execute("UPDATE mfg_notify.lease SET renewed_at = clock_timestamp()")
-                await anyio.sleep(0.02)
+                await anyio.to_thread.run_sync(other.execute, heartbeat)
             assert value(page_of(exporter), reconciliations) == before[0]
 
 

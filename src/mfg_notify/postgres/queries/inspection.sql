@@ -35,7 +35,7 @@ UNION ALL
 SELECT string_agg(allowed, ', ') || ' ON mfg_notify.' || c.relname, true
 FROM (VALUES ('settings', 'SELECT'), ('lease', 'SELECT UPDATE'), ('event', 'SELECT'), ('event_id_seq', 'SELECT'),
              ('dead_letter', 'SELECT INSERT DELETE'), ('total', 'SELECT INSERT UPDATE'), ('recent', 'SELECT INSERT UPDATE DELETE'),
-             ('latest', 'SELECT INSERT UPDATE DELETE'), 
+             ('latest', 'SELECT INSERT UPDATE DELETE'),
              ('entry', 'SELECT INSERT DELETE'), ('folded', 'SELECT UPDATE'),
              ('notify_disabled', 'SELECT UPDATE'), ('lost', 'SELECT')) AS ours (name, rights)
 CROSS JOIN LATERAL string_to_table(ours.rights, ' ') AS allowed
