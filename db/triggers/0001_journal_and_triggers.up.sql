@@ -200,10 +200,11 @@ CREATE TABLE IF NOT EXISTS mfg_notify.total (
 
 -- The books, by which `mfg-notify verify` checks that every change was recorded. Each fold adds an entry; now and then one
 -- entry takes the place of all. The body is JSON as text: {"truncated": [source, …], "rows": [[source, player, status, n],
--- …], "sums": {metric: n, …}, "unrecorded": {source: n, …}}. The rows add up to the number of live rows by table (source),
--- player and status, as the events that have left the journal say: +1 for the new row, -1 for the old one. All rows of
--- factories count, by supply level; '' stands for none. The sums are what was added to the totals of a metric.
--- Unrecorded are the rows that somebody has changed without an event, counted when a check found them.
+-- …], "sums": {metric: n, …}, "unrecorded": {source: n, …}, "accepted": {metric: n, …}}. The rows add up to the number of
+-- live rows by table (source), player and status, as the events that have left the journal say: +1 for the new row, -1 for
+-- the old one. All rows of factories count, by supply level; '' stands for none. The sums are what was added to the totals
+-- of a metric. Unrecorded are the rows that somebody has changed without an event, counted when a check found them; accepted
+-- is what somebody has changed in the totals of a metric, when `verify --accept` took it over.
 CREATE TABLE IF NOT EXISTS mfg_notify.entry (
     id   bigint GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME mfg_notify.entry_id_seq) PRIMARY KEY,
     body text NOT NULL
@@ -878,7 +879,7 @@ CREATE OR REPLACE TRIGGER mfg_notify_statement AFTER TRUNCATE ON public.manufact
 
 -- The hash is that of this file without the hash itself. A released file never changes.
 UPDATE mfg_notify.settings SET
-    applied = applied || '{"1": "f95f6f032934c79efcc5b8f665ca72d3e667a791513c56a14c30416b95bee155"}',
+    applied = applied || '{"1": "e345b477e9baca50f4472dceab9f45643285d5576aca5e02a8205d58ee25fbb0"}',
     objects = mfg_notify.object_hashes();
 
 COMMIT;

@@ -70,7 +70,7 @@ def verify_command(dsn: str, game_schema: str, *, accept: bool, as_json: bool) -
     With --json: {"balanced": …, "snapshot": …, "at": …, "seconds": …, "journal_events": …, "tables": {table: {"rows":
     …, "players": …, "statuses": …}}, "metrics": …, "changed_rows": {table: …}, "differences": [{"table": …,
     "player_id": …, "status": …, "recorded": …, "counted": …}], "changed_totals": [{"metric": …, "added": …, "stored":
-    …, "at_limit": …}], "unrecorded": {table: …}, "lost": …, "accepted": …}.
+    …, "at_limit": …}], "unrecorded": {table: …}, "accepted_totals": {metric: …}, "lost": …, "accepted": …}.
     """
     conninfo = complete_conninfo(dsn, "mfg-notify verify")
     with Console(stderr=True).status("reading the books") as status:

@@ -177,6 +177,8 @@ class Entry(Struct, frozen=True, omit_defaults=True):
     """What has been added to the totals of each metric, in stored units. A sum stops at the ends of bigint."""
     unrecorded: dict[str, int] = {}
     """Rows by source that a check has found to be changed without an event; they are in `rows`."""
+    accepted: dict[str, int] = {}
+    """What was changed in the totals of each metric, and accepted as it is; it is in `sums`."""
 
 
 class Books:
@@ -186,6 +188,7 @@ class Books:
         self.balance = Balance()
         self.sums: Counter[str] = Counter()
         self.unrecorded: Counter[str] = Counter()
+        self.accepted: Counter[str] = Counter()
 
     def add(self, entry: Entry) -> None:
         """Add an entry; they must come in order."""
@@ -194,11 +197,13 @@ class Books:
         self.balance.add_rows(entry.rows)
         self.sums.update(entry.sums)
         self.unrecorded.update(entry.unrecorded)
+        self.accepted.update(entry.accepted)
 
     def carried_forward(self) -> Entry:
         """Return one entry in place of all."""
         sums = {metric: limited(n) for metric, n in self.sums.items()}
-        return Entry((), self.balance.rows(), sums, dict(self.unrecorded))
+        accepted = {metric: limited(n) for metric, n in self.accepted.items() if n}
+        return Entry((), self.balance.rows(), sums, dict(self.unrecorded), accepted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from anyio.from_thread import start_blocking_portal
 
-from mfg_notify.core.books import TABLES, Difference, changed_rows
+from mfg_notify.core.books import TABLES, Books, Difference, changed_rows
 from mfg_notify.errors import DatabaseUnavailable, SchemaTooNew
 from mfg_notify.postgres import books
 from mfg_notify.postgres.books import Reading
@@ -33,6 +33,8 @@ class Report:
     """The differences have been entered, so that the next check balances."""
     unrecorded: Mapping[str, int]
     """Rows by source that were changed without an event, as entered so far."""
+    accepted_totals: Mapping[str, int]
+    """What was changed in the totals of each metric, as accepted so far."""
     lost: int
     """Changes that the triggers have given up since the installation."""
 
@@ -71,12 +73,12 @@ async def _verify(conninfo: str, schema: str, on_progress: Callable[[int], None]
             raise SchemaTooNew(
                 f"{found.unknown_versions} events in the journal are of a newer version; upgrade mfg-notify"
             )
-        unrecorded = found.unrecorded
+        entered: Reading | Books = found
         accepted = accept and bool(found.differences or found.changed_totals)
         if accepted:
-            unrecorded = await books.carry_forward(connection, None, found)
+            entered = await books.carry_forward(connection, None, found)
         lost = await books.count_lost(connection)
-        return Report(found, time.monotonic() - started, accepted, unrecorded, lost)
+        return Report(found, time.monotonic() - started, accepted, entered.unrecorded, entered.accepted, lost)
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -109,6 +111,7 @@ def to_json(report: Report) -> dict[str, Any]:
             for total in found.changed_totals
         ],
         "unrecorded": {TABLES[source]: n for source, n in sorted(report.unrecorded.items())},
+        "accepted_totals": dict(sorted(report.accepted_totals.items())),
         "lost": report.lost,
         "accepted": report.accepted,
     }
@@ -139,6 +142,9 @@ def describe(report: Report) -> Iterator[str]:
     if any(report.unrecorded.values()):
         entered = ", ".join(f"{n:,} of {TABLES[source]}" for source, n in sorted(report.unrecorded.items()) if n)
         yield f"  {'entered since installation':<30} rows that were changed without an event: {entered}"
+    if report.accepted_totals:
+        changed = ", ".join(f"{metric} {n:+,}" for metric, n in sorted(report.accepted_totals.items()))
+        yield f"  {'accepted since installation':<30} totals that somebody has changed: {changed}"
     if report.lost:
         given_up = _count(report.lost, "change", "changes")
         yield f"  {'lost':<30} {given_up} that the triggers gave up: see losses in mfg-notify doctor"

@@ -125,9 +125,9 @@ class Reconciling:
         if found is not None and found.unknown_versions:
             found = None
         carrying = books.carry_forward(self._connection, self._instance_id, found)
-        unrecorded = await in_time(self._tuning.answer_timeout, carrying)
+        entered = await in_time(self._tuning.answer_timeout, carrying)
         if found is not None:
-            self._health.report_books(found, unrecorded)
+            self._health.report_books(found, entered.unrecorded)
 
     def finish(self) -> bool:
         """Swap the live rows if everything that the snapshot shows has been applied. Return whether it was done."""

@@ -64,6 +64,8 @@ class Reading:
     changed_totals: tuple[ChangedTotal, ...]
     unrecorded: Mapping[str, int]
     """Rows by source that were changed without an event, as entered so far."""
+    accepted: Mapping[str, int]
+    """What was changed in the totals of each metric, as accepted so far."""
 
     @property
     def differences(self) -> list[Difference]:
@@ -169,6 +171,7 @@ async def _read_books(
         len(books.sums),
         () if stored is None else _changed_totals(books.sums, stored),
         dict(books.unrecorded),
+        dict(books.accepted),
     )
 
 
@@ -218,8 +221,8 @@ def encode(entry: Entry) -> str | None:
     return msgspec.json.encode(entry).decode() if entry != NO_ENTRY else None
 
 
-async def carry_forward(connection: Connection, holder: str | None, found: Reading | None = None) -> Mapping[str, int]:
-    """Store one entry in place of all. Return the rows that were changed without an event so far, by source.
+async def carry_forward(connection: Connection, holder: str | None, found: Reading | None = None) -> Books:
+    """Store one entry in place of all, and return it.
 
     What a check has `found` is entered, so that the next one balances. Do nothing if `holder` does not hold the lease;
     None is anyone. Raise `SchemaNotReady` if the lease has lost its row.
@@ -229,20 +232,22 @@ async def carry_forward(connection: Connection, holder: str | None, found: Readi
             if await (await connection.execute(QUERY["lock_lease"], {"holder": holder})).fetchone() is None:
                 if holder is None:
                     raise SchemaNotReady(LEASE_LOST)
-                return {}
+                return Books()
             books = sum_up(await (await connection.execute(QUERY["take_entries"])).fetchall())
             if found is not None:
                 books.add(_correction(found))
             entry = encode(books.carried_forward())
             if entry is not None:
                 await connection.execute(QUERY["add_entry"], {"entry": entry})
-            return books.unrecorded
+            return books
 
 
 def _correction(found: Reading) -> Entry:
     differences = found.differences
+    changed_totals = {total.metric: total.stored - total.added for total in found.changed_totals}
     return Entry(
         rows=tuple((*difference.account, difference.missing) for difference in differences),
-        sums={total.metric: total.stored - total.added for total in found.changed_totals},
+        sums=changed_totals,
         unrecorded={source: n for source, n in changed_rows(differences).items() if n},
+        accepted=changed_totals,
     )

@@ -13,7 +13,7 @@ from mfg_notify.postgres.connection import BlockingConnection, Connection, trans
 from mfg_notify.postgres.queries import QUERY
 
 MIGRATION_HASHES = {
-    "1": "f95f6f032934c79efcc5b8f665ca72d3e667a791513c56a14c30416b95bee155",
+    "1": "e345b477e9baca50f4472dceab9f45643285d5576aca5e02a8205d58ee25fbb0",
     "2": "6e776393740b68413b3ba211763883e31b6e1e48aaa4b744bdd0524857e384f5",
 }
 """The migrations in `db/triggers` by number, with the hash that each stores when it is applied.
