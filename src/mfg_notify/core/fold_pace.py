@@ -51,11 +51,13 @@ class FoldPace:
         per_event = self._seconds_per_event = self._estimate_seconds_per_event()
         overhead = fmean(max(0.0, fold.duration - fold.events * per_event) for fold in self._recent)
         share, rate = tuning.fold_share, self._rate()
-        if overhead > tuning.fold_slow:
-            # All of it has to stay below a tenth, so what the events take leaves less for the rest.
-            for_events = rate * per_event
-            share = min(max(share - for_events, tuning.fold_share_minimum), tuning.fold_share_when_slow)
-        self.pause = min(overhead * (1 / share - 1), tuning.fold_pause_maximum)
+        self.pause = overhead * (1 / share - 1)
+        mean = fmean(fold.duration for fold in self._recent)
+        if mean > tuning.fold_slow:
+            # All of a slow fold counts. The estimate may explain too much then: more events also touch more rows that
+            # have many dead versions.
+            self.pause = max(self.pause, mean * (1 / max(share, rate * tuning.fold_seconds_per_event) - 1))
+        self.pause = min(self.pause, tuning.fold_pause_maximum)
         if rate > 0:
             self.pause = min(self.pause, tuning.pending_maximum * PENDING_SHARE / rate)
         self.timeout = min(max(tuning.answer_timeout, 10 * duration), tuning.fold_timeout_maximum)

@@ -29,11 +29,7 @@ class Tuning:
     fold_share: float = 0.08
     """Share of time that folding may take, beyond what the events explain; see `fold_pace`."""
     fold_slow: float = 0.02
-    """What a fold may take beyond its events before the two limits below hold, which keep all of it below a tenth."""
-    fold_share_when_slow: float = 0.03
-    """Share of time beyond the events, at most."""
-    fold_share_minimum: float = 0.02
-    """And at least, however much of `fold_share` the events take."""
+    """What a fold takes from which on the share is one of all the time, which keeps all of it below a tenth."""
     fold_seconds_per_event: float = 0.00005
     """What an event adds to the duration of a fold, at least; about 15 microseconds are usual."""
     full_scan_share: float = 0.01
