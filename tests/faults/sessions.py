@@ -175,7 +175,7 @@ def prepared_transactions(rig: Rig) -> None:
 @fault("a snapshot is held open")
 def snapshot_held_open(rig: Rig) -> None:
     # After an hour a reconciliation takes seconds, because dead rows cannot be removed from the game's indexes either.
-    with rig.exporter("--reconcile-interval", f"{rig.rounds(1, 5)}s") as exporter, rig.connect() as forgotten:
+    with rig.exporter("--reconcile-interval", f"{rig.rounds(1, 30)}s") as exporter, rig.connect() as forgotten:
         exporter.wait_ready()
         forgotten.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         forgotten.execute("SELECT 1")
