@@ -26,7 +26,7 @@ def after(*folds: tuple[float, int]) -> FoldPace:
     """Return the pace after folds of so many seconds and events."""
     pace = FoldPace(TUNING)
     for number, (duration, events) in enumerate(folds):
-        pace.succeeded(SECONDS_APART * number, duration, events)
+        pace.settled(SECONDS_APART * number, duration, events)
     return pace
 
 
@@ -68,7 +68,7 @@ def test_folds_that_carry_more_do_not_become_ever_rarer(seconds_per_event: float
         events = round(rate * (pace.pause + duration))
         duration = overhead + seconds_per_event * events
         clock += pace.pause + duration
-        pace.succeeded(clock, duration, events)
+        pace.settled(clock, duration, events)
     for_events = rate * seconds_per_event
     # If the events alone take more than the share, nothing keeps all of it below: the pause is as long as it may be.
     expected = 0.9 * overhead / (0.1 - for_events) if for_events < 0.1 else 60.0
@@ -86,7 +86,7 @@ def test_an_hour_with_a_pinned_snapshot(rate: int) -> None:
         dead_versions = 300 * folds * (1 - exp(-events / 1500))
         duration = (0.003 + 40e-6 * events + 2e-6 * dead_versions) * exp(random.gauss(0.0, 0.25))
         clock, spent, folds = clock + duration, spent + duration, folds + 1
-        pace.succeeded(clock, duration, events)
+        pace.settled(clock, duration, events)
         clock += max(pace.pause, min(2.0, 250 / rate))
         if clock - since > 300.0:
             shares.append(spent / (clock - since))
@@ -96,7 +96,9 @@ def test_an_hour_with_a_pinned_snapshot(rate: int) -> None:
 
 @pytest.mark.parametrize(("duration", "timeout"), [(0.1, 5.0), (0.5, 5.0), (1.0, 10.0), (4.0, 25.0)])
 def test_the_timeout_follows_the_duration(duration: float, timeout: float) -> None:
-    assert after((duration, 0)).timeout == timeout
+    pace = FoldPace(TUNING)
+    pace.answered(duration)
+    assert pace.timeout == timeout
 
 
 def test_a_fold_that_times_out_is_repeated_with_half_the_chunk() -> None:
@@ -106,10 +108,10 @@ def test_a_fold_that_times_out_is_repeated_with_half_the_chunk() -> None:
         pace.failed(pace.timeout)
         found.append((pace.chunk, pace.timeout))
     assert found == [(4000, 10.0), (2000, 20.0), (1000, 25.0), (1000, 25.0)]
-    pace.succeeded(0.0, 2.0, 1000)
+    pace.answered(2.0)
     assert (pace.chunk, pace.timeout) == (2000, 20.0)
     for _ in range(3):
-        pace.succeeded(0.0, 0.1, 2000)
+        pace.answered(0.1)
     assert (pace.chunk, pace.timeout) == (8000, 5.0)
 
 

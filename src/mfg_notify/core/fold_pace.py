@@ -21,7 +21,7 @@ PENDING_SHARE = 0.8
 
 
 class _Sample(NamedTuple):
-    """A fold that was answered: when, after how many seconds, and with how many events."""
+    """A fold that was settled: when, after how many seconds, and with how many events."""
 
     at: float
     duration: float
@@ -42,8 +42,8 @@ class FoldPace:
         self.timeout = tuning.answer_timeout
         """For the answer to the next fold."""
 
-    def succeeded(self, at: float, duration: float, events: int) -> None:
-        """Record a fold that was answered at `at` (a monotonic clock) after `duration`."""
+    def settled(self, at: float, duration: float, events: int) -> None:
+        """Record a fold that has drained the journal and was settled at `at` (a monotonic clock), all in `duration`."""
         tuning = self._tuning
         self._recent.append(_Sample(at, duration, events))
         # Time that the events themselves explain does not count. Rarer folds would carry more of them and take longer,
@@ -60,8 +60,6 @@ class FoldPace:
         self.pause = min(self.pause, tuning.fold_pause_maximum)
         if rate > 0:
             self.pause = min(self.pause, tuning.pending_maximum * PENDING_SHARE / rate)
-        self.timeout = min(max(tuning.answer_timeout, 10 * duration), tuning.fold_timeout_maximum)
-        self.chunk = min(2 * self.chunk, tuning.fold_chunk)
 
     def _estimate_seconds_per_event(self) -> float:
         """Estimate what an event adds to a fold: the slope of the regression of duration on events."""
@@ -77,6 +75,11 @@ class FoldPace:
         first, *others = self._recent
         elapsed = self._recent[-1].at - first.at
         return sum(fold.events for fold in others) / elapsed if elapsed > 0 else 0.0
+
+    def answered(self, duration: float) -> None:
+        """Record a fold that was answered after `duration`."""
+        self.timeout = min(max(self._tuning.answer_timeout, 10 * duration), self._tuning.fold_timeout_maximum)
+        self.chunk = min(2 * self.chunk, self._tuning.fold_chunk)
 
     def failed(self, duration: float) -> None:
         """Record a fold that was not answered, or whose connection broke, after `duration`.

@@ -26,9 +26,8 @@ class Tuning:
     """Statements that take them: the server works on the next part while the exporter settles the previous one."""
     fold_chunk_minimum: int = 500
     """Events that a fold takes at least, however many folds in a row have timed out."""
-    fold_share: float = 0.07
-    """Share of time that folds may take, beyond what the events explain; see `fold_pace`. Settling what they brought takes
-    up to 2 % more."""
+    fold_share: float = 0.08
+    """Share of time that folds may take, beyond what the events explain; see `fold_pace`."""
     fold_slow: float = 0.02
     """What a fold takes from which on the share is one of all the time, which keeps all of it below a tenth."""
     fold_seconds_per_event: float = 0.00005

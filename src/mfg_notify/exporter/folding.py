@@ -92,7 +92,7 @@ class Folding:
             self._full_scan_due = ended + (ended - started) / self._tuning.full_scan_share
         if fold is not None:
             self._ledger.prove_lead(started)
-            self._pace.succeeded(ended, ended - started, len(fold.events))
+            self._pace.answered(ended - started)
             self._notify_mode.folded(fold.xid, fold.xmin)
             self._horizon.folded(fold.xid, fold.xmin, drained=fold.drained, last_id=fold.last_id)
         return fold

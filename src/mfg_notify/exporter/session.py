@@ -275,8 +275,11 @@ class Session:
         outcome = await self._folding.settle(fold)
         if outcome.drained and fold.events:
             await self._reconciling.refresh_ships()
-        duration = self._clock() - started
+        ended = self._clock()
+        duration = ended - started
         self._services.telemetry.fold_duration.observe(duration)
+        if outcome.settled:
+            self._services.fold_pace.settled(ended, duration, len(fold.events))
         sleeps = self._notify_mode.may_sleep
         delay = self._services.settings.reconcile_interval if sleeps else self._notify_mode.poll_delay(duration)
         self._schedule.fold_ends(
