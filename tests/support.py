@@ -227,8 +227,8 @@ def settled_page(exporter: ExporterProcess) -> str:
     exporter.wait_ready()
     read = "mfg_notify_reconcile_duration_seconds_count"
     before = number(exporter.page(), read)
-    # The reconciliation that is under way may have begun too early.
-    return eventually(exporter.page, lambda page: number(page, read) > before + 1)
+    # The reconciliation that is under way may have begun too early, and the next may be 30 s away.
+    return eventually(exporter.page, lambda page: number(page, read) > before + 1, patience=4 * PATIENCE)
 
 
 def stop_backend(connection: psycopg.Connection) -> int:
