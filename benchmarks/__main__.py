@@ -17,6 +17,7 @@ import psycopg
 from rich.console import Console
 
 from benchmarks import measures, report
+from benchmarks.books import books_in_folds
 from benchmarks.stage import BenchmarkError, Stage
 
 say = Console(highlight=False, soft_wrap=True, stderr=True).print
@@ -39,6 +40,7 @@ def plan(*, quick: bool) -> dict[str, Measure]:
         "delay": of(measures.delay, seconds=3 if quick else 20),
         "at rest": of(measures.at_rest, seconds=3 if quick else 60),
         "backlog": of(measures.backlog, events=20_000 if quick else 1_000_000),
+        "books": of(books_in_folds, folds={5: 20, 100: 10} if quick else {5: 2_000, 100: 400, 2_000: 60}),
         "pages": of(measures.pages, scrapes=5 if quick else 100),
         "history": of(measures.history, histories=(1_000, 5_000) if quick else measures.HISTORIES),
         "a day": of(measures.a_day, changes=5_000 if quick else 4_320_000),

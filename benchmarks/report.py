@@ -227,6 +227,14 @@ def _figures(results: Figures) -> str:
     ]
     rows += [
         (
+            f"processor time of a fold of {int(events):,} events, client and server",
+            f"{compared(books['with us'], books['without us'], 0, ' µs', 3)}, without the books "
+            f"{books['without us']:,.0f} µs",
+        )
+        for events, books in results["books"].items()
+    ]
+    rows += [
+        (
             f"`/metrics` with {page['series']:,.0f} series",
             f"p50 {page['alone p50']:.1f}, p99 {page['alone p99']:.1f} ms; eight at once p50 {page['eight p50']:.1f}, "
             f"p99 {page['eight p99']:.1f} ms",
