@@ -4,6 +4,7 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, LiteralString
 
@@ -130,13 +131,16 @@ async def test_exporter_with_exactly_its_rights_is_exact(exporter_role: str, ins
         assert exporter.terminate() == 0
 
 
+IDS = count(2)
+
+
 def parameters() -> dict[str, object]:
     given: dict[str, object] = {
         "holder": "me",
         "channel": "c",
         "ping": "p",
         "barrier": "f",
-        "id": 1,
+        "id": next(IDS),  # the sequence `folded` is set only if it rises
         "version": 1,
         "entry": "{}",
     }
