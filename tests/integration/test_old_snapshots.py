@@ -72,12 +72,12 @@ async def test_a_fold_that_times_out_is_repeated_with_a_smaller_chunk(installed:
 @pytest.mark.slow
 async def test_a_slow_reconciliation_keeps_connection_and_lead(installed: Database) -> None:
     """Reading players and ships takes longer than the answer to a ping may, together longer than the lease lasts."""
-    tuning = Tuning(answer_timeout=1.0, lease_duration=2.0, retry_maximum=0.1)
+    tuning = Tuning(answer_timeout=2.0, lease_duration=4.0, retry_maximum=0.1)
     with installed.connect() as game:
         add_player(game)
         add_tasks(game, 3)
         for table in ("players", "ships"):
-            renamed, slow = sql.Identifier(f"all_{table}"), sql.SQL("SELECT a.* FROM {} a, pg_sleep(1.5)")
+            renamed, slow = sql.Identifier(f"all_{table}"), sql.SQL("SELECT a.* FROM {} a, pg_sleep(2.5)")
             game.execute(sql.SQL("ALTER TABLE {} RENAME TO {}").format(sql.Identifier(table), renamed))
             game.execute(sql.SQL("CREATE VIEW {} AS ").format(sql.Identifier(table)) + slow.format(renamed))
         async with exporting(installed.dsn, reconcile_interval=0.1, tuning=tuning) as exporter:
