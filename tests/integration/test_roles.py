@@ -681,13 +681,20 @@ PLANTED: tuple[LiteralString, ...] = (
 )
 
 
-@pytest.mark.parametrize("planted", PLANTED)
-def test_a_planted_schema_is_refused(roles: Roles, database: Database, planted: LiteralString) -> None:
+def plant(roles: Roles, database: Database, statements: LiteralString) -> str:
+    """Execute statements as a role that may create schemas; return the role."""
     attacker = roles.make("attacker")
     with database.connect() as connection:
         execute(connection, "GRANT CREATE ON DATABASE {database} TO {role}", database=database.name, role=attacker)
-        with database.connect(user=attacker) as session:
-            session.execute(planted)
+    with database.connect(user=attacker) as session:
+        session.execute(statements)
+    return attacker
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_planted_schema_is_refused(roles: Roles, database: Database, planted: LiteralString) -> None:
+    attacker = plant(roles, database, planted)
+    with database.connect() as connection:
         before = rights(connection)
         role = roles.name("exporter")
         for arguments in (("up",), ("up", "--create-role", role), ("down",)):
@@ -718,11 +725,8 @@ PLANTED_VIEW: LiteralString = """
 
 
 def test_nobody_reads_a_planted_schema(roles: Roles, database: Database, tmp_path: Path) -> None:
-    attacker = roles.make("attacker")
+    plant(roles, database, PLANTED_VIEW)
     with database.connect() as connection:
-        execute(connection, "GRANT CREATE ON DATABASE {database} TO {role}", database=database.name, role=attacker)
-        with database.connect(user=attacker) as session:
-            session.execute(PLANTED_VIEW)
         for arguments in (["verify"], ["tail"], ["backfill", "--output", str(tmp_path / "past")]):
             code, said = run_command(*arguments, "--dsn", database.dsn)
             assert (code, "belongs to a role that does not own" in said) == (1, True), said

@@ -29,7 +29,7 @@ class Tuning:
     fold_share: float = 0.08
     """Share of time that folds may take, beyond what the events explain; see `fold_pace`."""
     fold_slow: float = 0.02
-    """What a fold takes from which on the share is one of all the time, which keeps all of it below a tenth."""
+    """Once folds take longer than this on average, the share is one of all their time: folding stays below a tenth."""
     fold_seconds_per_event: float = 0.00005
     """What an event adds to the duration of a fold, at least; about 15 microseconds are usual."""
     full_scan_share: float = 0.01

@@ -222,10 +222,10 @@ def encode(entry: Entry) -> str | None:
 
 
 async def carry_forward(connection: Connection, holder: str | None, found: Reading | None = None) -> Books:
-    """Store one entry in place of all, and return it.
+    """Store one entry in place of all. Return the sum of all, nothing if `holder` does not hold the lease.
 
-    What a check has `found` is entered, so that the next one balances. Do nothing if `holder` does not hold the lease;
-    None is anyone. Raise `SchemaNotReady` if the lease has lost its row.
+    What a check has `found` is entered, so that the next one balances. A `holder` of None is anyone. Raise
+    `SchemaNotReady` if the lease has lost its row.
     """
     with translated_errors():
         async with connection.transaction():

@@ -1,7 +1,7 @@
 """What is installed in a game database: which version, whether it fits this code, and what is missing.
 
-The one place that decides this, for the exporter and every command. It only reads; `migrations` changes
-what is installed.
+The one place that decides this, for the exporter and every command. It only reads; `migrations` changes what is
+installed.
 """
 
 from collections.abc import Mapping, Sequence
