@@ -117,11 +117,14 @@ def freeze_leader(trial: Trial) -> Callable[[], None]:
     return trial.leader.thaw
 
 
-def stop_replication_and_kill(trial: Trial) -> None:
+def stop_replication_and_kill(trial: Trial, before: Callable[[], None] | None = None) -> None:
     """Let the leader go on for a while without its standbys, and kill it: what it has committed meanwhile is lost."""
     senders = trial.leader.walsenders()
     send(signal.SIGSTOP, senders)
     lasting(1)
+    if before is not None:
+        before()
+        lasting(0.2)
     kill_server(trial)
     send(signal.SIGKILL, senders)
 
@@ -141,8 +144,8 @@ def kill_server_and_exporter(trial: Trial) -> None:
 def lose_and_take_over(trial: Trial) -> None:
     """Lose commits, and with them the exporter that has shown them."""
     active = trial.active()
-    stop_replication_and_kill(trial)
-    trial.kill(active)
+    # First the exporter: its standby cannot know payloads that the server had no time to send to it.
+    stop_replication_and_kill(trial, before=lambda: trial.kill(active))
 
 
 def promote_while_notify_is_disabled(trial: Trial) -> None:

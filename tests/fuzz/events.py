@@ -24,6 +24,7 @@ from mfg_notify.core.events import Event, decode_change, decode_payload
 from mfg_notify.core.ledger import Fold, Ledger, Snapshot, Totals
 from mfg_notify.core.live_state import LiveRows, RecentActivity
 from mfg_notify.core.tuning import Tuning
+from mfg_notify.core.visibility import Visibility
 from mfg_notify.diagnosis.tail.output import format_json, format_line
 from mfg_notify.errors import MalformedEvent
 from mfg_notify.exposition import OPENMETRICS, TEXT, Page
@@ -155,7 +156,7 @@ def _new_ledger() -> Ledger:
             ledger.resync(Totals(1, CappedTotals(), RecentActivity()))
         if generation == 2:
             ledger.begin_reconciliation()
-            ledger.reconcile(Snapshot(LiveRows(), next_xid=0, in_progress=frozenset()))
+            ledger.reconcile(Snapshot(LiveRows(), Visibility(next_xid=0, in_progress=frozenset())))
         ledger.receive_barrier(number)
     assert ledger.finish_reconciliation() == {}
     return ledger

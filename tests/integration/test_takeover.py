@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 import psycopg
 import pytest
 from tests.conftest import Database
@@ -18,6 +19,7 @@ from tests.support import PATIENCE, exporting, page_of
 
 from mfg_notify.core.catalogue import PREFIX
 from mfg_notify.exporter import Exporter
+from mfg_notify.postgres import journal
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 NEVER_AGAIN = 3600.0
@@ -130,3 +132,41 @@ async def test_a_stopping_exporter_shows_nothing_once_another_may_lead(installed
         async with exporting(installed.dsn) as first:
             assert shows_the_game(first)
         assert not shows_the_game(first)
+
+
+async def test_a_standby_hears_what_was_running_when_it_read(installed: Database) -> None:
+    with installed.connect() as game, installed.connect() as other:
+        other.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
+        async with exporting(installed.dsn, NEVER_AGAIN) as leader:
+            game.execute("BEGIN")
+            insert_task(game, "its id is handed out first")
+            insert_task(other, "folded first")
+            await empty_journal(leader, other)
+            async with exporting(installed.dsn, NEVER_AGAIN) as standby:
+                with anyio.fail_after(PATIENCE):
+                    while not standby.ledger._counters.following:
+                        await anyio.lowlevel.checkpoint()
+                assert standby.ledger.heard() == set()
+                game.execute("COMMIT")
+                with anyio.fail_after(PATIENCE):
+                    while standby.ledger.heard() != {1}:
+                        await anyio.lowlevel.checkpoint()
+
+
+async def test_a_standby_reads_what_it_did_not_hear(installed: Database) -> None:
+    with installed.connect() as game, installed.connect() as other:
+        other.execute("INSERT INTO players (agent_symbol, token) VALUES ('A', 'x')")
+        for key in ("too old", "heard", "unheard"):
+            insert_task(other, key)
+        game.execute("BEGIN")
+        insert_task(game, "running")
+        other.execute("INSERT INTO mfg_notify.event (version, body) VALUES (1, 'junk'), (99, 'of a newer version')")
+        xid = game.execute("SELECT pg_current_xact_id()::text::bigint").fetchone()
+        newest = 5
+        async with await psycopg.AsyncConnection.connect(installed.dsn, autocommit=True) as connection:
+            _, waiting = await journal.follow(connection, 100, frozenset({2, 50}), newest)
+        assert [event.change.key for event in waiting.unheard] == ["unheard"]
+        assert waiting.in_journal == {2}
+        assert xid is not None
+        assert not waiting.visibility.sees(xid[0])
+        assert all(waiting.visibility.sees(event.xid) for event in waiting.unheard)

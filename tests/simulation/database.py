@@ -14,7 +14,7 @@ from tests.simulation.agenda import Agenda
 
 from mfg_notify.core.capped_totals import CappedTotals
 from mfg_notify.core.catalogue import PIPELINE_LIVE, TASK_LIVE
-from mfg_notify.core.counters import Settlement
+from mfg_notify.core.counters import Settlement, Waiting
 from mfg_notify.core.events import (
     Change,
     Event,
@@ -27,6 +27,7 @@ from mfg_notify.core.events import (
 from mfg_notify.core.ledger import Fold, Snapshot, Totals
 from mfg_notify.core.live_state import LiveRows, RecentActivity
 from mfg_notify.core.rules import Completion, SampleKey, increments
+from mfg_notify.core.visibility import Visibility
 
 Sums = dict[SampleKey, int]
 FOLD = "fold"
@@ -355,18 +356,25 @@ class Database:
         drained = len(fold.events) < chunk
         return Fold(number, state.generation, fold.events, settlement, 0, drained, fold.xid, fold.xmin, fold.last_id)
 
-    def read_totals(self, asked: frozenset[int] = frozenset()) -> tuple[Totals, frozenset[int]]:
+    def read_totals(self) -> tuple[Totals, frozenset[int]]:
         """Read the totals whole. Also return the ids in the journal, for the invariants."""
         state = self.state
         activity = RecentActivity(dict(state.recent), dict(state.latest))
-        journal = frozenset(state.journal)
-        totals = CappedTotals(totals=state.totals)
-        return Totals(state.generation, totals, activity, asked, asked & journal, state.last_id), journal
+        return Totals(state.generation, CappedTotals(totals=state.totals), activity), frozenset(state.journal)
+
+    def follow(self, asked: frozenset[int], newest: int) -> tuple[Totals, Waiting]:
+        """Read totals and journal in one snapshot; of the events not `asked` for, the `newest` ids."""
+        journal, after = self.state.journal, self.state.last_id - newest
+        unheard = [event for number, event in journal.items() if number > after and number not in asked]
+        return self.read_totals()[0], Waiting(self._visibility(), asked, asked & journal.keys(), unheard)
 
     def read_snapshot(self) -> Snapshot:
         """Read the live rows in one snapshot."""
+        return Snapshot(self.state.rows.live(), self._visibility())
+
+    def _visibility(self) -> Visibility:
         next_xid = self.latest_completed + 1
-        return Snapshot(self.state.rows.live(), next_xid, frozenset(xid for xid in self.running if xid < next_xid))
+        return Visibility(next_xid, frozenset(xid for xid in self.running if xid < next_xid))
 
     # ------------------------------------------------------------------------------------------ going back --
 

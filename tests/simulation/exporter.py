@@ -260,9 +260,9 @@ class Session:
     def _follow(self) -> Steps:
         started = self.exporter.agenda.now
         self.counting_on_arrival = True
-        totals, _ = yield self.exporter.database.read_totals, (self.ledger.heard(),)
+        totals, waiting = yield self.exporter.database.follow, (self.ledger.heard(), self.exporter.tuning.unheard_ids)
         self.counting_on_arrival = False
-        self.exporter.watcher.followed(self.exporter, self.ledger.follow(totals))
+        self.exporter.watcher.followed(self.exporter, self.ledger.follow(totals, waiting))
         self.schedule.followed(self.exporter.agenda.now, self.exporter.agenda.now - started)
 
     def _settle(self, fold: Fold) -> Steps:

@@ -17,11 +17,12 @@ from tests.simulation.weather import FAULTS, FLOOD, FORGERY
 
 from mfg_notify.core.board import LastChanges
 from mfg_notify.core.counters import Counters
-from mfg_notify.core.ledger import Ledger, Snapshot
+from mfg_notify.core.ledger import Ledger
 from mfg_notify.core.live_state import LiveState, RecentActivity
 from mfg_notify.core.notify_mode import NotifyMode
 from mfg_notify.core.scan_horizon import ScanHorizon
 from mfg_notify.core.schedule import Schedule
+from mfg_notify.core.visibility import Visibility
 from mfg_notify.core.xmin_horizon import XminHorizon
 
 NONE: tuple[str, ...] = ()
@@ -137,16 +138,16 @@ MUTATIONS = (
     ),
     Mutation(
         "a standby adds only events that the totals cannot have",
-        Counters, "hear", "event.id <= heard_after", "False", ("stall", "disconnect", "hand over"),
-    ),
-    Mutation(
-        "a standby forgets what it has heard and others have folded",
-        Counters, "follow", "(number in in_journal if number in asked else number > last_id)", "True", TAKEOVERS,
+        Counters, "hear", " or self._followed.sees(event.xid)", "", ("stall", "disconnect", "hand over"),
     ),
     Mutation(
         "a standby adds an event once",
         Counters, "hear", " or event.id in self._pending", "", FORGERY,
         why_not_found="an event that is heard again replaces itself",
+    ),
+    Mutation(
+        "a standby forgets what it has heard and others have folded",
+        Counters, "follow", "if waiting.may_add(announced.event):", "if True:", TAKEOVERS,
     ),
     Mutation(
         "what a standby has heard is not counted again when it leads",
@@ -304,7 +305,7 @@ MUTATIONS = (
     ),
     Mutation(
         "what the snapshot does not show because it was running is applied again",
-        Snapshot, "sees", " and xid not in self.in_progress", "", NONE, seed=1,
+        Visibility, "sees", " and xid not in self.in_progress", "", NONE, seed=1,
     ),
     Mutation(
         "a TRUNCATE that arrives late leaves the rows that are newer",

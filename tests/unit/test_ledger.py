@@ -6,7 +6,7 @@ to every listener in the same order, and a fold's barrier is part of the fold's 
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import pytest
@@ -17,13 +17,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.unit.builders import NOW, SECOND, Image, event, pipeline, task
 
 from mfg_notify.core.capped_totals import CappedTotals
-from mfg_notify.core.counters import Arrival, Counters, settle
+from mfg_notify.core.counters import Arrival, Counters, Waiting, settle
 from mfg_notify.core.events import Event
 from mfg_notify.core.ledger import Fold, Ledger, Outcome, Snapshot, Totals
 from mfg_notify.core.live_state import LiveRows, RecentActivity, compute_gauges
 from mfg_notify.core.rules import Increment, SampleKey, increments
 from mfg_notify.core.series import Distribution, Series, View, lay_out, never_fall
 from mfg_notify.core.tuning import Tuning
+from mfg_notify.core.visibility import Visibility
 
 Sums = dict[SampleKey, int]
 FOLD = "fold"
@@ -91,7 +92,7 @@ class _Database:
         return Fold(number, self.generation, events, settlement, 0, drained, xid=0, xmin=0, last_id=self.last_id)
 
 
-EMPTY = Snapshot(LiveRows(), 0, frozenset())
+EMPTY = Snapshot(LiveRows(), Visibility(0, frozenset()))
 
 
 class _Exporter:
@@ -806,7 +807,7 @@ def test_a_reconciliation_step_by_step(script: _Script) -> None:
 
     assert state() == (False, False)
     ledger.begin_reconciliation()
-    ledger.reconcile(Snapshot(LiveRows(tasks={"t": task("READY")}), 0, frozenset()))
+    ledger.reconcile(Snapshot(LiveRows(tasks={"t": task("READY")}), Visibility(0, frozenset())))
     assert (state(), ledger.finish_reconciliation()) == ((True, False), None)
     script.one.begin_fold()
     script.one.answer()
@@ -824,7 +825,7 @@ def reconciled(script: _Script, rows: LiveRows) -> None:
     """Read a snapshot that shows these rows, and swap it in."""
     ledger = script.one.ledger
     ledger.begin_reconciliation()
-    ledger.reconcile(Snapshot(rows, 0, frozenset()))
+    ledger.reconcile(Snapshot(rows, Visibility(0, frozenset())))
     script.one.fold()
     script.one.deliver_all()
     assert not ledger.reconciling
@@ -846,7 +847,7 @@ def test_a_snapshot_from_before_a_rewind_is_dropped(script: _Script, *, barrier_
         script.one.fold()
     ledger = script.one.ledger
     ledger.begin_reconciliation()
-    ledger.reconcile(Snapshot(LiveRows(tasks={"gone": task()}), 0, frozenset()))
+    ledger.reconcile(Snapshot(LiveRows(tasks={"gone": task()}), Visibility(0, frozenset())))
     if barrier_known:
         script.one.fold()
     script.database.generation = 0
@@ -931,7 +932,7 @@ def test_a_reconciliation_prunes_activity_and_is_current() -> None:
     assert ledger.settle(first).needs_totals
     ledger.resync(Totals(1, CappedTotals(), RecentActivity({}, {("ship", 1, "gone"): NOW - 24 * 3600 * SECOND})))
     ledger.begin_reconciliation()
-    ledger.reconcile(Snapshot(LiveRows(), 0, frozenset()))
+    ledger.reconcile(Snapshot(LiveRows(), Visibility(0, frozenset())))
     ledger.begin_fold()
     ledger.settle(Fold(2, 2, [], settle([]), 0, drained=True, xid=0, xmin=0, last_id=0))
     assert (ledger.current_at, ledger.view()) == (None, None)
@@ -946,7 +947,7 @@ def test_a_reconciliation_prunes_activity_and_is_current() -> None:
 def test_a_lost_connection_drops_what_was_under_way(script: _Script) -> None:
     ledger = script.one.ledger
     ledger.begin_reconciliation()
-    ledger.reconcile(Snapshot(LiveRows(), 0, frozenset()))
+    ledger.reconcile(Snapshot(LiveRows(), Visibility(0, frozenset())))
     assert ledger.reconciling
     script.one.disconnect()
     assert (ledger.reconciling, ledger.awaits_barrier, ledger.leading) == (False, False, False)
@@ -982,7 +983,7 @@ def test_the_last_changes_do_not_keep_what_is_unconfirmed(script: _Script) -> No
     ("xid", "seen"), [(7, False), (8, True), (9, False), (10, False)], ids=["running", "ended", "next", "later"]
 )
 def test_which_transactions_a_snapshot_shows(xid: int, *, seen: bool) -> None:
-    assert Snapshot(LiveRows(), next_xid=9, in_progress=frozenset({7})).sees(xid) is seen
+    assert Visibility(next_xid=9, in_progress=frozenset({7})).sees(xid) is seen
 
 
 def test_a_new_ledger_leads_nothing_and_shows_nothing() -> None:
@@ -997,7 +998,7 @@ def test_a_difference_after_a_takeover_is_no_correction(script: _Script) -> None
     script.one.step_in()
     script.one.fold()
     ledger.begin_reconciliation()
-    ledger.reconcile(Snapshot(LiveRows(tasks={"t": task("READY")}), 0, frozenset()))
+    ledger.reconcile(Snapshot(LiveRows(tasks={"t": task("READY")}), Visibility(0, frozenset())))
     script.one.fold()
     ledger.receive_barrier(script.database.generation)
     assert ledger.finish_reconciliation() == {}
@@ -1178,7 +1179,7 @@ def test_a_snapshot_waits_for_the_first_fold_after_it(script: _Script) -> None:
     script.one.fold()
     assert not ledger.awaits_barrier
     ledger.begin_reconciliation()
-    ledger.reconcile(Snapshot(LiveRows(), 0, frozenset()))
+    ledger.reconcile(Snapshot(LiveRows(), Visibility(0, frozenset())))
     first = ledger.begin_fold()
     ledger.settle(script.database.fold("one", script.one.backend or 0, 100, first) or pytest.fail("not the leader"))
     second = ledger.begin_fold()
@@ -1203,14 +1204,22 @@ def test_an_ordinary_fold_shows_no_rewind(script: _Script) -> None:
 # ------------------------------------------------------------------------------ following, takeovers, failovers --
 
 
-def follow(script: _Script, asked: frozenset[int] | None = None) -> bool:
-    """Let the second exporter read the totals, as a standby does; return whether they show a rewind."""
+def follow(script: _Script, asked: frozenset[int] | None = None, running: Collection[int] = ()) -> bool:
+    """Let the second exporter read totals and journal, as a standby does; return whether they show a rewind.
+
+    The transaction of an event has the same number; those that are `running` are not seen.
+    """
     database, ledger = script.database, script.two.ledger
     asked = ledger.heard() if asked is None else asked
-    in_journal = asked & database.journal.keys()
-    totals = CappedTotals(totals=database.totals)
+    seen = {number: event for number, event in database.journal.items() if number not in running}
     return ledger.follow(
-        Totals(database.generation, totals, RecentActivity(), asked, frozenset(in_journal), database.last_id)
+        Totals(database.generation, CappedTotals(totals=database.totals), RecentActivity()),
+        Waiting(
+            Visibility(database.last_id + 1, frozenset(running)),
+            asked,
+            asked & seen.keys(),
+            [event for number, event in seen.items() if number not in asked],
+        ),
     )
 
 
@@ -1249,10 +1258,10 @@ def test_a_standby_knows_what_the_leader_shows(script: _Script) -> None:
     script.two.connect()
     assert not follow(script)
     assert script.two.ledger.hear(script.earn(4))
-    # The 2 were in the journal when the totals were read, and nobody has told this standby of them.
-    assert known(script) == 5
+    # The 2 were in the journal when the totals were read, so nobody has to tell this standby of them.
+    assert known(script) == 7
     assert take_over(script) == [False] * 4
-    assert (floor(script), known(script)) == (5, 7)
+    assert (floor(script), known(script)) == (7, 7)
 
 
 def test_what_a_standby_has_heard_is_counted_once(script: _Script) -> None:
@@ -1266,13 +1275,30 @@ def test_what_a_standby_has_heard_is_counted_once(script: _Script) -> None:
     script.database.journal[waiting.id] = waiting
     asked = script.two.ledger.heard()
     late = script.earn(4)
-    assert script.two.ledger.hear(late)
-    del script.database.journal[late.id]  # committed after the reading, so it is not known whether the totals have it
+    assert script.two.ledger.hear(late)  # after the standby has asked, before the answer
     follow(script, asked)
-    assert known(script) == 3
-    # Nor is one whose id was handed out before the totals were read.
-    assert not script.two.ledger.hear(late)
-    assert not script.two.ledger.hear(event(None, task(total_revenue=9), number=script.database.last_id))
+    assert known(script) == 7
+    assert not any(map(script.two.ledger.hear, (folded, waiting, late)))
+
+
+def test_a_standby_hears_what_was_running_when_it_read(script: _Script) -> None:
+    script.earn(1)
+    script.one.fold()
+    follow(script)
+    early, running, unheard = script.earn(2), script.earn(4), script.earn(8)
+    assert script.two.ledger.hear(early)
+    script.database.journal.pop(running.id)
+    script.one.fold()
+    script.database.journal[running.id] = running
+    assert not follow(script, running={running.id})
+    assert known(script) == 11
+    # Neither does the totals' generation tell, nor its id, which is lower than one that was folded.
+    assert script.two.ledger.hear(running)
+    assert known(script) == 15
+    script.one.fold()
+    assert not follow(script)
+    assert not any(map(script.two.ledger.hear, (early, running, unheard)))
+    assert known(script) == 15
 
 
 def test_a_forged_payload_is_forgotten_with_the_next_totals(script: _Script) -> None:

@@ -29,6 +29,7 @@ from mfg_notify.core.ledger import Fold, Ledger, Snapshot, Totals
 from mfg_notify.core.live_state import HOUR, LiveRows, LiveState, RecentActivity, Samples, compute_gauges, moving_gauges
 from mfg_notify.core.rules import Completion
 from mfg_notify.core.tuning import Tuning
+from mfg_notify.core.visibility import Visibility
 
 NOTHING = RecentActivity()
 
@@ -847,7 +848,7 @@ class _Game:
         elif not self.ledger.reconciling:
             self.seen = frozenset(found.xid for found in self.history)
             running = frozenset(found.xid for found in self.open.values())
-            self.ledger.reconcile(Snapshot(live(self.rows(self.committed())), self.last_xid + 1, running))
+            self.ledger.reconcile(Snapshot(live(self.rows(self.committed())), Visibility(self.last_xid + 1, running)))
 
     def fold(self, chunk: int) -> None:
         self.generation += 1

@@ -12,6 +12,7 @@ from mfg_notify.core.progress import OpenTasks, Progress
 from mfg_notify.core.row_details import ENDED_MAXIMUM, RowDetails
 from mfg_notify.core.series import Players
 from mfg_notify.core.tuning import Tuning
+from mfg_notify.core.visibility import Visibility
 
 STARTED = pipeline("EXECUTING", started_at=NOW)
 ENDED = pipeline(
@@ -32,7 +33,7 @@ class Known:
         self.ledger.receive_barrier(1)
         self.fold()
         self.ledger.begin_reconciliation()
-        self.ledger.reconcile(Snapshot(rows or LiveRows(), 0, frozenset()))
+        self.ledger.reconcile(Snapshot(rows or LiveRows(), Visibility(0, frozenset())))
         self.fold()
         self.ledger.receive_barrier(3)
         assert self.ledger.finish_reconciliation() is not None

@@ -13,6 +13,7 @@ from mfg_notify.core.capped_totals import CappedTotals, limited
 from mfg_notify.core.events import Event
 from mfg_notify.core.exemplars import INCREMENTS_MINIMUM, Exemplars, keep_last, note_exemplars
 from mfg_notify.core.rules import Completion, SampleKey, completion, increments, last_seen
+from mfg_notify.core.visibility import Visibility
 
 
 @dataclass(slots=True)
@@ -60,6 +61,24 @@ class _Announced:
     settlement: Settlement
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What the journal held when a standby read the totals, in the same snapshot."""
+
+    visibility: Visibility
+    asked: frozenset[int]
+    """Ids of events that this standby had heard before."""
+    in_journal: frozenset[int]
+    """Those of them that no fold had taken."""
+    unheard: Sequence[Event]
+    """The newest others that no fold had taken."""
+
+    def may_add(self, event: Event) -> bool:
+        """Tell whether the totals lack an event that was heard."""
+        # One that was heard before has committed before. If it is neither in the journal nor folded, it was forged.
+        return event.id in self.in_journal if event.id in self.asked else not self.visibility.sees(event.xid)
+
+
 class Arrival(Enum):
     """What became of a payload."""
 
@@ -83,9 +102,9 @@ class Counters:
     A barrier carries the fold's number. The exporter counts its folds itself, because generations come again after a
     rewind.
 
-    A standby follows the leader: it reads the totals now and then (`follow`) and adds the payloads that it hears
-    (`hear`). What it knows is never more than what was committed, so it can tell after a takeover whether commits were
-    lost.
+    A standby follows the leader: it reads totals and journal now and then (`follow`) and adds the payloads that it
+    hears (`hear`). What it knows is never more than what was committed, so it can tell after a takeover whether
+    commits were lost.
     """
 
     def __init__(self, pending_maximum: int) -> None:
@@ -99,8 +118,8 @@ class Counters:
         """The highest generation that was read, by this exporter as the leader or not, since the last rewind."""
         self._continuous = True
         """`_latest` is a fold that is known here, on this timeline: the next generation follows it without a gap."""
-        self._heard_after: int | None = None
-        """The last id that was handed out when a standby read the totals: they hold none with a higher one."""
+        self._followed: Visibility | None = None
+        """What the snapshot showed in which a standby read the totals: they hold nothing else."""
         self._pending: dict[int, _Announced] = {}
         self._mismatched = 0
         self._settled_before_announced: dict[int, int] = {}
@@ -127,7 +146,7 @@ class Counters:
         """Drop what is pending: nothing of it is shown any more, and another exporter folds it."""
         self._pending.clear()
         self._mismatched = 0
-        self._heard_after = None
+        self._followed = None
 
     def expect_gap(self) -> None:
         """Read the totals before the next fold counts: another server may have handed out the next generations."""
@@ -138,7 +157,7 @@ class Counters:
     @property
     def following(self) -> bool:
         """Tell whether these are the totals of another exporter, which leads."""
-        return self._heard_after is not None
+        return self._followed is not None
 
     def observe(self, generation: int) -> bool:
         """Compare a generation that was read without folding. Return whether it shows that the database was rewound."""
@@ -146,31 +165,32 @@ class Counters:
             self._seen = generation
             return False
         self._latest = self._seen = generation
-        self._continuous, self._heard_after = False, None
+        self._continuous, self._followed = False, None
         return True
 
-    def follow(self, totals: CappedTotals, asked: frozenset[int], in_journal: frozenset[int], last_id: int) -> None:
-        """Take over the totals that another exporter has settled.
-
-        As of the same moment, `in_journal` are those of the pending events `asked` for that no fold had taken, and
-        `last_id` is the last id that was handed out.
-        """
-        self._settled, self._heard_after = totals, last_id
+    def follow(self, totals: CappedTotals, waiting: Waiting) -> None:
+        """Take over the totals that another exporter has settled, and what was `waiting` for a fold then."""
+        self._settled, self._followed = totals, waiting.visibility
         self._continuous = False
-        self._pending = {
-            number: announced
-            for number, announced in self._pending.items()
-            if (number in in_journal if number in asked else number > last_id)
-            and totals.announce(announced.settlement.increments)
-        }
+        heard, self._pending = self._pending, {}
+        for announced in heard.values():
+            if waiting.may_add(announced.event):
+                self._add_pending(announced.event, announced.settlement)
+        for event in waiting.unheard:
+            self._add_pending(event)
 
     def hear(self, event: Event) -> bool:
         """Add an event that another exporter shows, if the totals cannot have it. Return whether it was added."""
-        heard_after = self._heard_after
-        if heard_after is None or event.id <= heard_after or event.id in self._pending:
+        # What the snapshot showed is in the totals, or was in the journal and is pending.
+        if self._followed is None or self._followed.sees(event.xid) or event.id in self._pending:
             return False
-        settlement = settle((event,))
-        if len(self._pending) >= self._pending_maximum or not self._settled.announce(settlement.increments):
+        return self._add_pending(event)
+
+    def _add_pending(self, event: Event, settlement: Settlement | None = None) -> bool:
+        if len(self._pending) >= self._pending_maximum:
+            return False
+        settlement = settlement or settle((event,))
+        if not self._settled.announce(settlement.increments):
             return False
         self._pending[event.id] = _Announced(event, settlement)
         return True
@@ -226,13 +246,7 @@ class Counters:
         """Count an event that a payload has brought, unless it was counted before."""
         if event.id in self._settled_before_announced or event.id in self._pending:
             return Arrival.DUPLICATE
-        if not self.synced or len(self._pending) >= self._pending_maximum:
-            return Arrival.DEFERRED
-        settlement = settle((event,))
-        if not self._settled.announce(settlement.increments):
-            return Arrival.DEFERRED
-        self._pending[event.id] = _Announced(event, settlement)
-        return Arrival.COUNTED
+        return Arrival.COUNTED if self.synced and self._add_pending(event) else Arrival.DEFERRED
 
     def receive_barrier(self, number: int) -> None:
         """Record that every notification of an event folded up to this fold has arrived."""

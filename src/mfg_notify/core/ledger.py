@@ -6,7 +6,7 @@ came back. In the order in which the exporter calls it:
 
     attach(installation, …) a session has been opened
     observe(generation)     the lease has been read, and perhaps taken
-    follow(totals)          another exporter leads, and its totals have been read
+    follow(totals, …)       another exporter leads, and its totals and the journal have been read
     lead()                  this exporter holds the lease
     announce(event)         a payload has arrived
     begin_fold()            a fold is about to be sent
@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from mfg_notify.core.board import LastChanges, Run
 from mfg_notify.core.capped_totals import CappedTotals
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
-from mfg_notify.core.counters import Arrival, Counters, Settlement
+from mfg_notify.core.counters import Arrival, Counters, Settlement, Waiting
 from mfg_notify.core.events import Event
 from mfg_notify.core.live_state import LiveRows, LiveState, RecentActivity
 from mfg_notify.core.progress import Progress
@@ -42,6 +42,7 @@ from mfg_notify.core.row_details import EndedRows, RowDetails, describe_row
 from mfg_notify.core.rules import SampleKey
 from mfg_notify.core.series import Players, View
 from mfg_notify.core.tuning import Tuning
+from mfg_notify.core.visibility import Visibility
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,25 +71,14 @@ class Totals:
     generation: int
     counters: CappedTotals
     activity: RecentActivity
-    asked: frozenset[int] = frozenset()
-    """Events of which a standby asked whether they are folded …"""
-    in_journal: frozenset[int] = frozenset()
-    """… and those that are not."""
-    last_id: int = 0
-    """The last event id that was handed out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The live rows as of one snapshot of the database, and which transactions it shows."""
+    """The live rows as of one snapshot of the database."""
 
     rows: LiveRows
-    next_xid: int
-    in_progress: frozenset[int]
-
-    def sees(self, xid: int) -> bool:
-        """Tell whether the rows show what this transaction has done, given that it has committed."""
-        return xid < self.next_xid and xid not in self.in_progress
+    visibility: Visibility
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +182,8 @@ class Ledger:
         self._rewind_known = True
         return True
 
-    def follow(self, totals: Totals) -> bool:
-        """Take over totals that were read while another exporter leads. Return whether they show a rewind."""
+    def follow(self, totals: Totals, waiting: Waiting) -> bool:
+        """Take over what was read while another exporter leads. Return whether it shows a rewind."""
         if self._leading or self._reinstalled:
             return False
         rewound = self.observe(totals.generation)
@@ -203,7 +193,7 @@ class Ledger:
         self._rewind_known = False
         if self._expected is not None and not totals.counters.lack(self._expected):
             self._expected = None  # otherwise the journal may have the rest: the next leader knows
-        self._counters.follow(totals.counters, totals.asked, totals.in_journal, totals.last_id)
+        self._counters.follow(totals.counters, waiting)
         return rewound
 
     def heard(self) -> frozenset[int]:
@@ -419,7 +409,7 @@ class Ledger:
         if snapshot is None or barrier is None or self._counters.barrier < barrier:
             return None
         self._snapshot = self._snapshot_barrier = None
-        corrections = self._live.reconcile(snapshot.rows, snapshot.sees)
+        corrections = self._live.reconcile(snapshot.rows, snapshot.visibility.sees)
         self._activity.prune(self.now())
         self._presentable = True
         self.confirm_current()

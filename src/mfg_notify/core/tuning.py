@@ -56,6 +56,8 @@ class Tuning:
     """Share of time that counting all rows of factories may take."""
     follow_share: float = 0.02
     """Share of time in which a standby may read all totals."""
+    unheard_ids: int = 1_000
+    """Of so many ids that were handed out last, a standby reads the events that it has not heard."""
     old_snapshot_age: float = 60.0
     """Age from which a snapshot that somebody holds is exported: those of ordinary transactions come and go."""
     old_snapshot_warning: float = 600.0

@@ -122,8 +122,9 @@ class Folding:
 
     async def follow(self) -> None:
         """Read the totals of the exporter that leads: what it shows must not be lost if this one takes over."""
-        reading = journal.read_totals(self._connection, self._series_maximum, self._ledger.heard())
-        if self._ledger.follow(await in_time(self._tuning.snapshot_timeout, reading)):
+        tuning, heard = self._tuning, self._ledger.heard()
+        reading = journal.follow(self._connection, self._series_maximum, heard, tuning.unheard_ids)
+        if self._ledger.follow(*await in_time(tuning.snapshot_timeout, reading)):
             self._health.report_rewind()
 
     async def _fold_and_set_notify_mode(self, number: int, after: int) -> Fold | None:

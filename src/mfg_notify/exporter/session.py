@@ -205,13 +205,17 @@ class Session:
     async def run(self) -> None:
         """Serve until `stop`. Raise `DatabaseError` (in an exception group) if a connection breaks."""
         await self._services.status.update(connected=True)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._listener.pump, self._intake.on_arrival)
-            tasks.start_soon(self._watch_pings)
-            if (interval := self._services.settings.market_interval) is not None:
-                tasks.start_soon(self._services.market_reader.run, interval)
-            await self._work()
-            tasks.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._listener.pump, self._intake.on_arrival)
+                tasks.start_soon(self._watch_pings)
+                if (interval := self._services.settings.market_interval) is not None:
+                    tasks.start_soon(self._services.market_reader.run, interval)
+                await self._work()
+                tasks.cancel_scope.cancel()
+        finally:
+            # A server that dies may have sent more while a step was under way: another exporter may have shown it.
+            self._intake.drain()
 
     async def _watch_pings(self) -> None:
         while True:

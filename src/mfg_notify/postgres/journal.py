@@ -4,6 +4,7 @@ Owns what makes a number exact: an event leaves the journal and enters the total
 adds is decided in `core.rules`.
 """
 
+from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,11 +16,12 @@ from psycopg.rows import TupleRow
 from mfg_notify.core.books import Balance, Entry
 from mfg_notify.core.capped_totals import SERIES_MAXIMUM, CappedTotals, limited
 from mfg_notify.core.catalogue import SETTLED_LABELS
-from mfg_notify.core.counters import Settlement
+from mfg_notify.core.counters import Settlement, Waiting
 from mfg_notify.core.events import VERSION, Event, decode_change
 from mfg_notify.core.ledger import Fold, Totals
 from mfg_notify.core.live_state import RecentActivity
 from mfg_notify.core.rules import Completion, SampleKey
+from mfg_notify.core.visibility import Visibility
 from mfg_notify.errors import MalformedEvent, SchemaNotReady
 from mfg_notify.postgres import books
 from mfg_notify.postgres.connection import Connection, read_only_snapshot, translated_errors
@@ -211,35 +213,56 @@ async def prune(connection: Connection) -> None:
         await connection.execute(QUERY["forget_dead_letters"], {"kept": DEAD_LETTERS_KEPT})
 
 
-async def read_totals(
-    connection: Connection, series_maximum: int = SERIES_MAXIMUM, asked: frozenset[int] = frozenset()
-) -> Totals:
+async def read_totals(connection: Connection, series_maximum: int = SERIES_MAXIMUM) -> Totals:
     """Read totals, `recent` and `latest` whole, as of one generation. Raise `SchemaNotReady` if the lease is gone.
 
-    Also find out which of the events `asked` for are in the journal. However many totals there are, at most about
-    `series_maximum` of them are in memory at a time.
+    However many totals there are, at most about `series_maximum` of them are in memory at a time.
     """
     with translated_errors():
         async with read_only_snapshot(connection):
-            await connection.execute(QUERY["lock_totals"])
-            lease = await (await connection.execute(QUERY["generation"])).fetchone()
-            if lease is None:
-                raise SchemaNotReady(LEASE_LOST)
-            # A sequence has no snapshot: what the totals hold was handed out before. At once, because a standby cannot
-            # add events that are written between the two.
-            [(last_id,)] = await (await connection.execute(QUERY["last_id"])).fetchall()
-            counters = CappedTotals(series_maximum)
-            async with connection.cursor("mfg_notify_totals") as cursor:
-                await cursor.execute(QUERY["totals"])
-                while rows := await cursor.fetchmany(TOTALS_AT_A_TIME):
-                    for metric, labels, n in rows:
-                        # A metric that only a newer version knows stays in the table, untouched.
-                        if metric in SETTLED_LABELS:
-                            counters.add(_from_json(metric, labels), n)
-            unfolded = await connection.execute(QUERY["unfolded"], {"ids": sorted(asked)})
-            in_journal = frozenset(number for (number,) in await unfolded.fetchall())
-            activity = await _read_activity(connection)
-            return Totals(lease[0], counters, activity, asked, in_journal, last_id)
+            return await _read_totals(connection, series_maximum)
+
+
+async def follow(
+    connection: Connection, series_maximum: int, asked: frozenset[int], newest: int
+) -> tuple[Totals, Waiting]:
+    """Read the same as a standby, and what is in the journal at that moment.
+
+    It has heard the events `asked` for; of the others, read those among the `newest` ids.
+    """
+    with translated_errors():
+        async with read_only_snapshot(connection):
+            totals = await _read_totals(connection, series_maximum)
+            return totals, await _read_waiting(connection, asked, newest)
+
+
+async def _read_totals(connection: Connection, series_maximum: int) -> Totals:
+    await connection.execute(QUERY["lock_totals"])
+    lease = await (await connection.execute(QUERY["generation"])).fetchone()
+    if lease is None:
+        raise SchemaNotReady(LEASE_LOST)
+    counters = CappedTotals(series_maximum)
+    async with connection.cursor("mfg_notify_totals") as cursor:
+        await cursor.execute(QUERY["totals"])
+        while rows := await cursor.fetchmany(TOTALS_AT_A_TIME):
+            for metric, labels, n in rows:
+                # A metric that only a newer version knows stays in the table, untouched.
+                if metric in SETTLED_LABELS:
+                    counters.add(_from_json(metric, labels), n)
+    return Totals(lease[0], counters, await _read_activity(connection))
+
+
+async def _read_waiting(connection: Connection, asked: frozenset[int], newest: int) -> Waiting:
+    ids = sorted(asked)
+    [(next_xid, in_progress)] = await (await connection.execute(QUERY["visibility"])).fetchall()
+    heard = await (await connection.execute(QUERY["heard"], {"ids": ids})).fetchall()
+    others = {"version": VERSION, "newest": newest, "ids": ids}
+    unheard = []
+    for number, xid, at, body in await (await connection.execute(QUERY["unheard"], others)).fetchall():
+        with suppress(MalformedEvent):  # the exporter that leads sets it aside
+            unheard.append(Event(number, xid, at, decode_change(body)))
+    visibility = Visibility(next_xid, frozenset(in_progress))
+    return Waiting(visibility, asked, frozenset(number for (number,) in heard), unheard)
 
 
 async def _read_activity(connection: Connection) -> RecentActivity:

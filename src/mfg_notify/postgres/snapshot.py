@@ -14,6 +14,7 @@ from mfg_notify.core import events
 from mfg_notify.core.events import Change, FactoryChange, PipelineChange, TaskChange
 from mfg_notify.core.ledger import Snapshot
 from mfg_notify.core.live_state import LiveRows
+from mfg_notify.core.visibility import Visibility
 from mfg_notify.errors import MalformedEvent
 from mfg_notify.postgres.connection import Connection, fetch_without_locks, translated_errors
 from mfg_notify.postgres.queries import QUERY
@@ -133,7 +134,7 @@ async def read_snapshot(connection: Connection, schema: str) -> Reading:
         _idle_by_ship(ships[0]) if ships else None,
         _OPTIONAL_COLUMNS["actual_quantity"] in optional,
     )
-    return Reading(Snapshot(rows, next_xid, frozenset(in_progress)), ships_query, unreadable, ships_error)
+    return Reading(Snapshot(rows, Visibility(next_xid, frozenset(in_progress))), ships_query, unreadable, ships_error)
 
 
 def _decode_rows(found: list[TupleRow], table: str, unreadable: dict[str, int]) -> Iterator[Change]:

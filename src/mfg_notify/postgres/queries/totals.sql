@@ -56,10 +56,18 @@ SELECT kind, player_id, key, (date_part('epoch', at) * 1000000)::bigint FROM mfg
 -- The generation of the last fold, which the totals belong to. No row: the lease has lost its row.
 SELECT generation FROM mfg_notify.lease
 
--- name: unfolded
+-- name: heard
 -- Those of some events that are in the journal.
 SELECT id FROM mfg_notify.event WHERE id = ANY (%(ids)s::bigint[])
 
--- name: last_id
--- The last event id that was handed out.
-SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM mfg_notify.event_id_seq
+-- name: unheard
+-- The newest of the others. Without a bound, this would visit every row that was folded while somebody holds a snapshot.
+SELECT id, xid::text::bigint, (date_part('epoch', at) * 1000000)::bigint, body FROM mfg_notify.event
+WHERE version = %(version)s AND id > (SELECT last_value FROM mfg_notify.event_id_seq) - %(newest)s
+      AND id <> ALL (%(ids)s::bigint[])
+ORDER BY id
+
+-- name: visibility
+-- Which transactions the snapshot of this transaction shows.
+SELECT pg_snapshot_xmax(s)::text::bigint, ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(s) x)
+FROM pg_current_snapshot() s
