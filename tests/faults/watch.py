@@ -7,6 +7,7 @@ import http.client
 import re
 import threading
 import time
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -106,7 +107,7 @@ def falls_between(histories: Sequence[CounterHistory]) -> list[str]:
     return found
 
 
-class _Watching:
+class _Watching(ABC):
     """Does something again and again in a thread until the block ends, which raises what the thread has raised."""
 
     def __init__(self) -> None:
@@ -132,8 +133,8 @@ class _Watching:
         except BaseException as crash:  # noqa: BLE001 - raised when the block ends
             self._crash = crash
 
-    def _watch(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _watch(self) -> None: ...
 
 
 class Watch(_Watching):
