@@ -106,10 +106,12 @@ def stop_patroni(trial: Trial) -> Callable[[], None]:
 
 
 def pause_etcd(trial: Trial) -> None:
-    """Long enough for the leader to demote itself."""
+    """Until the leader has demoted itself."""
     trial.cluster.etcd.send_signal(signal.SIGSTOP)
-    lasting(8)
-    trial.cluster.etcd.send_signal(signal.SIGCONT)
+    try:
+        eventually(trial.leader.place, lambda place: place is not None and place.in_recovery, patience=PATIENCE)
+    finally:
+        trial.cluster.etcd.send_signal(signal.SIGCONT)
 
 
 def freeze_leader(trial: Trial) -> Callable[[], None]:
