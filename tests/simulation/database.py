@@ -82,6 +82,14 @@ def _apply(table: dict[Any, Any], key: str | int, operation: str, new: object) -
         table[key] = new
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What was true at a time, for the invariants."""
+
+    at: float
+    truth: Sums
+
+
 @dataclass(eq=False, slots=True)
 class Transaction:
     """A transaction of the game. The first event is written at once, the others when it ends."""
@@ -362,11 +370,12 @@ class Database:
         activity = RecentActivity(dict(state.recent), dict(state.latest))
         return Totals(state.generation, CappedTotals(totals=state.totals), activity), frozenset(state.journal)
 
-    def follow(self, asked: frozenset[int], newest: int) -> tuple[Totals, Waiting]:
+    def follow(self, asked: frozenset[int], newest: int) -> tuple[Totals, Waiting, "Moment"]:
         """Read totals and journal in one snapshot; of the events not `asked` for, the `newest` ids."""
         journal, after = self.state.journal, self.state.last_id - newest
         unheard = [event for number, event in journal.items() if number > after and number not in asked]
-        return self.read_totals()[0], Waiting(self._visibility(), asked, asked & journal.keys(), unheard)
+        waiting = Waiting(self._visibility(), asked, asked & journal.keys(), unheard)
+        return self.read_totals()[0], waiting, Moment(self._agenda.now, dict(self.state.truth))
 
     def read_snapshot(self) -> Snapshot:
         """Read the live rows in one snapshot."""

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from tests.simulation.agenda import Agenda
-from tests.simulation.database import EPOCH, FOLD, Backend, Database
+from tests.simulation.database import EPOCH, FOLD, Backend, Database, Moment
 from tests.simulation.weather import Weather
 
 from mfg_notify.core.catalogue import MICROSECONDS_PER_SECOND
@@ -64,8 +64,11 @@ class Watcher:
     def observed(self, exporter: "Exporter", rewound: bool) -> None:
         """React to a generation that was read without folding."""
 
-    def followed(self, exporter: "Exporter", rewound: bool) -> None:
-        """React to totals that were read by a standby."""
+    def followed(self, exporter: "Exporter", rewound: bool, moment: Moment) -> None:
+        """React to totals that a standby read at that moment."""
+
+    def dropped(self, exporter: "Exporter", event: Event) -> None:
+        """React to a payload that a standby did not add to what it knows."""
 
     def leads(self, exporter: "Exporter") -> None:
         """React to an exporter that begins to lead."""
@@ -260,9 +263,10 @@ class Session:
     def _follow(self) -> Steps:
         started = self.exporter.agenda.now
         self.counting_on_arrival = True
-        totals, waiting = yield self.exporter.database.follow, (self.ledger.heard(), self.exporter.tuning.unheard_ids)
+        known = self.ledger.heard(), self.exporter.tuning.unheard_ids
+        totals, waiting, moment = yield self.exporter.database.follow, known
         self.counting_on_arrival = False
-        self.exporter.watcher.followed(self.exporter, self.ledger.follow(totals, waiting))
+        self.exporter.watcher.followed(self.exporter, self.ledger.follow(totals, waiting), moment)
         self.schedule.followed(self.exporter.agenda.now, self.exporter.agenda.now - started)
 
     def _settle(self, fold: Fold) -> Steps:
@@ -336,6 +340,8 @@ class Session:
                     self._announce(said, counted)
                 elif ledger.hear(said):
                     self.exporter.watcher.announced(self.exporter, said)
+                else:
+                    self.exporter.watcher.dropped(self.exporter, said)
             elif own and said.startswith("barrier "):
                 ledger.receive_barrier(int(said[8:]))
             elif own and said.startswith("ping "):

@@ -141,6 +141,14 @@ MUTATIONS = (
         Counters, "hear", " or self._followed.sees(event.xid)", "", ("stall", "disconnect", "hand over"),
     ),
     Mutation(
+        "a standby adds what was running when it read the totals",
+        Counters, "hear", "self._followed.sees(event.xid)", "event.xid < self._followed.next_xid", TAKEOVERS,
+    ),
+    Mutation(
+        "a standby reads what it has not heard",
+        Counters, "follow", "in waiting.unheard", "in ()", TAKEOVERS,
+    ),
+    Mutation(
         "a standby adds an event once",
         Counters, "hear", " or event.id in self._pending", "", FORGERY,
         why_not_found="an event that is heard again replaces itself",

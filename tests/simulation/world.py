@@ -20,7 +20,17 @@ from random import Random
 from typing import Any
 
 from tests.simulation.agenda import Agenda, InvariantError
-from tests.simulation.database import FOLD, LEASE_TIMEOUT, Database, Rows, State, Sums, Transaction, differences
+from tests.simulation.database import (
+    FOLD,
+    LEASE_TIMEOUT,
+    Database,
+    Moment,
+    Rows,
+    State,
+    Sums,
+    Transaction,
+    differences,
+)
 from tests.simulation.exporter import Exporter, Session, Watcher
 from tests.simulation.game import Game
 from tests.simulation.weather import FAULTS, Weather, fair, foul
@@ -75,6 +85,8 @@ class Watch:
     """A drained journal must confirm what it has known before it began to lead."""
     followed_at: float = -math.inf
     """When it last compared the totals as a standby, less the time that the answer may have been on its way."""
+    followed: Moment | None = None
+    """When it last read the totals as a standby, and what was true then."""
     floor_doubtful: bool = False
     """What it holds may have been forged or lost."""
     overlooked: bool = False
@@ -124,6 +136,8 @@ class World(Watcher):
         self._forged: dict[int, Event] = {}
         """By identity: a forged event may look like a true one."""
         self._announcements: list[Event] = []
+        self._committed_at: dict[tuple[int, int], float] = {}
+        """By id and transaction of an event."""
         self._queue_was_full = self._restored_in_place = False
         """In the last foul weather."""
         self._phase = 0
@@ -431,10 +445,36 @@ class World(Watcher):
         if rewound and watch.restored_at < max(watch.followed_at, 0):
             raise InvariantError(f"{exporter} observed a rewind that never was")
 
-    def followed(self, exporter: Exporter, rewound: bool) -> None:
-        """Check that a rewind has happened, and that nothing is known but what was committed."""
+    def followed(self, exporter: Exporter, rewound: bool, moment: Moment) -> None:
+        """Check that a rewind has happened, and that all is known that was committed, and nothing else."""
         self.observed(exporter, rewound)
-        self._watches[exporter.name].followed_at = self.agenda.now - ANSWER
+        watch = self._watches[exporter.name]
+        watch.followed_at = self.agenda.now - ANSWER
+        watch.followed = moment if exporter.ledger._counters.following else None
+        if watch.followed is None or self._lacks_room(exporter) or watch.restored_at >= moment.at:
+            return
+        known = exporter.ledger._counters.exposed()
+        for key, n in moment.truth.items():
+            if known.get(key, 0) < n and not key[0].endswith("_sum"):
+                raise InvariantError(f"{exporter} stands by and does not know all: {differences(known, moment.truth)}")
+        if watch.floor_doubtful:
+            return
+        for key, n in known.items():
+            if n > self.database.state.truth.get(key, 0) and not key[0].endswith("_sum"):
+                raise InvariantError(f"{exporter} stands by and knows what was never true: {key}")
+
+    def dropped(self, exporter: Exporter, event: Event) -> None:
+        """Check that what a standby drops was committed before it read the totals."""
+        moment = self._watches[exporter.name].followed
+        committed_at = self._committed_at.get((event.id, event.xid), -math.inf)
+        counters = exporter.ledger._counters
+        if moment is None or not counters.following or self._lacks_room(exporter) or event.id in counters.pending():
+            return
+        if committed_at > moment.at:
+            raise InvariantError(f"{exporter} stands by and has dropped event {event.id}")
+
+    def _lacks_room(self, exporter: Exporter) -> bool:
+        return len(exporter.ledger.heard()) >= exporter.tuning.pending_maximum
 
     def leads(self, exporter: Exporter) -> None:
         """Check that what it holds was true."""
@@ -522,6 +562,7 @@ class World(Watcher):
 
     def _committed(self, transaction: Transaction) -> None:
         events = transaction.written
+        self._committed_at.update(dict.fromkeys(((event.id, event.xid) for event in events), self.agenda.now))
         for watch in self._watches.values():
             watch.busy += len(events)
         self._announcements = (self._announcements + events)[-20:]
