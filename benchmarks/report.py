@@ -79,7 +79,7 @@ def _questions(results: Figures) -> str:
         ("saves a second that change nothing watched", bare_rates("save"), rates("save", "exporter")),
         ("changes of a factory's supply a second", bare_rates("supply"), rates("supply", "exporter")),
         (
-            "a transaction at 200 changes a second, p50; p99 ¹",
+            "a transaction at 200 changes a second, p50; p99",
             listed((latency["bare p50"], latency["bare p99"]), 2, " ms"),
             "; ".join(compared(latency[f"ours {p}"], latency[f"bare {p}"], 2, " ms") for p in ("p50", "p99")),
         ),
@@ -90,7 +90,7 @@ def _questions(results: Figures) -> str:
             compared(log["exporter later"], log["bare later"], 0, " bytes"),
         ),
         (
-            "the same, in the game with kills ²",
+            "the same, in the game with kills ¹",
             f"{run['log']['nothing']:,.0f} bytes",
             compared(run["log"]["mfg-notify"], run["log"]["nothing"], 0, " bytes"),
             f"Debezium {compared(run['log']['full'], run['log']['nothing'], 0, ' bytes')}",
@@ -103,17 +103,17 @@ def _questions(results: Figures) -> str:
             "a polling exporter: with its next scrape",
         ),
         ("the same, p99", "", listed((_p99(of) for of in delays.values()), 1, " ms")),
-        ("at 100 changes a second, p50 ²", *beside_debezium("p50 ms", 1, " ms")),
-        ("the same, p95 ²", *beside_debezium("p95 ms", 1, " ms")),
+        ("at 100 changes a second, p50 ¹", *beside_debezium("p50 ms", 1, " ms")),
+        ("the same, p95 ¹", *beside_debezium("p95 ms", 1, " ms")),
         ("**What if the exporter is killed, or away?**",),
         (
-            f"counted too often; not counted; of {run['truth']:,}, with {run['kills']} kills ²",
+            f"counted too often; not counted; of {run['truth']:,}, with {run['kills']} kills ¹",
             "",
             f"{ours['over']:,}; {ours['lost']:,}",
             f"Debezium {default['over']:,}; {default['lost']:,}, tuned {tuned['over']:,}; {tuned['lost']:,}",
         ),
-        ("from its start until it counts what happens ²", *beside_debezium("back s", 1, " s")),
-        ("what the database kept for it, at most ²", *beside_debezium("kept MiB", 1, " MiB")),
+        ("from its start until it counts what happens ¹", *beside_debezium("back s", 1, " s")),
+        ("what the database kept for it, at most ¹", *beside_debezium("kept MiB", 1, " MiB")),
         (
             "hours away",
             "",
@@ -121,35 +121,37 @@ def _questions(results: Figures) -> str:
             "Debezium: its slot keeps the log of the whole server, without limit by default",
         ),
         (
-            "a million events that have waited ¹",
+            "a million events that have waited",
             "",
             f"folds {backlog['events a second']:,.0f} a second, with at most {backlog['peak MiB']:.0f} MiB",
         ),
         ("**What happens as it grows?**",),
         (
-            f"history: {'; '.join(f'{int(rows):,}' for rows in histories)} finished tasks ¹",
+            f"history: {'; '.join(f'{int(rows):,}' for rows in histories)} finished tasks",
             "",
             f"a reconciliation takes {listed((of['reconcile ms'] for of in histories.values()), 0, ' ms')}",
-            f"a polling exporter's scrape takes {listed((of['peer ms'] for of in histories.values()), 0, ' ms')}",
+            f"a polling exporter's scrape takes {listed((of['peer ms'] for of in histories.values()), 0, ' ms')}"
+            if all(of["peer ms"] for of in histories.values())
+            else "",
         ),
         ("live rows", "", "reconciliation and memory, in proportion; the line above is for 24,000 live rows"),
         (
-            f"series: {listed((page['series'] for page in pages), 0)} ¹",
+            f"series: {listed((page['series'] for page in pages), 0)}",
             "",
             f"a scrape takes {listed((page['alone p50'] for page in pages), 1, ' ms')} and reads memory only",
         ),
         (
-            f"memory at 50 changes a second; after the changes of {day['changes'] / 180_000:.0f} hours ¹",
+            f"memory at 50 changes a second; after the changes of {day['changes'] / 180_000:.0f} hours",
             "",
             f"{rest['MiB']:.0f}; {day['MiB'][-1]:.0f} MiB",
         ),
         ("**What does the exporter itself take?**",),
-        ("processor time at 50 changes a second ¹", "", f"{rest['cpu %']:.1f} % of a core"),
+        ("processor time at 50 changes a second", "", f"{rest['cpu %']:.1f} % of a core"),
         (
-            f"processor time in {run['seconds'] / 60:.0f} minutes with {run['kills'] + 1} starts ²",
+            f"processor time in {run['seconds'] / 60:.0f} minutes with {run['kills'] + 1} starts ¹",
             *beside_debezium("cpu s", 1, " s"),
         ),
-        ("peak memory ²", *beside_debezium("MiB", 0, " MiB")),
+        ("peak memory ¹", *beside_debezium("MiB", 0, " MiB")),
     ]
     return _table(*(row + ("",) * (len(rows[0]) - len(row)) for row in rows))
 
@@ -244,7 +246,7 @@ def _figures(results: Figures) -> str:
     rows += [
         (
             f"what {day['changes'] / 180_000:.0f} hours at 50 changes/s bring ({day['changes']:,} changes), in "
-            f"{day['seconds'] / 60:.0f} minutes and eight parts",
+            f"{day['seconds'] / 60:.0f} minutes and {len(day['MiB'])} parts",
             f"exporter {_listed(day['MiB'], 0)} MiB; journal {_listed(day['journal MiB'], 0)}, its index "
             f"{_listed(day['index MiB'], 0)}, `pending_commit` {_listed(day['marks MiB'], 1)}, totals "
             f"{_listed(day['totals MiB'], 1)} MiB",
