@@ -4,7 +4,7 @@
     watch.py         scrapes /metrics every 50 ms: no counter falls (I2), none is ahead of the commits (I3)
     writer.py        the simulated game as a process that survives lost connections and no other error (I4)
     dying.py         an exporter that kills itself at a named step of its fold
-    test_failover.py failovers of PostgreSQL under Patroni, in a short form by `make test`; make test-failover
+    test_failover.py failovers of PostgreSQL under Patroni, in a short form by `make test-all`; make test-failover
     cluster.py       three servers that replicate, under Patroni and etcd
     proxy.py         a TCP proxy that cuts and stalls connections
     processes.py, network.py, storage.py, clocks.py, schema.py, statements.py, sessions.py, hostile.py

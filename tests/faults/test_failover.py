@@ -1,8 +1,8 @@
 """Failovers of PostgreSQL under Patroni: two exporters, several writers, and a leader that is lost in ten ways.
 
-`make test` has a short form, if etcd and Patroni are installed. `make test-failover` has all of them, with synchronous
-and asynchronous replication and through haproxy. MFG_NOTIFY_FAILOVER_ROUNDS is the number of failovers in each of the
-first two modes (20); MFG_NOTIFY_SOAK_SEED repeats the choices of a run.
+`make test-all` has a short form, if etcd and Patroni are installed. `make test-failover` has all of them, with
+synchronous and asynchronous replication and through haproxy. MFG_NOTIFY_FAILOVER_ROUNDS is the number of failovers in
+each of the first two modes (20); MFG_NOTIFY_SOAK_SEED repeats the choices of a run.
 """
 
 import os
@@ -332,7 +332,7 @@ needs_a_cluster = pytest.mark.skipif(bool(lacking()), reason=f"needs {lacking()}
 
 
 @needs_a_cluster
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_failovers() -> None:
     plan = Plan(["switchover", "kill -9 of the server"], ["stopped walsenders, then kill -9 of both"])
     with Cluster.running() as cluster:
