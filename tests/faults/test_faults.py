@@ -33,7 +33,6 @@ USUAL = {
     "database crash",
     "exporter killed",
     "hostile NOTIFY",
-    "standby takes over after a kill",
     "triggers disabled, replica role, data-only restore",
 }
 """Those that `make test` runs, too."""

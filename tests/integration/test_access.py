@@ -194,6 +194,7 @@ def test_users_change_and_wrong_files_do_not_count(setting: Setting) -> None:
 
 
 @needs_curl
+@pytest.mark.thorough
 def test_certificates_are_renewed(setting: Setting) -> None:
     setting.write(tls_server_config=TLS)
     with setting.exporter() as exporter:
