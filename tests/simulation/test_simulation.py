@@ -47,6 +47,7 @@ def test_a_seed_repeats_a_run() -> None:
     assert worlds[0].database.state == worlds[1].database.state
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mutation", found)
 def test_a_rule_that_is_taken_out_is_missed(mutation: Mutation) -> None:
     assert not violation(mutation.seed, mutation.faults)
