@@ -88,6 +88,8 @@ class Moment:
 
     at: float
     truth: Sums
+    complete: bool
+    """A standby has read or heard the whole journal; a long backlog it has not."""
 
 
 @dataclass(eq=False, slots=True)
@@ -290,7 +292,7 @@ class Database:
         if not available and from_the_dead and state.holder_pid not in self.backends:
             available = True
             if not backend.receiver.has_stood_by:
-                self.contested_until = state.renewed_at + LEASE_TIMEOUT
+                self.contested_until = max(self.contested_until, state.renewed_at + LEASE_TIMEOUT)
         if available and self.fold is None:
             state.holder, state.holder_pid, state.renewed_at = backend.name, backend.pid, self._agenda.now
             self.end(self.assign_xid(backend))
@@ -375,7 +377,8 @@ class Database:
         journal, after = self.state.journal, self.state.last_id - newest
         unheard = [event for number, event in journal.items() if number > after and number not in asked]
         waiting = Waiting(self._visibility(), asked, asked & journal.keys(), unheard)
-        return self.read_totals()[0], waiting, Moment(self._agenda.now, dict(self.state.truth))
+        complete = all(number > after or number in asked for number in journal)
+        return self.read_totals()[0], waiting, Moment(self._agenda.now, dict(self.state.truth), complete)
 
     def read_snapshot(self) -> Snapshot:
         """Read the live rows in one snapshot."""

@@ -451,7 +451,9 @@ class World(Watcher):
         watch = self._watches[exporter.name]
         watch.followed_at = self.agenda.now - ANSWER
         watch.followed = moment if exporter.ledger._counters.following else None
-        if watch.followed is None or self._lacks_room(exporter) or watch.restored_at >= moment.at:
+        if watch.followed is None or not moment.complete or self._lacks_room(exporter):
+            return
+        if watch.restored_at >= moment.at:
             return
         known = exporter.ledger._counters.exposed()
         for key, n in moment.truth.items():
