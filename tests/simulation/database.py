@@ -372,7 +372,7 @@ class Database:
         activity = RecentActivity(dict(state.recent), dict(state.latest))
         return Totals(state.generation, CappedTotals(totals=state.totals), activity), frozenset(state.journal)
 
-    def follow(self, asked: frozenset[int], newest: int) -> tuple[Totals, Waiting, "Moment"]:
+    def follow(self, asked: frozenset[int], newest: int) -> tuple[Totals, Waiting, Moment]:
         """Read totals and journal in one snapshot; of the events not `asked` for, the `newest` ids."""
         journal, after = self.state.journal, self.state.last_id - newest
         unheard = [event for number, event in journal.items() if number > after and number not in asked]

@@ -119,7 +119,7 @@ class Counters:
         self._continuous = True
         """`_latest` is a fold that is known here, on this timeline: the next generation follows it without a gap."""
         self._followed: Visibility | None = None
-        """What the snapshot showed in which a standby read the totals: they hold nothing else."""
+        """The transactions that another exporter's totals can hold: those that the standby's last snapshot sees."""
         self._pending: dict[int, _Announced] = {}
         self._mismatched = 0
         self._settled_before_announced: dict[int, int] = {}
