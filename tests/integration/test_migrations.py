@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 from psycopg import pq
+from tenacity import stop_after_attempt
 from tests.conftest import Database
 from tests.game_rows import add_pipeline, add_player, ago
 from tests.samples import value
@@ -186,7 +187,8 @@ def test_what_the_database_says_is_no_markup(database: Database) -> None:
         with game.transaction():
             game.execute("LOCK TABLE manufacturing_tasks IN ROW EXCLUSIVE MODE")
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(migrations, "LOCK_TIMEOUT", 0.2)
+                # Attempts, not seconds: on a busy machine the first attempt alone may outlast a short timeout.
+                patch.setattr(migrations, "stop_after_delay", lambda _seconds: stop_after_attempt(2))
                 result = CliRunner().invoke(main, ["migrate", "up", "--dsn", database.dsn])
         assert result.exit_code == 1
         assert "waiting: " in result.output
