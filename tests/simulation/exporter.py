@@ -543,6 +543,7 @@ class Exporter:
         """Lose the session, and connect again after a pause."""
         if self.session is not None:
             self.agenda.note(f"{self.session} is disconnected: {reason}")
+            self.session.drain()
             self._end_session()
             self.ledger.disconnect()
             # A fold whose reply is lost takes its events along, and those never become last changes.

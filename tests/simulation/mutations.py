@@ -154,6 +154,10 @@ MUTATIONS = (
         why_not_found="an event that is heard again replaces itself",
     ),
     Mutation(
+        "a snapshot tells nothing in the next session",
+        Counters, "disconnect", "self._followed = None", "pass", seed=343760567,
+    ),
+    Mutation(
         "a standby forgets what it has heard and others have folded",
         Counters, "follow", "if waiting.may_add(announced.event):", "if True:", TAKEOVERS,
     ),

@@ -469,7 +469,7 @@ class World(Watcher):
         moment = self._watches[exporter.name].followed
         committed_at = self._committed_at.get((event.id, event.xid), -math.inf)
         counters = exporter.ledger._counters
-        if moment is None or not counters.following or self._lacks_room(exporter) or event.id in counters.pending():
+        if moment is None or counters._followed is None or event.id in counters.pending() or self._lacks_room(exporter):
             return
         if committed_at > moment.at:
             raise InvariantError(f"{exporter} stands by and has dropped event {event.id}")

@@ -118,8 +118,12 @@ class Counters:
         """The highest generation that was read, by this exporter as the leader or not, since the last rewind."""
         self._continuous = True
         """`_latest` is a fold that is known here, on this timeline: the next generation follows it without a gap."""
+        self._following = False
         self._followed: Visibility | None = None
-        """The transactions that another exporter's totals can hold: those that the standby's last snapshot sees."""
+        """The transactions that another exporter's totals can hold: those that the standby's last snapshot sees.
+
+        None before the first one of a session: a server that was restored hands out the same xids again.
+        """
         self._pending: dict[int, _Announced] = {}
         self._mismatched = 0
         self._settled_before_announced: dict[int, int] = {}
@@ -140,13 +144,14 @@ class Counters:
     def disconnect(self) -> None:
         """Trust nothing until the next `resync`: notifications were missed, the outcome of a COMMIT is unknown."""
         self._generation = None
+        self._followed = None
         self._settled_before_announced.clear()
 
     def forget_pending(self) -> None:
         """Drop what is pending: nothing of it is shown any more, and another exporter folds it."""
         self._pending.clear()
         self._mismatched = 0
-        self._followed = None
+        self._following, self._followed = False, None
 
     def expect_gap(self) -> None:
         """Read the totals before the next fold counts: another server may have handed out the next generations."""
@@ -157,7 +162,7 @@ class Counters:
     @property
     def following(self) -> bool:
         """Tell whether these are the totals of another exporter, which leads."""
-        return self._followed is not None
+        return self._following
 
     def observe(self, generation: int) -> bool:
         """Compare a generation that was read without folding. Return whether it shows that the database was rewound."""
@@ -165,13 +170,14 @@ class Counters:
             self._seen = generation
             return False
         self._latest = self._seen = generation
-        self._continuous, self._followed = False, None
+        self._continuous = self._following = False
+        self._followed = None
         return True
 
     def follow(self, totals: CappedTotals, waiting: Waiting) -> None:
         """Take over the totals that another exporter has settled, and what was `waiting` for a fold then."""
         self._settled, self._followed = totals, waiting.visibility
-        self._continuous = False
+        self._following, self._continuous = True, False
         heard, self._pending = self._pending, {}
         for announced in heard.values():
             if waiting.may_add(announced.event):
