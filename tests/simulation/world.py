@@ -418,6 +418,8 @@ class World(Watcher):
         if outcome.rewound and (
             (watch.reads and watch.restored_at >= watch.read_at)
             or (watch.expects and watch.restored_at >= max(watch.followed_at, 0))
+            # It may expect a forged event that it heard as a standby after its last reading.
+            or (watch.expects and watch.floor_doubtful)
         ):
             self._doubt(watch)
         watch.expects = watch.expects and not outcome.drained
