@@ -29,7 +29,7 @@ from mfg_notify.core.tuning import Tuning
 from mfg_notify.exporter import Exporter, Settings
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds that a test waits for something that should happen soon. No assertion is about time."""
 _NO_TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """For httpx, which otherwise spends 45 ms on reading the machine's certificates for every page."""

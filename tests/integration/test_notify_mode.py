@@ -216,13 +216,13 @@ async def test_exact_while_the_notify_mode_changes(installed: Database) -> None:
     modes: list[bool] = []
     with installed.connect() as connection:
         async with exporting(
-            installed.dsn, reconcile_interval=1, tuning=Tuning(high_water_rate=300.0, quiet_exit_windows=1)
+            installed.dsn, reconcile_interval=1, tuning=Tuning(high_water_rate=100.0, quiet_exit_windows=1)
         ) as exporter:
-            for rate in (0.0, 100.0, 0.0, 100.0):
+            for rate in (0.0, 30.0, 0.0, 30.0):
                 await play(
                     installed.dsn,
                     GameOptions(seed=round(rate), rate=rate),
-                    statements=150 if rate else 1500,
+                    statements=60 if rate else 1500,
                     on_progress=lambda _: modes.append(polls(page_of(exporter))),
                 )
             assert_exact(await settled(exporter, connection), connection)
