@@ -49,53 +49,70 @@ def browser() -> Iterator[Browser]:
         yield started
 
 
-@pytest.fixture(scope="module")
-def database(server: Server) -> Iterator[Database]:
-    with contextmanager(server.clone)(server.installed) as cloned:
-        with cloned.connect() as connection:
-            # Before the exporter starts, because it reads the agents' names as seldom as it reconciles.
-            for agent in ("TORWIND", "TORWIND", HOSTILE[-1]):
-                game_rows.add_player(connection, agent)
-        yield cloned
+Playing = tuple[ExporterProcess, psycopg.Connection]
 
 
-@pytest.fixture(scope="module")
-def exporter(database: Database) -> Iterator[ExporterProcess]:
-    with ExporterProcess(database.dsn, *EAGER, "--web.grafana-url", "https://grafana.example/at/") as started:
-        started.wait_ready()
-        yield started
+@contextmanager
+def playing(server: Server) -> Iterator[Playing]:
+    """Run an exporter with a game that has something of everything, hostile names among it."""
+    with contextmanager(server.clone)(server.installed) as database, database.connect() as connection:
+        # Before the exporter starts, because it reads the agents' names as seldom as it reconciles.
+        for agent in ("TORWIND", "TORWIND", HOSTILE[-1]):
+            game_rows.add_player(connection, agent)
+        with ExporterProcess(database.dsn, *EAGER, "--web.grafana-url", "https://grafana.example/at/") as exporter:
+            exporter.wait_ready()
+            fill(connection)
+            yield exporter, connection
 
 
-@pytest.fixture(scope="module")
-def game(database: Database, exporter: ExporterProcess) -> Iterator[psycopg.Connection]:
-    """Return a connection to a game that has something of everything, hostile names among it."""
-    assert exporter.process.poll() is None
-    with database.connect() as connection:
+def fill(connection: psycopg.Connection) -> None:
+    connection.execute(
+        "INSERT INTO ships (ship_symbol, player_id, cargo_capacity) VALUES ('SHIP-1', 1, 40), ('SHIP-2', 1, 40)"
+    )
+    for n, name in enumerate(HOSTILE):
+        add_pipeline(connection, f"p-{n}", name)
         connection.execute(
-            "INSERT INTO ships (ship_symbol, player_id, cargo_capacity) VALUES ('SHIP-1', 1, 40), ('SHIP-2', 1, 40)"
+            """INSERT INTO manufacturing_factory_states
+                   (factory_symbol, output_good, player_id, pipeline_id, required_inputs, current_supply)
+               VALUES (%s, %s, 1, %s, '[]', 'MODERATE')""",
+            (name, name, f"p-{n}"),
         )
-        for n, name in enumerate(HOSTILE):
-            add_pipeline(connection, f"p-{n}", name)
-            connection.execute(
-                """INSERT INTO manufacturing_factory_states
-                       (factory_symbol, output_good, player_id, pipeline_id, required_inputs, current_supply)
-                   VALUES (%s, %s, 1, %s, '[]', 'MODERATE')""",
-                (name, name, f"p-{n}"),
-            )
-        connection.execute(
-            """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good, assigned_ship)
-               VALUES ('t-1', 1, 'COLLECT_SELL', 'READY', 'G', '<b>SHIP</b>')"""
+    connection.execute(
+        """INSERT INTO manufacturing_tasks (id, player_id, task_type, status, good, assigned_ship)
+           VALUES ('t-1', 1, 'COLLECT_SELL', 'READY', 'G', '<b>SHIP</b>')"""
+    )
+    game_rows.add_task(connection, "t-3", player_id=3, task_type="LIQUIDATE")
+    for n, site in enumerate(("X1-I52", *HOSTILE, "")):
+        game_rows.add_pipeline(
+            connection,
+            f"c-{n}",
+            pipeline_type="CONSTRUCTION",
+            construction_site=site,
+            materials=materials(0, dict.fromkeys(HOSTILE, 0)),
         )
-        game_rows.add_task(connection, "t-3", player_id=3, task_type="LIQUIDATE")
-        for n, site in enumerate(("X1-I52", *HOSTILE, "")):
-            game_rows.add_pipeline(
-                connection,
-                f"c-{n}",
-                pipeline_type="CONSTRUCTION",
-                construction_site=site,
-                materials=materials(0, dict.fromkeys(HOSTILE, 0)),
-            )
-        yield connection
+
+
+@pytest.fixture(scope="module")
+def shared(server: Server) -> Iterator[Playing]:
+    with playing(server) as both:
+        yield both
+
+
+@pytest.fixture
+def own(server: Server) -> Iterator[Playing]:
+    """Return a game that no other test has changed."""
+    with playing(server) as both:
+        yield both
+
+
+@pytest.fixture(scope="module")
+def exporter(shared: Playing) -> ExporterProcess:
+    return shared[0]
+
+
+@pytest.fixture(scope="module")
+def game(shared: Playing) -> psycopg.Connection:
+    return shared[1]
 
 
 def add_pipeline(connection: psycopg.Connection, key: str, product: str) -> None:
@@ -126,9 +143,8 @@ def materials(delivered: int, others: dict[str, int]) -> Jsonb:
     )
 
 
-def test_a_change_appears_without_a_reload(
-    browser: Browser, exporter: ExporterProcess, game: psycopg.Connection
-) -> None:
+def test_a_change_appears_without_a_reload(browser: Browser, own: Playing) -> None:
+    exporter, game = own
     with Visit(browser, exporter.address) as visit:
         page = visit.page
         expect(page.get_by_role("status")).to_have_text(re.compile("^Live"))
@@ -238,7 +254,8 @@ def test_by_keyboard(browser: Browser, exporter: ExporterProcess, game: psycopg.
         expect(page.get_by_role("main")).to_be_focused()
 
 
-def test_why_a_pipeline_is_stuck(browser: Browser, exporter: ExporterProcess, game: psycopg.Connection) -> None:
+def test_why_a_pipeline_is_stuck(browser: Browser, own: Playing) -> None:
+    exporter, game = own
     for key, player, minutes in (("stuck", 1, "90 minutes"), ("busy", 3, "30 minutes"), ("stuck too", 1, "3 hours")):
         game_rows.add_pipeline(
             game, key, player_id=player, product_good="CLOTHING", status="EXECUTING", created_at=game_rows.ago(minutes)

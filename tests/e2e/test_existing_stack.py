@@ -14,10 +14,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -243,19 +245,24 @@ def test_dropping_the_daemons_series_leaves_the_exporters(server: Server, tmp_pa
         assert {dict(labels)["job"] for labels in found} == {JOB}
 
 
-def test_no_alert_fires_but_the_exporters_own(stack: Stack) -> None:
-    """Last of all, because the exporter is killed."""
+def firing(prometheus: Prometheus) -> dict[str, Json]:
+    """Return the labels of each alert that fires."""
+    alerts = prometheus.ask("alerts")["alerts"]
+    return {alert["labels"]["alertname"]: alert["labels"] for alert in alerts if alert["state"] == "firing"}
 
-    def firing() -> dict[str, Json]:
-        alerts = stack.prometheus.ask("alerts")["alerts"]
-        return {alert["labels"]["alertname"]: alert["labels"] for alert in alerts if alert["state"] == "firing"}
 
-    installed = {rule["name"] for group in stack.prometheus.ask("rules")["groups"] for rule in group["rules"]}
-    assert "BotDown" in installed
-    assert all(name.startswith("MfgNotify") for name in installed - {"BotDown"})
-    assert firing() == {}
-    stack.exporter.kill()
-    alerts = eventually(firing, lambda found: len(found) == 2)
-    assert alerts.keys() == {"MfgNotifyExporterDown", "MfgNotifyNoLeader"}
-    # By these a watcher can tell them from its own.
-    assert {(labels["job"], labels["database"]) for labels in alerts.values()} == {(JOB, "spacetraders")}
+def test_no_alert_fires_but_the_exporters_own(server: Server, tmp_path: Path) -> None:
+    with joined(server, tmp_path) as stack:
+        installed = {rule["name"] for group in stack.prometheus.ask("rules")["groups"] for rule in group["rules"]}
+        assert "BotDown" in installed
+        assert all(name.startswith("MfgNotify") for name in installed - {"BotDown"})
+        # Before the first scrape, alerts that the exporter is missing are right. Look at what was evaluated since.
+        stack.prometheus.wait_for_scrape(time.time())
+        since = datetime.now(UTC).isoformat()
+        eventually(lambda: all(group["lastEvaluation"] > since for group in stack.prometheus.ask("rules")["groups"]))
+        assert stack.prometheus.ask("alerts")["alerts"] == []
+        stack.exporter.kill()
+        alerts = eventually(lambda: firing(stack.prometheus), lambda found: len(found) == 2)
+        assert alerts.keys() == {"MfgNotifyExporterDown", "MfgNotifyNoLeader"}
+        # By these a watcher can tell them from its own.
+        assert {(labels["job"], labels["database"]) for labels in alerts.values()} == {(JOB, "spacetraders")}
