@@ -99,6 +99,8 @@ class Session:
         """The journal was drained since this session began to lead."""
         self.folding = False
         """A fold is under way, or its reply."""
+        self.reading = False
+        """Live rows are being read."""
         self.reconciled = False
         """Live rows have been read since this session began to lead."""
         self.stopping = False
@@ -296,10 +298,12 @@ class Session:
         agenda, database = self.exporter.agenda, self.exporter.database
         started = agenda.now
         self.exporter.reconciliation_began_at = started
+        self.reading = True
         self.ledger.begin_reconciliation()
         yield database.clock, ()
         snapshot = yield database.read_snapshot, ()
         self.ledger.reconcile(snapshot)
+        self.reading = False
         yield database.clock, ()
         return agenda.now - started
 

@@ -62,6 +62,7 @@ def test_another_rule_covers_for_it(mutation: Mutation) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(0)
 def test_simulation_soak(capsys: pytest.CaptureFixture[str]) -> None:
     first = seed = int(os.environ.get("MFG_NOTIFY_SOAK_SEED") or secrets.randbelow(1_000_000_000))
     deadline = time.monotonic() + 60 * float(os.environ.get("MFG_NOTIFY_SIMULATION_MINUTES") or 5)

@@ -504,6 +504,7 @@ class World(Watcher):
             session is None
             or not session.reconciled
             or session.folding
+            or session.reading
             or session.waiting
             or session.backend.notified_until > self.agenda.now
             or ledger._counters._latest != self.database.state.generation
