@@ -99,6 +99,17 @@ def test_the_wheel_has_what_the_commands_need_and_no_more(wheel: Path) -> None:
     assert found == expected
 
 
+def test_links_of_the_readme_lead_to_the_release(wheel: Path) -> None:
+    """On PyPI there are no files beside the README."""
+    readme = members(wheel)[f"{PROJECT}.dist-info/METADATA"].decode()
+    links = re.findall(r"\]\(([^)]*)\)", readme)
+    source = PYPROJECT["project"]["urls"]["Repository"]
+    ours = [re.fullmatch(rf"{source}/(?:blob|raw)/v{__version__}/([^#]+)(?:#.*)?", link) for link in links]
+    assert len(ours) == (ROOT / "README.md").read_text(encoding="utf-8").count("](")
+    assert [link for link, found in zip(links, ours, strict=True) if found is None] == []
+    assert [found[1] for found in ours if found and not (ROOT / found[1]).is_file()] == []
+
+
 def test_the_sdist_makes_the_same_wheel(built: Path, wheel: Path, tmp_path: Path) -> None:
     [sdist] = built.glob("*.tar.gz")
     subprocess.run(["tar", "-xzf", sdist, "-C", tmp_path], check=True)
