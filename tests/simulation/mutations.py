@@ -138,11 +138,11 @@ MUTATIONS = (
     ),
     Mutation(
         "a standby adds only events that the totals cannot have",
-        Counters, "hear", " or self._followed.sees(event.xid)", "", ("stall", "disconnect", "hand over"),
+        Counters, "hear", " or self._visibility.sees(event.xid)", "", ("stall", "disconnect", "hand over"),
     ),
     Mutation(
         "a standby adds what was running when it read the totals",
-        Counters, "hear", "self._followed.sees(event.xid)", "event.xid < self._followed.next_xid", TAKEOVERS,
+        Counters, "hear", "self._visibility.sees(event.xid)", "event.xid < self._visibility.next_xid", TAKEOVERS,
     ),
     Mutation(
         "a standby reads what it has not heard",
@@ -155,7 +155,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a snapshot tells nothing in the next session",
-        Counters, "disconnect", "self._followed = None", "pass", seed=343760567,
+        Counters, "disconnect", "self._visibility = None", "pass", seed=343760567,
     ),
     Mutation(
         "a standby forgets what it has heard and others have folded",

@@ -471,7 +471,9 @@ class World(Watcher):
         moment = self._watches[exporter.name].followed
         committed_at = self._committed_at.get((event.id, event.xid), -math.inf)
         counters = exporter.ledger._counters
-        if moment is None or counters._followed is None or event.id in counters.pending() or self._lacks_room(exporter):
+        if moment is None or counters._visibility is None:
+            return
+        if event.id in counters.pending() or self._lacks_room(exporter):
             return
         if committed_at > moment.at:
             raise InvariantError(f"{exporter} stands by and has dropped event {event.id}")

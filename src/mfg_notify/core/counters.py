@@ -119,10 +119,10 @@ class Counters:
         self._continuous = True
         """`_latest` is a fold that is known here, on this timeline: the next generation follows it without a gap."""
         self._following = False
-        self._followed: Visibility | None = None
-        """The transactions that another exporter's totals can hold: those that the standby's last snapshot sees.
+        self._visibility: Visibility | None = None
+        """Of the snapshot in which a standby last read the totals. They hold only transactions that it shows.
 
-        None before the first one of a session: a server that was restored hands out the same xids again.
+        None until the first reading of a session: a server that was restored hands out the same xids again.
         """
         self._pending: dict[int, _Announced] = {}
         self._mismatched = 0
@@ -144,14 +144,14 @@ class Counters:
     def disconnect(self) -> None:
         """Trust nothing until the next `resync`: notifications were missed, the outcome of a COMMIT is unknown."""
         self._generation = None
-        self._followed = None
+        self._visibility = None
         self._settled_before_announced.clear()
 
     def forget_pending(self) -> None:
         """Drop what is pending: nothing of it is shown any more, and another exporter folds it."""
         self._pending.clear()
         self._mismatched = 0
-        self._following, self._followed = False, None
+        self._following, self._visibility = False, None
 
     def expect_gap(self) -> None:
         """Read the totals before the next fold counts: another server may have handed out the next generations."""
@@ -171,12 +171,12 @@ class Counters:
             return False
         self._latest = self._seen = generation
         self._continuous = self._following = False
-        self._followed = None
+        self._visibility = None
         return True
 
     def follow(self, totals: CappedTotals, waiting: Waiting) -> None:
         """Take over the totals that another exporter has settled, and what was `waiting` for a fold then."""
-        self._settled, self._followed = totals, waiting.visibility
+        self._settled, self._visibility = totals, waiting.visibility
         self._following, self._continuous = True, False
         heard, self._pending = self._pending, {}
         for announced in heard.values():
@@ -188,7 +188,7 @@ class Counters:
     def hear(self, event: Event) -> bool:
         """Add an event that another exporter shows, if the totals cannot have it. Return whether it was added."""
         # What the snapshot showed is in the totals, or was in the journal and is pending.
-        if self._followed is None or self._followed.sees(event.xid) or event.id in self._pending:
+        if self._visibility is None or self._visibility.sees(event.xid) or event.id in self._pending:
             return False
         return self._add_pending(event)
 
